@@ -1,0 +1,43 @@
+"""Errors a user can cause, and the one place where command lines turn them into a message and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+
+class PipelineError(Exception):
+    """A fault that the user can mend; the message names subject, found, expected and remedy."""
+
+
+class ManifestError(PipelineError):
+    """Every fault of a folder of slices, collected before it is raised.
+
+    Args:
+        faults: path relative to the source folder (or a patient id) -> its messages, in order of discovery.
+    """
+
+    def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
+        self.faults = {subject: list(messages) for subject, messages in faults.items()}
+        lines = [f"{subject}: {message}" for subject, messages in self.faults.items() for message in messages]
+        super().__init__("\n".join(lines))
+
+
+def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
+
+    Args:
+        main: takes the arguments (None: those of the process) and returns the exit status.
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The status of ``main``; 2 for a ``PipelineError``; 130 when interrupted from the keyboard.
+    """
+    try:
+        return main(argv)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,108 @@
+"""Command line: bundles/template and a bundle's network.yaml -> that bundle's complete configs.
+
+Bundles share everything but the network, and each must work when its folder is copied elsewhere. So the shared part
+is written once, in ``bundles/template/*.yaml``, and merged here by MONAI's own ``ConfigParser`` into the standard
+JSON files that ``monai.bundle`` reads. The generated files are committed; ``--check`` fails when they drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError, run_cli
+
+WORKFLOWS = ("train", "evaluate", "inference")
+"""Names of the configs that are ``common.yaml``, ``network.yaml`` and ``<name>.yaml`` merged, later files winning."""
+
+
+def bundle_folders(bundles: Path) -> list[Path]:
+    """Folders of ``bundles`` that hold a ``network.yaml``, sorted by name.
+
+    Args:
+        bundles: the folder of the bundles and of ``template/``.
+
+    Raises:
+        PipelineError: there is no template or no bundle.
+    """
+    if not (bundles / "template" / "common.yaml").is_file():
+        raise PipelineError(f"{bundles}: found no template/common.yaml. Name the repository's bundles folder.")
+    folders = sorted(path.parent for path in bundles.glob("*/network.yaml"))
+    if not folders:
+        raise PipelineError(f"{bundles}: found no bundle (a folder with a network.yaml).")
+    return folders
+
+
+def generated_files(bundle: Path) -> dict[Path, str]:
+    """Every file that the template makes for a bundle, without writing any.
+
+    Args:
+        bundle: folder with ``network.yaml``; its parent holds ``template/``.
+
+    Returns:
+        path -> text of ``configs/{train,evaluate,inference,metadata}.json``, ``configs/logging.conf`` and ``LICENSE``.
+
+    Raises:
+        PipelineError: the network file lacks ``network_def`` or ``metadata``.
+    """
+    from monai.bundle import ConfigParser
+
+    template = bundle.parent / "template"
+    network = ConfigParser.load_config_file(bundle / "network.yaml")
+    missing = [key for key in ("network_def", "metadata") if key not in network]
+    if missing:
+        raise PipelineError(f"{bundle / 'network.yaml'}: {', '.join(missing)} missing. See a sibling bundle's file.")
+    own_metadata = network.pop("metadata")
+    files = {}
+    for name in WORKFLOWS:
+        config = ConfigParser.load_config_files([template / "common.yaml"])
+        config.update(network)
+        config.update(ConfigParser.load_config_file(template / f"{name}.yaml"))
+        files[bundle / "configs" / f"{name}.json"] = _json(config)
+    metadata = {**ConfigParser.load_config_file(template / "metadata.yaml"), **own_metadata}
+    files[bundle / "configs" / "metadata.json"] = _json(metadata)
+    files[bundle / "configs" / "logging.conf"] = (template / "logging.conf").read_text(encoding="utf-8")
+    files[bundle / "LICENSE"] = (template / "LICENSE").read_text(encoding="utf-8")
+    return files
+
+
+def _json(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def drifted_files(bundles: Path) -> list[Path]:
+    """Generated files that are missing or differ from what the template makes now."""
+    drifted = []
+    for bundle in bundle_folders(bundles):
+        for path, text in generated_files(bundle).items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                drifted.append(path)
+    return drifted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the configs of every bundle, or check them."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.template", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("bundles", nargs="?", type=Path, default=Path("bundles"), help="default: bundles")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 2 if a file differs from its source")
+    args = parser.parse_args(argv)
+    if args.check:
+        drifted = drifted_files(args.bundles)
+        if drifted:
+            names = "\n".join(f"  {path}" for path in drifted)
+            raise PipelineError(f"these files differ from bundles/template; run `make bundles`:\n{names}")
+        return 0
+    for bundle in bundle_folders(args.bundles):
+        for path, text in generated_files(bundle).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        print(f"{bundle}: configs written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
