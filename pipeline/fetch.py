@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -68,29 +68,29 @@ def download(dest: Path | None) -> Path:
             f"kagglehub cannot be imported ({error}). Run: pip install 'lgg-flair-pipeline[fetch]'. {BY_HAND}"
         ) from error
     arguments: dict[str, Any] = {}
-    # output_dir came with kagglehub 0.4; before that the cache is the only place it downloads to.
-    direct = dest is not None and "output_dir" in inspect.signature(kagglehub.dataset_download).parameters
-    if direct:
+    # Older versions (0.3, 0.4.0) know no output_dir and always download to their cache.
+    if dest is not None and "output_dir" in inspect.signature(kagglehub.dataset_download).parameters:
         arguments["output_dir"] = str(dest)
     try:
         root = Path(kagglehub.dataset_download(HANDLE, **arguments))
-    except Exception as error:  # noqa: BLE001  # kagglehub lets requests, zipfile, OS and its own errors through
+    except Exception as error:  # kagglehub lets requests, zipfile, OS and its own errors through
         cause = " ".join(str(error).split()) or "no message"
         raise PipelineError(
             f"{HANDLE}: the download failed ({type(error).__name__}: {cause}). Check the network, the space on disk, "
             f"that --dest is empty, and your Kaggle credentials (~/.kaggle). {BY_HAND}"
         ) from error
     if dest is None or root.resolve() == dest.resolve():
-        return root
+        return root  # elsewhere even though output_dir was passed: Colab ignores it
     return _copy(find_slices(root), dest)
 
 
 def _copy(folder: Path, dest: Path) -> Path:
     """Copy the slices to ``dest/kaggle_3m``, by way of a temporary name, so that a kill leaves no half dataset."""
     target, partial = dest / FOLDER, dest / f".{FOLDER}.partial"
-    if target.exists():
-        raise PipelineError(f"{target} exists already. Point pipeline.manifest to it, or choose another --dest.")
+    if target.exists():  # complete, because it was renamed into place
+        return dest
     try:
+        dest.mkdir(parents=True, exist_ok=True)
         if partial.exists():
             shutil.rmtree(partial)
         shutil.copytree(folder, partial)
@@ -115,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=LICENCE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dest", type=Path, metavar="DIR", help="empty folder to put it in (default: kagglehub's cache)")
+    parser.add_argument(
+        "--dest", type=Path, metavar="DIR", help="empty folder to put it in (default: kagglehub's cache)"
+    )
     args = parser.parse_args(argv)
     print(LICENCE)
     dest: Path | None = args.dest
@@ -123,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(f"{dest} is a file, expected a folder. Choose another --dest.")
     folder = find_slices(download(dest))
     patients = sum(entry.is_dir() for entry in folder.iterdir())
-    print(f"{patients} patients in {folder}; next: python -m pipeline.manifest {folder} --split reference --out FOLDER")
+    command = f"python -m pipeline.manifest {shlex.quote(str(folder))} --out FOLDER"
+    print(f"{patients} patients in {folder}; next: {command}")
     return 0
 
 

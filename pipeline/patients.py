@@ -166,9 +166,7 @@ def _check_numbers(
         warnings.append(f"first slice: numbering starts at {numbers[0]}, not at 1")
 
 
-def _check_sizes(
-    patient: Patient, pairs: list[tuple[SliceFile, SliceFile]], pixels: dict[SliceFile, Pixels]
-) -> None:
+def _check_sizes(patient: Patient, pairs: list[tuple[SliceFile, SliceFile]], pixels: dict[SliceFile, Pixels]) -> None:
     """All slices of one size, each mask of its image's size, the volume within ``MAX_VOXELS``."""
     expected = pixels[pairs[0][0]].shape[:2]
     for image, mask in pairs:
@@ -184,7 +182,8 @@ def _check_sizes(
             )
     if expected[0] * expected[1] * len(pairs) > MAX_VOXELS or len(pairs) > np.iinfo(np.int16).max:
         patient.faults[patient.name].append(
-            f"{len(pairs)} slices of {_size(expected)} (expected at most {MAX_VOXELS} voxels). Crop or split the patient."
+            f"{len(pairs)} slices of {_size(expected)} (expected at most {MAX_VOXELS} voxels). "
+            "Crop or split the patient."
         )
 
 
@@ -215,7 +214,7 @@ def _finish(
     warnings += [f"missing sequence: {name}" for name in missing]
     if not lesion_voxels:
         warnings.append("no lesion: the label is empty")
-    paths = sorted((str(file.path) for pair in pairs for file in pair))
+    paths = sorted(str(file.path) for pair in pairs for file in pair)
     record = PatientRecord(
         patient=patient.name,
         shape=(stack.shape[1], stack.shape[2], stack.shape[0]),

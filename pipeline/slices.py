@@ -1,4 +1,4 @@
-"""File name -> patient, slice number, image or mask; gaps, pairs and persons. Names only: nothing here touches a disk."""
+"""File name -> patient, slice number, image or mask; gaps and persons. Names only: nothing here touches a disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def parse_name(path: PurePosixPath) -> SliceFile | None:
         )
     if not str(path).isprintable():
         raise PipelineError(
-            "the path holds control or undecodable characters (expected printable UTF-8). Rename the file or its folder."
+            "the path holds control or undecodable characters (expected printable UTF-8). "
+            "Rename the file or its folder."
         )
     patient = unicodedata.normalize("NFC", match["patient"])
     fault = _id_fault(patient)

@@ -171,7 +171,7 @@ def nifti_bytes(volume: Pixels) -> bytes:
     Args:
         volume: (H, W, D) or (H, W, D, 3) uint8, H image row, W image column, D slice.
     """
-    image = nib.Nifti1Image(volume, AFFINE)
+    image = nib.Nifti1Image(volume, AFFINE)  # type: ignore[no-untyped-call]
     image.header["descrip"] = DESCRIPTION
     return _gzipped(image)
 
@@ -235,7 +235,9 @@ def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
         raise PipelineError(f"{path}: the name does not end in .nii.gz. Choose one that does.")
     reference = _open_nifti(like)
     if mask.ndim != 3 or mask.shape != reference.shape[:3]:
-        raise PipelineError(f"{path}: mask of shape {mask.shape} (expected {reference.shape[:3]}, that of {like.name}).")
+        raise PipelineError(
+            f"{path}: mask of shape {mask.shape} (expected {reference.shape[:3]}, that of {like.name})."
+        )
     if not np.isin(mask, (0, 1)).all():
         raise PipelineError(f"{path}: mask with values other than 0 and 1. Threshold it first.")
     header = reference.header.copy()
@@ -243,7 +245,8 @@ def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"
-    write_atomically(path, _gzipped(nib.Nifti1Image(mask.astype(np.uint8), reference.affine, header)))
+    image = nib.Nifti1Image(mask.astype(np.uint8), reference.affine, header)  # type: ignore[no-untyped-call]
+    write_atomically(path, _gzipped(image))
 
 
 def _open_nifti(path: Path) -> Any:

@@ -1,0 +1,187 @@
+"""What an earlier run left in the manifest's folder: is it unchanged, does it still agree, is every hash right."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest, verify_volume
+from pipeline.errors import ManifestError, PipelineError
+from pipeline.files import Listing, read_bytes, sha256_bytes, stamp, write_atomically
+
+STATE_NAME = ".state.json"
+_CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the same folder meanwhile; without effect where the system has no ``flock``.
+
+    Raises:
+        PipelineError: another run holds the folder.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+    import os
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(f"{folder}: another run is building this manifest. Wait for it to end.") from error
+        except OSError:  # a network file system without locks: go on as without flock
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def earlier_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an earlier run, None where there is none.
+
+    Raises:
+        PipelineError: there is one, but unreadable.
+    """
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    try:
+        return read_manifest(folder)
+    except PipelineError as error:
+        raise PipelineError(f"{error} Or pass --rebuild to replace it.") from error
+
+
+def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> bool:
+    """True where options, every file of the source and every output are as the last run left them.
+
+    Sizes and modification times are compared, no content: ``--verify`` does that.
+
+    Args:
+        folder: of the manifest.
+        options: what the run was asked for.
+        listing: of the source folder.
+    """
+    try:
+        state = json.loads((folder / STATE_NAME).read_bytes())
+        return bool(
+            state["options"] == json.loads(json.dumps(options))
+            and state["sources"] == {path: list(found) for path, found in listing.stamps.items()}
+            and state["faults"] == listing.faults
+            and all(list(stamp(folder / name)) == found for name, found in state["outputs"].items())
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # no usable state: check by content
+
+
+def remember(folder: Path, options: Mapping[str, Any], listing: Listing, outputs: list[str]) -> None:
+    """Write the state that ``unchanged`` reads.
+
+    Args:
+        folder: of the manifest.
+        options: what the run was asked for.
+        listing: of the source folder.
+        outputs: paths below ``folder``.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    state = {
+        "options": dict(options),
+        "sources": listing.stamps,
+        "faults": listing.faults,
+        "outputs": {name: stamp(folder / name) for name in outputs},
+    }
+    write_atomically(folder / STATE_NAME, json.dumps(state).encode())
+
+
+def changes(earlier: Manifest, listing: Listing, hashes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Files of the earlier manifest that have another content now, or are gone.
+
+    Args:
+        earlier: the manifest there is.
+        listing: of the source folder now.
+        hashes: path -> SHA-256 now, of what could be read.
+
+    Returns:
+        Path, or patient id -> messages; empty where all agree.
+
+    Raises:
+        PipelineError: none of the earlier manifest's files is there.
+    """
+    known = {patient: _sources(info) for patient, info in earlier.patients.items()}
+    paths = [path for sources in known.values() for path in sources]
+    if paths and not any(path in listing.stamps for path in paths):
+        raise PipelineError(
+            f"{earlier.path}: built from another folder, none of its {len(paths)} files is here. "
+            "Choose another --out, or pass --rebuild to replace it."
+        )
+    faults: dict[str, list[str]] = defaultdict(list)
+    for patient, sources in known.items():
+        gone = [path for path in sources if path not in listing.stamps]
+        if gone:
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            faults[patient].append(
+                f"{len(gone)} file(s) gone since the manifest was built: {', '.join(gone[:5])}{more}. {_CHANGED}"
+            )
+        for path, expected in sources.items():
+            if path in hashes and hashes[path] != expected:
+                faults[path].append(
+                    f"changed since the manifest was built (found SHA-256 {hashes[path][:12]}…, "
+                    f"expected {expected[:12]}…). {_CHANGED}"
+                )
+    return faults
+
+
+def verify(root: Path, folder: Path, listing: Listing) -> str:
+    """Recheck every hash of the manifest, of sources and volumes.
+
+    Args:
+        root: source folder.
+        folder: of the manifest.
+        listing: of the source folder.
+
+    Returns:
+        One line on what was verified.
+
+    Raises:
+        ManifestError: every file that is gone or has another content.
+        PipelineError: no readable manifest.
+    """
+    from tqdm import tqdm
+
+    manifest = read_manifest(folder)
+    faults: dict[str, list[str]] = defaultdict(list)
+    hashes: dict[str, str] = {}
+    volumes = [volume for section in manifest.sections.values() for volume in section]
+    for volume in tqdm(volumes, desc="verify", unit="patient", disable=None):
+        try:
+            verify_volume(volume)
+        except PipelineError as error:
+            faults[volume.patient].append(str(error))
+        for path in _sources(manifest.patients[volume.patient]):
+            if path in listing.stamps:
+                try:
+                    hashes[path] = sha256_bytes(read_bytes(root / path))
+                except PipelineError as error:
+                    faults[path].append(str(error))
+    for subject, messages in changes(manifest, listing, hashes).items():
+        faults[subject] += messages
+    if faults:
+        raise ManifestError(faults)
+    known = {entry["path"] for key in ("skipped", "refused") for entry in manifest.raw.get(key, [])} | set(hashes)
+    new = len(set(listing.stamps) - known)
+    note = f"; {new} file(s) in the folder are not in the manifest: run without --verify to add them" if new else ""
+    return f"verified: {len(hashes)} source files and {2 * len(volumes)} volumes agree with the manifest{note}"
+
+
+def _sources(info: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> SHA-256 of one patient's entry, empty where the entry holds none."""
+    sources = info.get("sources")
+    return sources if isinstance(sources, dict) else {}

@@ -1,0 +1,148 @@
+"""All files of the source folder -> usable patients, and a fate for every single file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from pipeline.errors import PipelineError
+from pipeline.files import Listing, writing_errors
+from pipeline.patients import Patient, read_patient
+from pipeline.records import PatientRecord, SliceFile
+from pipeline.slices import case_collisions, parse_name, shown
+
+
+@dataclass
+class Intake:
+    """What a run has found.
+
+    Args:
+        records: usable patients by id.
+        skipped: path -> reason.
+        refused: path -> reason.
+        faults: path or patient id -> messages.
+        faulty: ids of patients with a fault.
+        hashes: path -> SHA-256 of every slice file that could be read.
+    """
+
+    records: dict[str, PatientRecord] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    faulty: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def refuse(self, changed: Iterable[str]) -> None:
+        """Refuse all used files of the patients that hold one of these paths, or bear one of these ids."""
+        subjects = set(changed)
+        for name, record in list(self.records.items()):
+            if name in subjects or subjects & set(record.sources):
+                del self.records[name]
+                self.refused |= dict.fromkeys(record.sources, "changed since the manifest was built")
+
+    def counts(self, listing: Listing) -> dict[str, int]:
+        """Found, used, skipped and refused files; found is the sum of the other three.
+
+        Raises:
+            PipelineError: they do not add up, a fault of this program.
+        """
+        used = {path for record in self.records.values() for path in record.sources}
+        counts = {"used": len(used), "skipped": len(self.skipped), "refused": len(self.refused)}
+        if used | set(self.skipped) | set(self.refused) != set(listing.stamps) or sum(counts.values()) != len(
+            listing.stamps
+        ):
+            raise PipelineError(f"files do not add up: {len(listing.stamps)} found, {counts}. Please report this.")
+        return {"found": len(listing.stamps), **counts}
+
+
+def read_folder(
+    root: Path, listing: Listing, staging: Path, *, allow_gaps: bool, skip_unpaired: bool, skip_faulty: bool
+) -> Intake:
+    """Sort the files by patient, read every patient, and stage the volumes as long as no fault forbids them.
+
+    Args:
+        root: source folder.
+        listing: of ``root``.
+        staging: folder for the finished volumes, emptied first.
+        allow_gaps: missing slice numbers are a warning.
+        skip_unpaired: images without mask and masks without image are skipped.
+        skip_faulty: go on staging after a fault.
+
+    Raises:
+        PipelineError: a volume cannot be written; faults of the files are collected instead.
+    """
+    intake = Intake(skipped=dict(listing.skipped))
+    patients = _by_patient(listing, intake)
+    for group in case_collisions(patients):
+        for name in group:
+            intake.faulty.add(name)
+            intake.faults[name].append(
+                f"ids differ only in case: {', '.join(group)} (expected ids that differ otherwise). Rename one."
+            )
+    shutil.rmtree(staging, ignore_errors=True)
+
+    def keep(name: str, data: bytes) -> None:
+        with writing_errors(staging / name):
+            staging.mkdir(exist_ok=True)
+            with (staging / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+    for name in tqdm(sorted(patients), desc="manifest", unit="patient", disable=None):
+        wanted = name not in intake.faulty and (skip_faulty or not intake.faults)
+        patient = read_patient(
+            root,
+            name,
+            patients[name],
+            allow_gaps=allow_gaps,
+            skip_unpaired=skip_unpaired,
+            keep=keep if wanted else None,
+        )
+        _settle(intake, patient)
+    return intake
+
+
+def _by_patient(listing: Listing, intake: Intake) -> dict[str, list[SliceFile]]:
+    """Slices by patient id; what bears no usable name, or is a broken link, is refused."""
+    patients: dict[str, list[SliceFile]] = defaultdict(list)
+    for path in listing.slices:
+        try:
+            file = parse_name(PurePosixPath(path))
+        except PipelineError as error:
+            intake.faults[shown(path)].append(str(error))
+            intake.refused[path] = str(error)
+            continue
+        if file:
+            patients[file.patient].append(file)
+    for path, fault in listing.faults.items():
+        intake.faults[shown(path)].append(fault)
+        intake.refused[path] = fault
+        try:
+            file = parse_name(PurePosixPath(path))
+        except PipelineError:
+            continue
+        if file and file.patient in patients:
+            intake.faulty.add(file.patient)
+    return patients
+
+
+def _settle(intake: Intake, patient: Patient) -> None:
+    """Enter a patient's files as used and skipped, or all of them as refused."""
+    intake.hashes |= patient.hashes
+    for subject, messages in patient.faults.items():
+        intake.faults[shown(subject)] += messages
+    if patient.record and patient.name not in intake.faulty:
+        intake.records[patient.name] = patient.record
+        intake.skipped |= patient.skipped
+        return
+    intake.faulty.add(patient.name)
+    for file in patient.files:
+        own = patient.faults.get(str(file.path))
+        intake.refused[str(file.path)] = "; ".join(own) if own else f"patient {patient.name} was left out for a fault"

@@ -1,0 +1,311 @@
+"""Folder of LGG slices -> NIfTI volumes and manifest.json, every file accounted for. Research only.
+
+``python -m pipeline.manifest SRC`` writes ``data_manifest/manifest.json``, a Decathlon datalist, and one image and one
+label volume a patient. Nothing is joined from data.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.errors import ManifestError, PipelineError, run_cli
+from pipeline.files import Listing, list_files, write_atomically, writing_errors
+from pipeline.history import STATE_NAME, changes, earlier_manifest, locked, remember, unchanged, verify
+from pipeline.records import CHANNELS, SECTIONS
+from pipeline.slices import institution
+from pipeline.splits import DRAWN, REFERENCE, SplitChoice, divide, fold_numbers, read_split
+
+if TYPE_CHECKING:
+    from pipeline.intake import Intake
+
+SCHEMA_VERSION = 1
+VOLUMES = "volumes"
+_STAGING = ".building"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, rebuild or verify a manifest.
+
+    Args:
+        argv: the arguments, None for those of the process.
+
+    Returns:
+        0.
+
+    Raises:
+        PipelineError: any fault of the folder, the options or an earlier manifest.
+    """
+    args = _parser().parse_args(argv)
+    root, out = Path(args.source), Path(args.out)
+    listing = list_files(root)
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+        raise PipelineError(f"--out {out} lies inside the source folder {root}. Choose a folder outside it.")
+    if args.verify:
+        print(verify(root, out, listing))
+        print(_counts_line(read_manifest(out).raw["counts"]))
+        return 0
+    choice, options = _choice(args)
+    if not args.rebuild and unchanged(out, options, listing):
+        print("unchanged: nothing written")
+        _summarize(json.loads((out / MANIFEST_NAME).read_bytes()), out)
+        return 0
+    made = not out.exists()
+    with writing_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    staging = out / _STAGING
+    try:
+        with locked(out):
+            try:
+                manifest = _run(args=args, root=root, out=out, listing=listing, choice=choice, options=options)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
+    _summarize(manifest, out)
+    return 0
+
+
+def _run(
+    *, args: argparse.Namespace, root: Path, out: Path, listing: Listing, choice: SplitChoice, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Read the whole folder, judge it, and only then write."""
+    from pipeline.intake import read_folder
+
+    earlier = None if args.rebuild else earlier_manifest(out)
+    build = read_folder(
+        root,
+        listing,
+        out / _STAGING,
+        allow_gaps=args.allow_gaps,
+        skip_unpaired=args.skip_unpaired,
+        skip_faulty=args.skip_faulty,
+    )
+    changed = changes(earlier, listing, build.hashes) if earlier else {}
+    build.refuse(changed)
+    counts = build.counts(listing)
+    if not listing.slices and not build.faults:
+        print(_counts_line(counts))
+        raise PipelineError(
+            f"{root}: no slice among {len(listing.stamps)} file(s) (expected <patient>_<number>.tif and "
+            "<patient>_<number>_mask.tif). Check the path."
+        )
+    if changed or (build.faults and not args.skip_faulty):
+        print(_counts_line(counts))
+        subjects = [*build.faults, *(subject for subject in changed if subject not in build.faults)]
+        raise ManifestError({key: [*build.faults.get(key, []), *changed.get(key, [])] for key in subjects})
+    for subject, messages in build.faults.items():
+        print(f"warning: left out: {subject}: {'; '.join(messages)}", file=sys.stderr)
+    try:
+        sections, note = divide(build.records, choice, build.faulty)
+        folds = fold_numbers(build.records, sections, choice)
+    except PipelineError:
+        print(_counts_line(counts))
+        raise
+    manifest = _manifest(build, counts, choice=choice, options=options, sections=sections, folds=folds, note=note)
+    _write(out, manifest, listing, options, earlier or _readable(out))
+    return manifest
+
+
+def _manifest(
+    build: Intake,
+    counts: dict[str, int],
+    *,
+    choice: SplitChoice,
+    options: dict[str, Any],
+    sections: Mapping[str, str],
+    folds: Mapping[str, int],
+    note: str,
+) -> dict[str, Any]:
+    """The content of manifest.json: no time, no host, no absolute path, so that two builds agree byte for byte."""
+    from pipeline.patients import volume_names
+
+    lists: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+    patients: dict[str, Any] = {}
+    warnings: list[dict[str, str | None]] = [{"patient": None, "kind": "split", "message": note}] if note else []
+    for name, record in sorted(build.records.items()):
+        image, label = (f"{VOLUMES}/{file}" for file in volume_names(name))
+        fold = {"fold": folds[name]} if name in folds else {}
+        lists[sections[name]].append({"image": image, "label": label, "patient": name, **fold})
+        entry = asdict(record)
+        del entry["patient"]
+        patients[name] = {"section": sections[name], "fold": folds.get(name), "institution": institution(name), **entry}
+        for warning in record.warnings:
+            kind, _, message = warning.partition(": ")
+            warnings.append({"patient": name, "kind": kind, "message": message})
+    for subject, messages in build.faults.items():
+        warnings += [{"patient": None, "kind": "left out", "message": f"{subject}: {text}"} for text in messages]
+    drawn = choice.method in DRAWN
+    return {
+        "name": "LGG FLAIR abnormality",
+        "description": "Pre-contrast, FLAIR and post-contrast MRI slices as one volume per patient. Research only.",
+        "reference": "M. Buda, A. Saha, M. A. Mazurowski, Computers in Biology and Medicine 109 (2019); "
+        "M. A. Mazurowski et al., Journal of Neuro-Oncology 133 (2017); images from TCGA-LGG, The Cancer Imaging Archive",
+        "licence": "that of the source folder; the published LGG Segmentation Dataset: CC BY-NC-SA 4.0",
+        "tensorImageSize": "4D",
+        "modality": {str(index): channel for index, channel in enumerate(CHANNELS)},
+        "labels": {"0": "background", "1": "FLAIR abnormality"},
+        "schema_version": SCHEMA_VERSION,
+        "pipeline_version": __version__,
+        **{f"num{section.capitalize()}": len(lists[section]) for section in SECTIONS},
+        "split": {
+            "method": choice.method,
+            "seed": choice.seed,
+            "validation_fraction": choice.validation_fraction if drawn else None,
+            "test_fraction": choice.test_fraction if drawn else None,
+            "folds": choice.folds,
+        },
+        "options": options,
+        "counts": counts,
+        **lists,
+        "patients": patients,
+        "skipped": _reasons(build.skipped),
+        "refused": _reasons(build.refused),
+        "warnings": warnings,
+    }
+
+
+def _reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
+    """Path and reason, sorted by path."""
+    return [{"path": path, "reason": reason} for path, reason in sorted(reasons.items())]
+
+
+def _write(
+    out: Path, manifest: dict[str, Any], listing: Listing, options: dict[str, Any], earlier: Manifest | None
+) -> None:
+    """Move the staged volumes to their place, write the manifest last, then drop volumes it no longer names."""
+    items = [item for section in SECTIONS for item in manifest[section]]
+    outputs = sorted(item[key] for item in items for key in ("image", "label"))
+    with writing_errors(out):
+        (out / STATE_NAME).unlink(missing_ok=True)
+        (out / VOLUMES).mkdir(exist_ok=True)
+        for name in outputs:
+            (out / _STAGING / Path(name).name).replace(out / name)
+    write_atomically(out / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+    if earlier:
+        old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
+        for path in sorted(old - {out / name for name in outputs}):
+            path.unlink(missing_ok=True)
+    remember(out, options, listing, [MANIFEST_NAME, *outputs])
+
+
+def _readable(out: Path) -> Manifest | None:
+    """The manifest that ``--rebuild`` replaces, None where it is missing or unreadable."""
+    try:
+        return earlier_manifest(out)
+    except PipelineError:
+        return None
+
+
+def _counts_line(counts: Mapping[str, int]) -> str:
+    """The invariant of every run in one line."""
+    return "files: {found} found = {used} used + {skipped} skipped + {refused} refused".format(**counts)
+
+
+def _summarize(manifest: dict[str, Any], out: Path) -> None:
+    """Print what a person wants to know, and the next command."""
+    patients = manifest["patients"].values()
+    folds = f", {manifest['split']['folds']} folds" if manifest["split"]["folds"] else ""
+    print(
+        f"patients: {len(patients)} ("
+        + ", ".join(f"{section} {len(manifest[section])}" for section in SECTIONS)
+        + f"; split {manifest['split']['method']}{folds}), {sum(info['shape'][2] for info in patients)} slices"
+    )
+    print(_counts_line(manifest["counts"]))
+    reasons = Counter(entry["reason"].split(" of ")[0] for entry in manifest["skipped"])
+    if reasons:
+        print("skipped: " + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())))
+    missing = Counter(name for info in patients for name in info["missing_sequences"])
+    if missing:
+        print("missing sequences: " + ", ".join(f"{name} {count}" for name, count in sorted(missing.items())))
+    kinds = Counter(warning["kind"] for warning in manifest["warnings"])
+    print("warnings: " + (", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none"))
+    print(f"manifest: {out / MANIFEST_NAME} (research only, not for clinical use)")
+    command = "python -m monai.bundle run --config_file bundles/basic_unet/configs/train.json"
+    if manifest["training"]:
+        print(f"next: {command} --dataset_dir {shlex.quote(str(out))}")
+    else:
+        print("next: python -m pipeline.evaluate --help")
+
+
+def _choice(args: argparse.Namespace) -> tuple[SplitChoice, dict[str, Any]]:
+    """The split asked for, and the options that decide what is written (no path among them).
+
+    Raises:
+        PipelineError: fractions that leave nothing, or an unreadable split file.
+    """
+    fractions = args.validation_fraction, args.test_fraction
+    if not (all(0 <= fraction < 1 for fraction in fractions) and sum(fractions) < 1):
+        raise PipelineError(
+            f"--validation-fraction {fractions[0]} and --test-fraction {fractions[1]} "
+            "(expected 0 or more each, together below 1). Leave some patients for training."
+        )
+    if args.seed < 0:
+        raise PipelineError(f"--seed {args.seed} (expected 0 or more).")
+    listed: dict[str, list[str]] = {}
+    method, path = args.split, REFERENCE
+    if method not in (*DRAWN, "none", "reference"):
+        method, path = "file", Path(args.split)
+        if not path.is_file():
+            raise PipelineError(
+                f"--split {args.split}: no such file (expected reference, random, stratified, none or a JSON file)."
+            )
+    if method in ("file", "reference"):
+        listed = read_split(path)
+    choice = SplitChoice(method, args.seed, *fractions, args.folds, listed)
+    options = {
+        **{key: getattr(args, key) for key in ("allow_gaps", "skip_unpaired", "skip_faulty")},
+        "split": method,
+        "split_sha256": hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest() if listed else None,
+        "seed": args.seed,
+        "validation_fraction": fractions[0],
+        "test_fraction": fractions[1],
+        "folds": args.folds,
+        "schema_version": SCHEMA_VERSION,
+        "pipeline_version": __version__,
+    }
+    return choice, options
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.manifest",
+        description="Turn a folder of LGG slices into NIfTI volumes and manifest.json. Research only.",
+    )
+    add = parser.add_argument
+    add("source", metavar="SRC", help="published folder: <patient>_<number>.tif and <patient>_<number>_mask.tif")
+    add("--out", default="data_manifest", metavar="DIR", help="folder for manifest and volumes (%(default)s)")
+    add(
+        "--split",
+        default="reference",
+        help="reference (ten published validation patients), random, stratified (institution and lesion volume), "
+        "none (all test), or a JSON file with lists of ids under validation, test, training (%(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of random and stratified splits and of folds (%(default)s)")
+    add("--validation-fraction", type=float, default=0.1, metavar="F", help="of the persons (%(default)s)")
+    add("--test-fraction", type=float, default=0.0, metavar="F", help="of the persons (%(default)s)")
+    add("--folds", type=int, metavar="K", help="number the patients outside the test section 0 to K-1")
+    add("--allow-gaps", action="store_true", help="missing slice numbers are a warning")
+    add("--skip-unpaired", action="store_true", help="skip images without mask and masks without image")
+    add("--skip-faulty", action="store_true", help="leave out every patient with a fault and go on")
+    add("--rebuild", action="store_true", help="take the folder as it is, whatever an earlier manifest says")
+    add("--verify", action="store_true", help="build nothing, recheck the SHA-256 of every source file and volume")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
