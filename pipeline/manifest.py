@@ -153,7 +153,8 @@ def _manifest(
         "name": "LGG FLAIR abnormality",
         "description": "Pre-contrast, FLAIR and post-contrast MRI slices as one volume per patient. Research only.",
         "reference": "M. Buda, A. Saha, M. A. Mazurowski, Computers in Biology and Medicine 109 (2019); "
-        "M. A. Mazurowski et al., Journal of Neuro-Oncology 133 (2017); images from TCGA-LGG, The Cancer Imaging Archive",
+        "M. A. Mazurowski et al., Journal of Neuro-Oncology 133 (2017); "
+        "images from TCGA-LGG, The Cancer Imaging Archive",
         "licence": "that of the source folder; the published LGG Segmentation Dataset: CC BY-NC-SA 4.0",
         "tensorImageSize": "4D",
         "modality": {str(index): channel for index, channel in enumerate(CHANNELS)},
@@ -225,7 +226,7 @@ def _summarize(manifest: dict[str, Any], out: Path) -> None:
         + f"; split {manifest['split']['method']}{folds}), {sum(info['shape'][2] for info in patients)} slices"
     )
     print(_counts_line(manifest["counts"]))
-    reasons = Counter(entry["reason"].split(" of ")[0] for entry in manifest["skipped"])
+    reasons = Counter(entry["reason"].partition(":")[0] for entry in manifest["skipped"])
     if reasons:
         print("skipped: " + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())))
     missing = Counter(name for info in patients for name in info["missing_sequences"])

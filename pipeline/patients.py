@@ -68,6 +68,9 @@ def read_patient(
     masks = {file.number: file for file in winners if file.kind == "mask"}
     warnings: list[str] = []
     numbers = _paired(patient, images, masks, skip_unpaired)
+    alone = sorted({*images, *masks} - set(numbers))
+    if alone:
+        warnings.append(f"unpaired: image or mask of slice(s) {number_list(alone)} skipped")
     _check_numbers(patient, numbers, {*images, *masks}, allow_gaps, warnings)
     if not patient.faults:
         _check_sizes(patient, [(images[n], masks[n]) for n in numbers], pixels)
@@ -121,7 +124,7 @@ def _judge_copy(patient: Patient, first: SliceFile, other: SliceFile, what: str)
         patient.faults[paths[1]].append(f"{what} stands twice, also as {paths[0]}. Remove one of the two spellings.")
     elif all(path in patient.hashes for path in paths):
         if patient.hashes[paths[0]] == patient.hashes[paths[1]]:
-            patient.skipped[paths[1]] = f"duplicate of {paths[0]} (same content)"
+            patient.skipped[paths[1]] = f"duplicate: same content as {paths[0]}"
         else:
             patient.faults[paths[1]].append(
                 f"{what} differs in content from {paths[0]} (expected equal copies). Remove the wrong one."
@@ -136,7 +139,7 @@ def _paired(
         for number in sorted(own.keys() - other.keys()):
             path = own[number].path
             if skip_unpaired:
-                patient.skipped[str(path)] = f"slice {number} has no {lacking}"
+                patient.skipped[str(path)] = f"unpaired: slice {number} has no {lacking}"
             else:
                 suffix = "_mask" if lacking == "mask" else ""
                 patient.faults[str(path)].append(

@@ -103,10 +103,12 @@ def _first_page(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     if not 8 <= tags.next < len(data):
         raise PipelineError(f"damaged or truncated TIFF of {len(data)} bytes. Restore the file from its source.")
     stream.seek(tags.next)
-    tags.load(stream)
-    if _WIDTH not in tags or _HEIGHT not in tags:
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        tags.load(stream)  # where the file ends too early, Pillow warns and goes on without the rest of the tags
+    if complaints or _WIDTH not in tags or _HEIGHT not in tags:
         raise PipelineError(
-            f"damaged or truncated TIFF of {len(data)} bytes: no image size. Restore the file from its source."
+            f"damaged or truncated TIFF of {len(data)} bytes: tags missing. Restore the file from its source."
         )
     return tags
 

@@ -1,0 +1,137 @@
+"""Read a MONAI bundle: its inference config gives preprocessing, network, inferer and postprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigParser
+
+CONFIG = "configs/inference.json"
+WEIGHTS = "models/model.pt"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle's own config defines, ready to predict.
+
+    Args:
+        name: of the folder.
+        device: where the network lies.
+        network: in evaluation mode, with its weights.
+        preprocessing: {"image": path} -> {"image": (3, S, S, D) float32 MetaTensor}.
+        inferer: (batch, network) -> logits of the same grid, (1, 1, S, S, D).
+        to_probability: {"image", "pred": logits (1, S, S, D)} -> "pred": probability (1, H, W, D), native grid.
+        to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
+        weights_sha256: of the weights file.
+        config_sha256: of the inference config.
+    """
+
+    name: str
+    device: torch.device
+    network: torch.nn.Module
+    preprocessing: Any
+    inferer: Any
+    to_probability: Any
+    to_mask: Any
+    weights_sha256: str
+    config_sha256: str
+
+
+def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
+    """Build a bundle's network and load its weights.
+
+    A config can name any code; load only bundles you trust.
+
+    Args:
+        folder: of the bundle, holding ``configs/inference.json``.
+        weights: a state dict in place of ``models/model.pt``.
+
+    Raises:
+        PipelineError: config or weights missing, unreadable, or of another architecture (the differing keys are named).
+    """
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose
+
+    config = folder / CONFIG
+    if not config.is_file():
+        raise PipelineError(f"{folder}: found no {CONFIG}. Name a bundle's folder, such as bundles/basic_unet.")
+    parser = ConfigParser()
+    try:
+        parser.read_config(config)
+    except ValueError as error:
+        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
+    parser["bundle_root"] = str(folder)
+    needed = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
+    missing = [key for key in needed if key not in parser]
+    if missing:
+        raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
+    weights = weights or folder / WEIGHTS
+    device = _content(parser, "device", config)
+    state, weights_sha256 = _read_weights(weights, device)
+    network = _content(parser, "network", config)
+    _load_state(network, state, weights, folder)
+    return Bundle(
+        name=folder.resolve().name,
+        device=device,
+        network=network.eval(),
+        preprocessing=_content(parser, "preprocessing", config),
+        inferer=_content(parser, "inferer", config),
+        to_probability=Compose(_content(parser, "to_probability", config)),
+        to_mask=Compose(_content(parser, "to_mask", config)),
+        weights_sha256=weights_sha256,
+        config_sha256=hashlib.sha256(config.read_bytes()).hexdigest(),
+    )
+
+
+def _content(parser: ConfigParser, key: str, config: Path) -> Any:
+    try:
+        return parser.get_parsed_content(key)
+    except (RuntimeError, ValueError, TypeError, KeyError, ImportError) as error:
+        cause = error.__cause__ or error
+        raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore it with `make bundles`.") from error
+
+
+def _read_weights(path: Path, device: torch.device) -> tuple[dict[str, torch.Tensor], str]:
+    """State dict and SHA-256 of a weights file; no code in it is run."""
+    import io
+    import pickle
+
+    import torch
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PipelineError(
+            f"{path}: no weights ({error.strerror}). Train the bundle first, or pass --weights FILE."
+        ) from error
+    try:
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PipelineError(f"{path}: no readable weights ({first_line}). Restore the file or train again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise PipelineError(f"{path}: no plain state dict (expected tensors by name). Use model.pt, not a checkpoint.")
+    return state, hashlib.sha256(data).hexdigest()
+
+
+def _load_state(network: torch.nn.Module, state: dict[str, torch.Tensor], weights: Path, folder: Path) -> None:
+    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    problems = [f"missing {key}" for key in own.keys() - given.keys()]
+    problems += [f"unexpected {key}" for key in given.keys() - own.keys()]
+    problems += [f"{k}: {given[k]} (expected {own[k]})" for k in own.keys() & given.keys() if own[k] != given[k]]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in sorted(problems)[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise PipelineError(
+            f"{weights}: weights of another architecture than {folder} ({len(problems)} keys differ):\n{shown}{more}\n"
+            "Choose the bundle they were trained with."
+        )
+    network.load_state_dict(state)

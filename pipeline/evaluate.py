@@ -1,0 +1,202 @@
+"""Command line: manifest + bundle(s) -> per-volume DSC table, summary and masks."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
+from pipeline.errors import PipelineError, run_cli
+from pipeline.files import write_atomically
+from pipeline.records import SECTIONS, VolumeScore
+
+if TYPE_CHECKING:
+    from pipeline.bundle import Bundle
+
+PROTOCOLS = {
+    "native": "every voxel of the native volume; the bundle's own component rule",
+    "reference": "first and last slice left out, largest 3-D component, as the reference program scores",
+}
+COLUMNS = (
+    "patient",
+    "dsc",
+    "hd95_px",
+    "sensitivity",
+    "precision",
+    "tp_voxels",
+    "fp_voxels",
+    "fn_voxels",
+    "lesion_voxels",
+)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate",
+        description="Per-volume DSC of one bundle, or of the mean of several, on a manifest. Research only.",
+    )
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest.json or its folder")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", required=True, help="bundle folder; given several times: averaged"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        action="append",
+        default=[],
+        help="state dict, one per --bundle (default: models/model.pt)",
+    )
+    parser.add_argument("--split", choices=[*SECTIONS, "all"], default="validation", help="default: validation")
+    parser.add_argument("--out", type=Path, required=True, help="folder for scores.csv, summary.json and masks/")
+    parser.add_argument(
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="native",
+        help="; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()),
+    )
+    parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap interval (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict and score a section; write the table, the summary and the masks."""
+    args = arguments().parse_args(argv)
+    if args.weights and len(args.weights) != len(args.bundle):
+        raise PipelineError(
+            f"{len(args.weights)} --weights for {len(args.bundle)} --bundle (expected one each, or none)."
+        )
+    manifest = read_manifest(args.manifest)
+    volumes = select(manifest, args.split)
+    for volume in volumes:
+        verify_volume(volume)
+    from pipeline.bundle import load_bundle
+
+    weights = args.weights or [None] * len(args.bundle)
+    bundles = [load_bundle(folder, file) for folder, file in zip(args.bundle, weights, strict=True)]
+    scores = score_volumes(bundles, volumes, args.protocol, flips=args.tta, masks=args.out / "masks")
+    write_results(args.out, scores, _provenance(args, manifest, bundles))
+    print(table(scores))
+    print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
+    print(f"results: {args.out}")
+    return 0
+
+
+def score_volumes(
+    bundles: Sequence[Bundle], volumes: Sequence[Volume], protocol: str, *, flips: bool, masks: Path | None
+) -> list[VolumeScore]:
+    """Predict and score volumes one by one.
+
+    Args:
+        bundles: one, or several to be averaged; thresholds and component rule are those of the first.
+        volumes: of a manifest.
+        protocol: a key of ``PROTOCOLS``.
+        flips: average with the prediction of the mirrored volume.
+        masks: folder for ``<patient>_mask.nii.gz`` of the native protocol's mask, or None.
+
+    Raises:
+        PipelineError: a volume that cannot be read or a prediction that is not finite.
+    """
+    from tqdm import tqdm
+
+    from pipeline.metrics import reference_view, score_volume
+    from pipeline.predict import mask_from_probability, predict_probability
+    from pipeline.volumes import load_label, save_mask
+
+    scores = []
+    for volume in tqdm(volumes, desc="evaluate", unit="volume", disable=None):
+        mask = mask_from_probability(bundles[0], predict_probability(bundles, volume.image, flips=flips))
+        truth = load_label(volume.label)
+        if masks is not None:
+            save_mask(mask, masks / f"{volume.patient}_mask.nii.gz", volume.image)
+        scored = reference_view(mask, truth) if protocol == "reference" else (mask, truth)
+        scores.append(score_volume(volume.patient, *scored))
+    return scores
+
+
+def _provenance(args: argparse.Namespace, manifest: Manifest, bundles: Sequence[Bundle]) -> dict[str, Any]:
+    return {
+        "protocol": args.protocol,
+        "split": args.split,
+        "tta": args.tta,
+        "bundles": [
+            {"name": b.name, "weights_sha256": b.weights_sha256, "config_sha256": b.config_sha256} for b in bundles
+        ],
+        "manifest_sha256": manifest.sha256,
+        "seed": args.seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "monai", "numpy", "medpy", "lgg-flair-pipeline")},
+        },
+        "device": str(bundles[0].device),
+    }
+
+
+def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str, Any]) -> None:
+    """Write ``scores.csv`` (a row a volume, empty cells where a value is not defined) and ``summary.json``.
+
+    Args:
+        out: folder, made where it is missing.
+        scores: one a volume.
+        provenance: what the figures came from; goes into the summary.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    from pipeline.metrics import summarise
+
+    rows = io.StringIO(newline="")
+    writer = csv.DictWriter(rows, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for score in scores:
+        writer.writerow({**asdict(score), "lesion_voxels": score.lesion_voxels})
+    write_atomically(out / "scores.csv", rows.getvalue().encode())
+    summary = {**provenance, **summarise(scores, provenance["seed"])}
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def table(scores: Sequence[VolumeScore]) -> str:
+    """The scores as text, worst first, with mean, median and interval.
+
+    Args:
+        scores: one a volume.
+    """
+    from pipeline.metrics import summarise
+
+    width = max(len("patient"), *(len(score.patient) for score in scores))
+    lines = [
+        f"{'patient':<{width}}  {'DSC':>6}  {'HD95':>6}  {'sens.':>6}  {'prec.':>6}  {'TP':>7}  {'FP':>7}  {'FN':>7}"
+    ]
+    lines += [
+        f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}  {_cell(s.sensitivity, 4)}"
+        f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
+        for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc)
+    ]
+    summary = summarise(scores)
+    if summary["scored"]:
+        low, high = summary["dsc_mean_95"]
+        lines.append(
+            f"mean DSC {summary['dsc_mean']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+            f"median {summary['dsc_median']:.4f}, {summary['scored']} of {summary['volumes']} volumes"
+        )
+    if summary["undefined"]:
+        lines.append(f"DSC not defined (no lesion, none predicted): {', '.join(summary['undefined'])}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return f"{'-':>6}" if value is None else f"{value:>6.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,192 @@
+"""Agreement of a predicted volume with its truth, and summaries over volumes. Pure: arrays in, records out.
+
+The empty-volume rule, written down here and nowhere else:
+
+- truth and prediction empty: DSC is not defined. The volume forms a class of its own (``undefined`` in a summary,
+  with 0 false-positive voxels) and enters no mean.
+- truth empty, prediction not: DSC is 0 and the false-positive voxels are reported.
+- truth not empty, prediction empty: DSC is 0 by the formula.
+- a prediction with NaN or Inf is an error, never a DSC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.records import VolumeScore
+
+Mask = NDArray[np.bool_]
+
+BOOTSTRAP_RESAMPLES = 10_000
+
+
+def as_mask(volume: NDArray[Any], name: str) -> Mask:
+    """A volume of 0 and 1 as booleans.
+
+    Args:
+        volume: (H, W, D), any number type or bool.
+        name: what it is, for the error.
+
+    Raises:
+        PipelineError: NaN, Inf, or a value other than 0 and 1: an unbinarised 0/255 mask would score as empty or full.
+    """
+    if volume.dtype == np.bool_:
+        return volume
+    if not np.isfinite(volume).all():
+        raise PipelineError(
+            f"{name}: NaN or Inf among the voxels (expected 0 and 1). A prediction like this has no DSC."
+        )
+    if not ((volume == 0) | (volume == 1)).all():
+        raise PipelineError(
+            f"{name}: values from {volume.min()} to {volume.max()} (expected 0 and 1). Threshold it first."
+        )
+    return volume.astype(np.bool_)
+
+
+def largest_component(mask: NDArray[Any]) -> Mask:
+    """The largest connected component of a volume, 26 neighbours; of equal ones the first in memory order.
+
+    Args:
+        mask: (H, W, D), 0 and 1.
+
+    Returns:
+        (H, W, D) bool, empty where ``mask`` is.
+    """
+    from scipy.ndimage import label
+
+    components, count = label(mask, structure=np.ones((3, 3, 3)))
+    if count == 0:
+        return np.zeros(mask.shape, dtype=np.bool_)
+    sizes = np.bincount(components.ravel())[1:]
+    largest: Mask = components == 1 + int(np.argmax(sizes))
+    return largest
+
+
+def reference_view(prediction: NDArray[Any], truth: NDArray[Any]) -> tuple[Mask, Mask]:
+    """What the reference program scores: the first and the last slice left out, then the largest 3-D component.
+
+    Source: mateuszbuda/brain-segmentation-pytorch, the program of Buda et al., Computers in Biology and Medicine 109
+    (2019). It scores on its own resized grid; here the native one is kept.
+
+    Args:
+        prediction: (H, W, D), 0 and 1.
+        truth: (H, W, D), 0 and 1.
+
+    Returns:
+        prediction and truth, (H, W, D - 2) bool.
+
+    Raises:
+        PipelineError: fewer than three slices.
+    """
+    if truth.shape[2] < 3:
+        raise PipelineError(
+            f"{truth.shape[2]} slices (the reference protocol leaves out both end slices). Score natively."
+        )
+    inner = slice(1, -1)
+    return largest_component(prediction[..., inner]), as_mask(truth[..., inner], "truth")
+
+
+def score_volume(patient: str, prediction: NDArray[Any], truth: NDArray[Any]) -> VolumeScore:
+    """DSC, HD95 and voxel counts of one volume.
+
+    DSC = 2 TP / (2 TP + FP + FN) (Dice 1945). HD95 is medpy's: the 95th percentile of the distances of both surfaces to
+    each other, in voxels, since the spacing of the published slices is unknown.
+
+    Args:
+        patient: patient id.
+        prediction: (H, W, D), 0 and 1.
+        truth: (H, W, D), 0 and 1.
+
+    Raises:
+        PipelineError: shapes differ, or either is no binary volume.
+    """
+    if prediction.shape != truth.shape:
+        raise PipelineError(
+            f"Patient {patient}: prediction of shape {prediction.shape}, truth of {truth.shape} (expected one grid)."
+        )
+    predicted = as_mask(prediction, f"Patient {patient}: prediction")
+    true = as_mask(truth, f"Patient {patient}: truth")
+    tp = int(np.count_nonzero(predicted & true))
+    fp = int(np.count_nonzero(predicted)) - tp
+    fn = int(np.count_nonzero(true)) - tp
+    return VolumeScore(
+        patient=patient,
+        dsc=_ratio(2 * tp, 2 * tp + fp + fn),
+        hd95_px=_hd95_px(predicted, true),
+        sensitivity=_ratio(tp, tp + fn),
+        precision=_ratio(tp, tp + fp),
+        tp_voxels=tp,
+        fp_voxels=fp,
+        fn_voxels=fn,
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _hd95_px(predicted: Mask, true: Mask) -> float | None:
+    if not (predicted.any() and true.any()):
+        return None
+    from medpy.metric.binary import hd95
+
+    # Surfaces lie inside the box of both masks: cropping to it (and a rim of air) changes no distance.
+    either = np.pad(predicted | true, 1)
+    box = tuple(
+        slice(max(int(where.min()) - 1, 0), int(where.max()) + 2)
+        for where in (np.flatnonzero(either.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    )
+    return float(hd95(np.pad(predicted, 1)[box], np.pad(true, 1)[box]))
+
+
+def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = BOOTSTRAP_RESAMPLES) -> tuple[float, float]:
+    """95 % interval of the mean by the percentile bootstrap over volumes (Efron 1979).
+
+    Args:
+        values: one a volume, at least one.
+        seed: of the resampling.
+        resamples: how many means are drawn.
+
+    Returns:
+        2.5th and 97.5th percentile of the resampled means.
+    """
+    draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), size=(resamples, len(values)))
+    low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
+    """Mean, median and interval over volumes; nothing is dropped silently.
+
+    Args:
+        scores: one a volume.
+        seed: of the bootstrap.
+
+    Returns:
+        ``volumes`` (all), ``scored`` (with a DSC), ``undefined`` (ids of those without, by the empty-volume rule),
+        ``false_positive_volumes`` (ids whose truth is empty and whose prediction is not), and the statistics of the
+        scored ones, None where there are none.
+    """
+    dsc = [score.dsc for score in scores if score.dsc is not None]
+    hd95 = [score.hd95_px for score in scores if score.hd95_px is not None]
+    low, high = bootstrap_interval(dsc, seed) if dsc else (None, None)
+    return {
+        "volumes": len(scores),
+        "scored": len(dsc),
+        "undefined": [score.patient for score in scores if score.dsc is None],
+        "false_positive_volumes": [s.patient for s in scores if not s.lesion_voxels and s.predicted_voxels],
+        "dsc_mean": float(np.mean(dsc)) if dsc else None,
+        "dsc_median": float(np.median(dsc)) if dsc else None,
+        "dsc_mean_95": [low, high],
+        "dsc_min": min(dsc, default=None),
+        "hd95_px_median": float(np.median(hd95)) if hd95 else None,
+        "tp_voxels": sum(score.tp_voxels for score in scores),
+        "fp_voxels": sum(score.fp_voxels for score in scores),
+        "fn_voxels": sum(score.fn_voxels for score in scores),
+        "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": seed},
+    }

@@ -1,0 +1,180 @@
+import io
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import files, volumes
+from pipeline.errors import PipelineError
+
+
+def tiff(array, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "TIFF", **options)
+    return buffer.getvalue()
+
+
+RGB = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
+MASK = np.eye(6, 5, dtype=np.uint8) * 255
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_image_and_mask_decode_exactly(compression):
+    np.testing.assert_array_equal(volumes.decode_slice(tiff(RGB, compression=compression), "image"), RGB)
+    np.testing.assert_array_equal(volumes.decode_slice(tiff(MASK, compression=compression), "mask"), MASK)
+
+
+def test_big_tiff_and_one_bit_masks_decode():
+    np.testing.assert_array_equal(volumes.decode_slice(tiff(RGB, big_tiff=True), "image"), RGB)
+    np.testing.assert_array_equal(volumes.decode_slice(tiff(MASK > 0), "mask"), MASK // 255)
+
+
+@pytest.mark.parametrize("cut", [5, 9, 30, 120, 170])
+def test_truncation_anywhere_is_one_clear_message(cut):
+    with pytest.raises(PipelineError, match="truncated"):
+        volumes.decode_slice(tiff(RGB)[:cut], "image")
+
+
+def test_flipped_header_bytes_never_escape_as_another_error():
+    whole = tiff(RGB)
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        data = bytearray(whole)
+        for position in rng.integers(0, 140, 3):
+            data[position] = rng.integers(256)
+        try:
+            pixels = volumes.decode_slice(bytes(data), "image")
+        except PipelineError:
+            continue
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [(b"\x89PNG\r\n", "PNG"), (b"\xff\xd8\xff\xe0", "JPEG"), (b"hello", "hell"), (b"\n<HTML>", "HTML")],
+)
+def test_other_formats_are_named(data, found):
+    with pytest.raises(PipelineError, match=found):
+        volumes.decode_slice(data, "image")
+
+
+def test_a_palette_image_is_refused():
+    palette = io.BytesIO()
+    Image.fromarray(RGB).quantize(4).save(palette, "TIFF")
+    with pytest.raises(PipelineError, match="palette"):
+        volumes.decode_slice(palette.getvalue(), "image")
+    with pytest.raises(PipelineError, match="pixel mode P"):
+        volumes.decode_slice(palette.getvalue(), "mask")
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 255, (6, 5, 4, 3)).astype(np.uint8)
+    path = tmp_path / "P_image.nii.gz"
+    path.write_bytes(volumes.nifti_bytes(volume))
+    return path, volume
+
+
+def test_nifti_round_trip_orientation_and_header(image_file):
+    path, volume = image_file
+    np.testing.assert_array_equal(volumes.load_image(path), volume)
+    image = nib.load(path)
+    assert nib.aff2axcodes(image.affine) == ("P", "L", "S")
+    assert image.header.get_xyzt_units() == ("unknown", "unknown")
+    assert image.header["descrip"].tobytes().rstrip(b"\0") == b"spacing unknown; research only"
+    assert image.header.get_data_dtype() == np.uint8
+
+
+def test_gzip_header_holds_neither_time_nor_name(image_file):
+    path, volume = image_file
+    data = path.read_bytes()
+    assert data[3] == 0
+    assert data[4:8] == b"\0\0\0\0"
+    assert data == volumes.nifti_bytes(volume.copy(order="F"))
+
+
+def test_saved_mask_opens_aligned(image_file, tmp_path):
+    path, volume = image_file
+    mask = volume[..., 0] > 100
+    out = tmp_path / "new" / "mask.nii.gz"
+    volumes.save_mask(mask, out, path)
+    loaded = volumes.load_label(out)
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, mask)
+    saved, like = nib.load(out), nib.load(path)
+    np.testing.assert_array_equal(saved.affine, like.affine)
+    assert saved.header["descrip"] == like.header["descrip"]
+    assert [p.name for p in out.parent.iterdir()] == ["mask.nii.gz"]
+
+
+def test_saved_mask_takes_over_a_foreign_affine_and_spacing(tmp_path):
+    like = tmp_path / "like.nii.gz"
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.diag([0.5, 0.7, 3, 1]))
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"TOP SECRET HOSPITAL"
+    nib.save(image, like)
+    volumes.save_mask(np.ones((3, 4, 5), np.int64), tmp_path / "m.nii.gz", like)
+    saved = nib.load(tmp_path / "m.nii.gz")
+    np.testing.assert_allclose(saved.header.get_zooms(), (0.5, 0.7, 3), rtol=1e-6)
+    assert saved.header.get_xyzt_units()[0] == "mm"
+    assert saved.get_data_dtype() == np.uint8
+    assert b"SECRET" not in saved.header["descrip"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mask", "name", "message"),
+    [
+        (np.zeros((6, 5, 3)), "m.nii.gz", "shape"),
+        (np.full((6, 5, 4), 2), "m.nii.gz", "other than 0 and 1"),
+        (np.full((6, 5, 4), np.nan), "m.nii.gz", "other than 0 and 1"),
+        (np.zeros((6, 5, 4)), "m.tif", "nii.gz"),
+    ],
+)
+def test_bad_masks_are_not_saved(image_file, tmp_path, mask, name, message):
+    with pytest.raises(PipelineError, match=message):
+        volumes.save_mask(mask, tmp_path / name, image_file[0])
+    assert not (tmp_path / name).exists()
+
+
+def test_unreadable_volumes_are_named(image_file, tmp_path):
+    path, _ = image_file
+    volume = np.random.default_rng(1).integers(0, 255, (32, 32, 9, 3)).astype(np.uint8)
+    path.write_bytes(volumes.nifti_bytes(volume))
+    with pytest.raises(PipelineError, match="no such file"):
+        volumes.load_image(tmp_path / "none.nii.gz")
+    with pytest.raises(PipelineError, match=r"expected \(H, W, D\)"):
+        volumes.load_label(path)
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(volumes.nifti_bytes(volume[..., 0]))
+    with pytest.raises(PipelineError, match="voxel values"):
+        volumes.load_label(label)
+    with pytest.raises(PipelineError, match=r"expected \(H, W, D, 3\)"):
+        volumes.load_image(label)
+    path.write_bytes(path.read_bytes()[:-30])  # the voxels are cut, the header is not
+    with pytest.raises(PipelineError, match="damaged"):
+        volumes.load_image(path)
+    path.write_bytes(b"no nifti")
+    with pytest.raises(PipelineError, match="no readable NIfTI"):
+        volumes.load_image(path)
+    other = tmp_path / "a.mgz"
+    nib.save(nib.MGHImage(np.zeros((2, 2, 2), np.uint8), np.eye(4)), other)
+    with pytest.raises(PipelineError, match="MGHImage"):
+        volumes.load_image(other)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    files.write_atomically(path, b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (files.Path, "replace")), fail)
+    with pytest.raises(PipelineError, match="No space left"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
