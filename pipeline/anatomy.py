@@ -1,4 +1,4 @@
-"""Drawing of synthetic heads for ``pipeline.phantom``: random anatomy and lesions, rendered slice by slice.
+"""Drawing of synthetic skull-stripped heads for ``pipeline.phantom``: random anatomy and lesions, slice by slice.
 
 Coarse random fields carry all shapes, so that a patient is the same at every size, and a slice needs no other slice.
 """
@@ -24,8 +24,7 @@ BRAIN_RADIUS = 0.84
 """Radius of the brain in head units: positions are fractions of the head's radii, x right, y back, z up."""
 
 # Brightness by tissue in the order of CHANNELS, at gain 1; chosen by eye to look like T1, FLAIR, T1 with contrast.
-WHITE, GREY, CSF, BONE = (84, 48, 86), (56, 63, 62), (22, 13, 25), (11, 9, 12)
-SCALP, FACE, VESSEL = (185, 125, 180), (62, 50, 68), (58, 40, 190)
+WHITE, GREY, CSF, VESSEL = (84, 48, 86), (56, 63, 62), (22, 13, 25), (58, 40, 190)
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,11 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float], margin: in
         depth = math.sqrt(max(0.0, reach**2 - x * x))
         centre = (x, rng.uniform(-depth, depth), z)
         stretch = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
-        faint = rng.random() < 0.15
+        faint = rng.random() < 0.2
         lesions.append(
             Lesion(
                 body=Ellipsoid(centre, (stretch[0], stretch[1], stretch[2]), rng.uniform(0, math.pi)),
-                gain=rng.uniform(1.32, 1.45) if faint else rng.uniform(1.45, 2.1),
+                gain=rng.uniform(1.3, 1.4) if faint else rng.uniform(1.38, 1.8),
                 loss=rng.uniform(0.62, 0.82),
                 edge=rng.uniform(0.12, 0.4),
                 ring=rng.uniform(1.3, 2.2) if rng.random() < 0.4 else 1.0,
@@ -153,17 +152,17 @@ def draw_head(rng: np.random.Generator, slices: int) -> Head:
     sinus = Ellipsoid((0.0, 0.8, 0.15), (0.045, 0.04, 0.6))
     return Head(
         gains=(t1_gain, flair_gain, t1_gain * rng.uniform(0.85, 1.15)),
-        radii=(rng.uniform(0.66, 0.76), rng.uniform(0.8, 0.9)),
+        radii=(rng.uniform(0.84, 0.94), rng.uniform(0.97, 1.07)),
         heights=heights,
         ventricles=tuple(ventricles),
         caps=tuple(caps),
         nuclei=tuple(nuclei),
-        foci=scatter(int(rng.integers(4, 16)), 0.025, 0.055, 0.6),
+        foci=scatter(int(rng.integers(6, 18)), 0.03, 0.085, 0.65),
         vessels=(*scatter(int(rng.integers(6, 14)), 0.012, 0.03, 0.75), sinus),
         hot_spots=scatter(2, 0.22, 0.4, 0.85),
         lesions=_draw_lesions(rng, heights, end_margin(depth)),
-        cap_gain=rng.uniform(1.3, 2.0),
-        foci_gain=rng.uniform(1.4, 2.2),
+        cap_gain=rng.uniform(1.5, 2.2),
+        foci_gain=rng.uniform(1.5, 2.3),
         noise=rng.uniform(1.5, 4.0),
         fields={name: rng.standard_normal((n, n, n), dtype=np.float32) for name, n in nodes.items()},
     )
@@ -241,14 +240,8 @@ def draw_slice(
     soft = 3.0 / size
     image = np.zeros((size, size, 3), dtype=np.float32)
 
-    # The skull base is less tapered than the crown, so that the lower slices show a face and not a shrinking brain.
-    outline = np.sqrt(x * x + y * y + (z if z > 0 else 0.6 * z) ** 2) + 0.02 * noise["shape"]
+    # The base of the brain is less tapered than its crown.
     deep = (np.sqrt(x * x + y * y + (z if z > 0 else 0.84 * z) ** 2) + 0.02 * noise["shape"]) / BRAIN_RADIUS
-    _paint(image, _inside(1 - outline, soft), SCALP)
-    _paint(image, _inside(0.93 - outline, soft), FACE)
-    image *= 1 + 0.45 * np.clip(noise["fold"], -2, 2)[..., None] * (outline < 0.92)[..., None]
-    _paint(image, _inside(1.075 - deep, soft), BONE)
-
     brain = _inside(1 - deep, soft)
     white = _inside(0.84 + 0.08 * noise["fold"] - deep, 0.08)
     _paint(image, brain, CSF)
@@ -258,7 +251,7 @@ def draw_slice(
     _paint(image, _inside(0.012 - np.abs(x) + 0 * y, soft) * _inside(deep - 0.45, 0.1) * brain * 0.7, CSF)  # falx
     for nucleus in head.nuclei:
         _paint(image, _inside(1 - nucleus.radius(x, y, z), 0.3) * brain, GREY)
-    _brighten(image, brain * np.clip(0.5 * noise["texture"], -1, 1), (1.03, 1.14, 1.03))
+    _brighten(image, brain * np.clip(0.5 * noise["texture"], -1, 1), (1.03, 1.2, 1.03))
 
     # Bright on FLAIR alone and no lesion.
     for cap in head.caps:
@@ -285,13 +278,14 @@ def draw_slice(
         _paint(image, _inside(1 - vessel.radius(x, y, z), 0.6), VESSEL)
     for spot in head.hot_spots:  # bright in every channel: near a receiver coil
         image *= 1 + 0.55 * np.exp(-(spot.radius(x, y, z) ** 2))[..., None]
+    image *= brain[..., None]  # skull-stripped
     return _scan(image, head, noise, rng), mask
 
 
 def _scan(image: Image, head: Head, noise: dict[str, Plane], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Apply the scanner's gain, bias field and Rician noise (the background is never quite black)."""
     for channel, (gain, bias) in enumerate(zip(head.gains, ("bias_t1", "bias_flair", "bias_t1"), strict=True)):
-        image[..., channel] *= gain * np.exp(0.12 * noise[bias])
+        image[..., channel] *= gain * np.exp(0.2 * noise[bias])
     real, imaginary = head.noise * rng.standard_normal((2, *image.shape), dtype=np.float32)
     magnitude = np.sqrt((image + real) ** 2 + imaginary**2)
     grey: npt.NDArray[np.uint8] = np.clip(np.rint(magnitude), 0, 255).astype(np.uint8)

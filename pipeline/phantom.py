@@ -1,7 +1,7 @@
 """A small synthetic dataset in the published folder layout, so that every command runs without the LGG download.
 
-Each patient is a drawn head: scalp, skull, folded cortex, ventricles, and lesions that are bright on FLAIR, slightly
-dark on T1 and sometimes ring-enhancing. Bright scalp, periventricular caps, small foci, coil hot spots and a scanner
+Each patient is a drawn, skull-stripped head: folded cortex, ventricles, and lesions that are bright on FLAIR, slightly
+dark on T1 and sometimes ring-enhancing. Periventricular caps, small foci, coil hot spots, a bias field and a scanner
 gain that differs between institutions make a FLAIR threshold fail. Nothing in it is taken from a patient.
 """
 

@@ -7,24 +7,26 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 from PIL import Image
 
-from pipeline import datalist, files, manifest, patients, slices, splits
+from pipeline import datalist, files, manifest, patients, splits
 from pipeline.errors import PipelineError, run_cli
-from pipeline.records import PatientRecord
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "data_manifest" / "schema.json").read_text())
 SIDE = 32
 A, B, C = "TCGA_CS_0001_19990101", "TCGA_CS_0002_19990102", "TCGA_HT_0003_19990103"
+
+
+def seed_of(name, number):
+    return zlib.crc32(f"{name} {number}".encode())
 
 
 def image(seed=0, height=SIDE, width=SIDE):
@@ -45,7 +47,7 @@ def write(path, array, **options):
 def add_patient(root, name, numbers=(1, 2, 3), positive=255):
     for number in numbers:
         stem = root / name / f"{name}_{number}"
-        write(stem.with_name(stem.name + ".tif"), image(hash((name, number)) % 1000))
+        write(stem.with_name(stem.name + ".tif"), image(seed_of(name, number)))
         write(stem.with_name(stem.name + "_mask.tif"), mask(positive))
 
 
@@ -150,7 +152,7 @@ def test_case_03_integer_order(root, build, out):
     assert build().status == 0
     volume = nib.load(out / "volumes" / "P_image.nii.gz").get_fdata()
     for index, number in enumerate(range(1, 12)):
-        np.testing.assert_array_equal(volume[:, :, index], image(hash(("P", number)) % 1000))
+        np.testing.assert_array_equal(volume[:, :, index], image(seed_of("P", number)))
 
 
 def test_case_04_slice_without_mask(root, build, refused):
@@ -211,11 +213,11 @@ def test_case_08_junk_of_operating_systems(root, build):
     assert reasons["README.txt"] == "not a slice"
 
 
-def bomb():
-    """A small TIFF whose header claims 60000 x 60000 RGB pixels, 464 bytes long."""
+def bomb(width=60000, height=60000):
+    """A small TIFF whose header claims ``height`` x ``width`` RGB pixels, 464 bytes long."""
     tags = [
-        (256, 3, 1, 60000),
-        (257, 3, 1, 60000),
+        (256, 3, 1, width),
+        (257, 3, 1, height),
         (258, 3, 3, 134),
         (259, 3, 1, 1),
         (262, 3, 1, 2),
@@ -281,6 +283,9 @@ IMAGE_FAULTS = {
     "case_18_nan": (encoded(np.full((SIDE, SIDE), np.nan, np.float32)), "float pixels holding NaN"),
     "case_18_inf": (float_rgb(np.inf), "float pixels holding Inf"),
     "case_25_bomb": (bomb(), "the header claims 60000 x 60000 px"),
+    "case_25_too_wide": (bomb(4097, 1), "the header claims 1 x 4097 px"),
+    "case_25_too_high": (bomb(1, 4097), "the header claims 4097 x 1 px"),
+    "case_25_no_width": (bomb(0, 1), "the header claims 1 x 0 px"),
 }
 MASK_FAULTS = {
     "case_09_empty": (b"", "0 bytes"),
@@ -800,12 +805,6 @@ def test_reference_split(root, build, refused):
     assert outcome.manifest["warnings"][0]["message"].startswith("9 of the 10 reference patients")
 
 
-def test_reference_ids_are_the_published_ten():
-    listed = splits.read_split(splits.REFERENCE)["validation"]
-    assert len(set(listed)) == 10
-    assert {slices.institution(name) for name in listed} == {"CS", "DU", "HT"}
-
-
 def test_split_none(build, refused):
     outcome = build(split=("--split", "none"))
     assert [len(outcome.manifest[key]) for key in ("training", "validation", "test")] == [0, 0, 3]
@@ -823,17 +822,6 @@ def test_split_file(root, build, refused, split_file):
     outcome = build("--skip-faulty", "--rebuild", split=split_file({"test": [A, B]}))
     assert f"refused: {A}" in outcome.manifest["warnings"][0]["message"]
     refused("test section is empty", options=["--skip-faulty"], split=split_file({"test": [A]}))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"test": []}', '{"test": "A"}', '{"test": [1]}', '{"tests": ["A"]}', '{"test": ["A","A"]}'],
-)
-def test_malformed_split_files(tmp_path, text):
-    path = tmp_path / "split.json"
-    path.write_text(text)
-    with pytest.raises(PipelineError, match=r"split\.json"):
-        splits.read_split(path)
 
 
 @pytest.mark.parametrize(
@@ -855,67 +843,6 @@ def test_bad_options(root, out, capsys, options, message):
 @pytest.mark.parametrize("folds", ["1", "0", "-2", "4"])
 def test_bad_number_of_folds(refused, folds):
     refused(f"--folds {folds} (expected 2 to 3", options=["--folds", folds])
-
-
-def cohort(lesions, exams=1):
-    records = {}
-    for index, voxels in enumerate(lesions):
-        place = ("CS", "DU", "HT")[index % 3]
-        for exam in range(exams if index % 4 == 0 else 1):
-            name = f"TCGA_{place}_{index:04}_2000010{exam}"
-            records[name] = PatientRecord(name, (1, 1, 1), voxels)
-    return records
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    lesions=st.lists(st.integers(0, 9999), min_size=10, max_size=60),
-    method=st.sampled_from(["random", "stratified"]),
-    seed=st.integers(0, 2**31),
-    fractions=st.tuples(st.floats(0.1, 0.4), st.floats(0.1, 0.4)),
-    folds=st.integers(2, 4),
-)
-def test_drawn_splits_and_folds(lesions, method, seed, fractions, folds):
-    records = cohort(lesions, exams=2)
-    choice = splits.SplitChoice(method, seed, *fractions, folds)
-    try:
-        sections, _ = splits.divide(records, choice, ())
-        numbers = splits.fold_numbers(records, sections, choice)
-    except PipelineError as error:
-        assert len(lesions) < 20, error
-        return
-    shuffled = dict(reversed(records.items()))
-    assert sections == splits.divide(shuffled, choice, ())[0]
-    assert numbers == splits.fold_numbers(shuffled, sections, choice)
-    people = {slices.person(p): sections[p] for p in records}
-    assert all(people[slices.person(p)] == sections[p] for p in records)
-    for section, fraction in zip(("validation", "test"), fractions, strict=True):
-        assert abs(sum(s == section for s in people.values()) - fraction * len(lesions)) <= 0.5
-    assert set(numbers) == {p for p in records if sections[p] != "test"}
-    by_person = {slices.person(p): fold for p, fold in numbers.items()}
-    assert all(by_person[slices.person(p)] == fold for p, fold in numbers.items())
-    sizes = np.bincount(list(by_person.values()), minlength=folds)
-    assert sizes.max() - sizes.min() <= 1
-
-
-def test_stratified_folds_share_institutions_and_lesion_sizes():
-    records = cohort([int(v) for v in np.random.default_rng(1).integers(0, 10000, 90)])
-    choice = splits.SplitChoice("stratified", 3, 0.1, 0.0, 5)
-    sections, _ = splits.divide(records, choice, ())
-    held = [name for name in records if sections[name] == "validation"]
-    assert sorted(slices.institution(name) for name in held) == ["CS"] * 3 + ["DU"] * 3 + ["HT"] * 3
-    folds = splits.fold_numbers(records, sections, choice)
-    for place in ("CS", "DU", "HT"):
-        sizes = np.bincount([fold for name, fold in folds.items() if slices.institution(name) == place], minlength=5)
-        assert sizes.max() - sizes.min() <= 2
-    means = [np.mean([records[name].lesion_voxels for name, fold in folds.items() if fold == k]) for k in range(5)]
-    assert max(means) - min(means) < 2000
-
-
-def test_seed_changes_the_draw():
-    records = cohort(range(60))
-    drawn = [splits.divide(records, splits.SplitChoice("random", seed), ())[0] for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 # Real patients -----------------------------------------------------------------------------------------------------

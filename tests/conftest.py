@@ -1,0 +1,68 @@
+"""Shared phantoms: one small dataset, its manifest and one short training for the whole session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/network.yaml"))
+
+TINY = {"image_size": 32, "max_epochs": 2, "steps_per_epoch": 4, "batch_size": 4, "val_interval": 1}
+"""Overrides that shrink a training to seconds."""
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published folder layout: 8 phantom patients of about 8 slices of 48 x 48 px."""
+    from pipeline import phantom
+
+    out = tmp_path_factory.mktemp("phantoms")
+    assert phantom.main([str(out), "--patients", "8", "--size", "48", "--slices", "8", "--seed", "3"]) == 0
+    return out / "kaggle_3m"
+
+
+@pytest.fixture(scope="session")
+def manifest(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the phantoms' manifest: 5 for training, 2 for validation, 1 for test."""
+    from pipeline import manifest as manifest_cli
+
+    out = tmp_path_factory.mktemp("manifest")
+    fractions = ["--validation-fraction", "0.25", "--test-fraction", "0.125"]
+    assert manifest_cli.main([str(phantoms), "--out", str(out), "--split", "random", *fractions]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def run_config() -> Callable[..., Any]:
+    """Run one of a bundle's configs in this process as ``python -m monai.bundle run`` does."""
+
+    def run(config: Path, **overrides: Any) -> Any:
+        from monai.bundle import ConfigWorkflow
+
+        workflow = ConfigWorkflow(config_file=str(config), workflow_type="train", logging_file=False, **overrides)
+        workflow.initialize()
+        workflow.run()
+        return workflow
+
+    return run
+
+
+@pytest.fixture(scope="session", params=BUNDLES, ids=lambda bundle: bundle.name)
+def trained(
+    request: pytest.FixtureRequest,
+    manifest: Path,
+    run_config: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
+    """(bundle folder, folder with its weights after a tiny training)."""
+    out = tmp_path_factory.mktemp(request.param.name)
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(out), "output_dir": str(out / "log")}
+    run_config(request.param / "configs" / "train.json", **folders, **TINY)
+    return request.param, out

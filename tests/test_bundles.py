@@ -1,0 +1,103 @@
+"""The generated configs: they match their source, name stock targets only and describe themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BUNDLES, ROOT
+
+from pipeline import template
+from pipeline.errors import PipelineError
+
+STOCK = ("monai", "torch", "ignite")
+WORKFLOWS = ("train", "evaluate", "inference")
+
+
+def targets(config: Any) -> set[str]:
+    if isinstance(config, dict):
+        own = {config["_target_"]} if "_target_" in config else set()
+        return own.union(*(targets(value) for value in config.values()))
+    if isinstance(config, list):
+        return set().union(*(targets(value) for value in config))
+    return set()
+
+
+def config_of(bundle: Path, name: str) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
+def test_configs_match_their_source() -> None:
+    assert template.main([str(ROOT / "bundles"), "--check"]) == 0
+
+
+def test_a_drifted_config_is_named(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "bundles", tmp_path / "bundles")
+    changed = tmp_path / "bundles" / BUNDLES[0].name / "configs" / "train.json"
+    changed.write_text(changed.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(PipelineError, match=r"train\.json"):
+        template.main([str(tmp_path / "bundles"), "--check"])
+    assert template.main([str(tmp_path / "bundles")]) == 0
+    assert template.main([str(tmp_path / "bundles"), "--check"]) == 0
+
+
+def test_a_folder_without_template_or_bundle_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="template"):
+        template.main([str(tmp_path)])
+    shutil.copytree(ROOT / "bundles" / "template", tmp_path / "template")
+    with pytest.raises(PipelineError, match="no bundle"):
+        template.main([str(tmp_path)])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "network.yaml").write_text("network_def: {_target_: BasicUNet}\n")
+    with pytest.raises(PipelineError, match="metadata"):
+        template.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_targets_are_stock(bundle: Path, name: str) -> None:
+    from monai.bundle import ComponentLocator
+    from monai.utils import optional_import
+
+    text = (bundle / "configs" / f"{name}.json").read_text()
+    assert "pipeline" not in text
+    locator = ComponentLocator()
+    for target in targets(json.loads(text)):
+        path = target if "." in target else locator.get_component_module_name(target)
+        assert path, f"{target} is no component of MONAI"
+        module = path[0] if isinstance(path, list) else path
+        assert module.split(".")[0] in STOCK
+        if "." in target:
+            parent, _, leaf = target.rpartition(".")
+            assert optional_import(parent, name=leaf)[1], target
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_every_reference_is_defined(bundle: Path, name: str) -> None:
+    config = config_of(bundle, name)
+    for reference in re.findall(r"@([\w#]+)", json.dumps(config)):
+        place: Any = config
+        for key in reference.split("#"):
+            assert key in place, f"@{reference}"
+            place = place[key]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_metadata_has_what_the_schema_requires(bundle: Path) -> None:
+    metadata = config_of(bundle, "metadata")
+    required = {"schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "name", "task"}
+    required |= {"required_packages_version", "description", "authors", "copyright", "network_data_format"}
+    assert not required - metadata.keys()
+    assert metadata["version"] in metadata["changelog"]
+    assert "Research only" in metadata["intended_use"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_bundle_folder_is_complete(bundle: Path) -> None:
+    for name in ("LICENSE", "docs/README.md", "configs/logging.conf", "configs/metadata.json"):
+        assert (bundle / name).is_file(), name

@@ -1,0 +1,332 @@
+"""Train, resume, evaluate and infer on small phantoms; the figures of all programs agree."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+
+from pipeline import evaluate
+from pipeline.bundle import load_bundle
+from pipeline.datalist import read_manifest
+from pipeline.errors import PipelineError
+from pipeline.volumes import load_label
+
+FIELDS = {"train_loss", "learning_rate", "val_dsc", "val_loss"}
+
+
+def scores_of(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, *options: str) -> dict[str, Any]:
+    bundle, weights = trained
+    given = ["--manifest", str(manifest), "--bundle", str(bundle), "--weights", str(weights / "model.pt")]
+    assert evaluate.main([*given, "--out", str(out), *options]) == 0
+    return json.loads((out / "summary.json").read_text())
+
+
+def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> Path:
+    """Weights that mark 3 % of a volume: a tiny training marks nothing."""
+    import torch
+
+    bundle, out = trained
+    built = load_bundle(bundle, out / "model.pt")
+    volume = read_manifest(manifest).sections["validation"][0]
+    with torch.inference_mode():
+        logits = built.inferer(built.preprocessing({"image": str(volume.image)})["image"][None], built.network)
+    state = torch.load(out / "model.pt", weights_only=True)
+    state["final_conv.bias"] -= float(np.quantile(logits.numpy(), 0.97))
+    torch.save(state, target)
+    return target
+
+
+def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], manifest: Path) -> None:
+    import torch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert (out / "model_best.pt").is_file()
+    assert {path.name for path in out.glob("checkpoint_*.pt")} == {"checkpoint_1.pt", "checkpoint_2.pt"}
+    record = json.loads((out / "training.json").read_text())
+    assert record["seed"] == 0
+    assert record["config"]["image_size"] == TINY["image_size"]  # the override, not the file's value
+    assert record["manifest_sha256"] == read_manifest(manifest).sha256
+    assert {"torch", "monai", "ignite", "numpy", "python"} <= record["versions"].keys()
+    curves = EventAccumulator(str(out / "log"))
+    curves.Reload()
+    assert set(curves.Tags()["scalars"]) >= FIELDS
+    assert len(curves.Scalars("train_loss")) == TINY["max_epochs"] * TINY["steps_per_epoch"]
+    assert len(curves.Scalars("val_dsc")) == TINY["max_epochs"]
+    rates = [point.value for point in curves.Scalars("learning_rate")]
+    assert max(rates) <= 0.004 + 1e-9
+    assert rates[-1] < max(rates)
+    assert curves.Tags()["images"]
+
+
+def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path) -> None:
+    import torch
+
+    bundle, out = trained
+    shutil.copytree(out, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint_2.pt").unlink()
+    (tmp_path / "run" / "model.pt").unlink()
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    workflow = run_config(bundle / "configs" / "train.json", resume=True, **folders, **TINY)
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert (trainer.state.epoch, trainer.state.iteration) == (2, 8)
+    saved = torch.load(tmp_path / "run" / "checkpoint_2.pt", weights_only=True)
+    assert saved["lr_scheduler"]["last_epoch"] == 8
+    assert saved["trainer"]["iteration"] == 8
+    # a finished training is left as it is
+    before = (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns
+    run_config(bundle / "configs" / "train.json", resume=True, **folders, **TINY)
+    assert (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns == before
+
+
+def test_same_seed_gives_the_same_weights(trained, manifest, run_config, tmp_path: Path) -> None:
+    import torch
+
+    bundle, out = trained
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    run_config(bundle / "configs" / "train.json", **folders, **TINY)
+    first, second = (torch.load(path / "model.pt", weights_only=True) for path in (out, tmp_path))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    run_config(bundle / "configs" / "train.json", **folders, **TINY, seed=1)
+    third = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_early_stop_ends_a_training_that_does_not_improve(trained, manifest, run_config, tmp_path: Path) -> None:
+    bundle, _ = trained
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    overrides = {**TINY, "max_epochs": 6, "steps_per_epoch": 1, "learning_rate": 1e-9, "early_stop_patience": 1}
+    workflow = run_config(bundle / "configs" / "train.json", **folders, **overrides)
+    assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 2
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_training(trained, manifest, run_config, tmp_path: Path) -> None:
+    bundle, _ = trained
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    overrides = {
+        **TINY,
+        "augmentation": [{"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x * float('nan')"}],
+    }
+    with pytest.raises(Exception, match="Failed to evaluate") as failure:
+        run_config(bundle / "configs" / "train.json", **folders, **overrides)
+    assert "not finite at iteration 1" in str(failure.value.__cause__)
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_training_batch_holds_lesion_weighted_slices(trained, manifest) -> None:
+    from monai.bundle import ConfigWorkflow
+
+    workflow = ConfigWorkflow(
+        config_file=str(trained[0] / "configs" / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        dataset_dir=str(manifest),
+        **{**TINY, "batch_size": 64, "steps_per_epoch": 1},
+    )
+    workflow.initialize()
+    batch = next(iter(workflow.parser.get_parsed_content("train#dataloader")))
+    assert batch["image"].shape == (64, 3, 32, 32)
+    assert batch["label"].shape == (64, 1, 32, 32)
+    assert type(batch["image"]).__name__ == "Tensor"
+    assert batch["label"].min() >= 0
+    assert batch["label"].max() <= 1
+    with_lesion = (batch["label"].amax(dim=(1, 2, 3)) > 0.5).float().mean().item()
+    assert 0.7 < with_lesion < 1.0  # 9 of 10 by lesion area, and the floor of evenly drawn ones
+
+
+def test_evaluate_agrees_with_the_bundle_and_with_medpy(trained, manifest, run_config, tmp_path: Path) -> None:
+    from medpy.metric.binary import dc
+
+    bundle, _ = trained
+    weights = lively_weights(trained, manifest, tmp_path / "model.pt")
+    summary = evaluated((bundle, tmp_path), manifest, tmp_path / "ours", "--split", "validation")
+    folders = {"dataset_dir": str(manifest), "ckpt_path": str(weights), "output_dir": str(tmp_path / "theirs")}
+    run_config(bundle / "configs" / "evaluate.json", image_size=192, **folders)
+    own = float((tmp_path / "theirs" / "metrics.csv").read_text().split(",")[1])
+    assert summary["dsc_mean"] > 0.02  # something was predicted and something was hit
+    assert summary["dsc_mean"] == pytest.approx(own, abs=1e-6)
+    rows = scores_of(tmp_path / "ours")
+    volumes = {volume.patient: volume for volume in read_manifest(manifest).sections["validation"]}
+    assert {row["patient"] for row in rows} == volumes.keys()
+    per_volume = (tmp_path / "theirs" / "dsc_raw.csv").read_text()
+    assert str(tmp_path) not in per_volume
+    for row in rows:
+        volume = volumes[row["patient"]]
+        mask = tmp_path / "ours" / "masks" / f"{row['patient']}_mask.nii.gz"
+        image = nib.load(volume.image)
+        assert np.array_equal(nib.load(mask).affine, image.affine)
+        assert nib.load(mask).shape == image.shape[:3]
+        assert float(row["dsc"]) == pytest.approx(dc(load_label(mask), load_label(volume.label)), abs=1e-6)
+
+
+def test_protocols_flips_and_averages(trained, manifest, tmp_path: Path) -> None:
+    bundle, _ = trained
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    lively = (bundle, tmp_path)
+    native = evaluated(lively, manifest, tmp_path / "native", "--split", "all")
+    reference = evaluated(lively, manifest, tmp_path / "reference", "--split", "all", "--protocol", "reference")
+    assert (native["volumes"], native["protocol"], reference["protocol"]) == (8, "native", "reference")
+    ends = sum(int(row["lesion_voxels"]) for row in scores_of(tmp_path / "native"))
+    inner = sum(int(row["lesion_voxels"]) for row in scores_of(tmp_path / "reference"))
+    assert inner <= ends
+    assert native["dsc_mean"] != reference["dsc_mean"]
+    twice = evaluated(
+        lively,
+        manifest,
+        tmp_path / "twice",
+        "--split",
+        "all",
+        "--bundle",
+        str(bundle),
+        "--weights",
+        str(tmp_path / "model.pt"),
+    )
+    assert twice["dsc_mean"] == pytest.approx(native["dsc_mean"], abs=1e-9)
+    assert len(twice["bundles"]) == 2
+    flipped = evaluated(lively, manifest, tmp_path / "flipped", "--split", "all", "--tta")
+    assert flipped["tta"] is True
+    assert flipped["dsc_mean"] != native["dsc_mean"]
+
+
+def test_evaluate_twice_writes_the_same_bytes(trained, manifest, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        evaluated(trained, manifest, tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
+    assert len(files) == 4
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_evaluate_writes_no_path_of_the_machine(trained, manifest, tmp_path: Path) -> None:
+    evaluated(trained, manifest, tmp_path / "out")
+    for name in ("scores.csv", "summary.json"):
+        assert str(tmp_path.parent) not in (tmp_path / "out" / name).read_text()
+
+
+def test_a_changed_volume_is_refused_before_anything_is_scored(trained, manifest, tmp_path: Path) -> None:
+    shutil.copytree(manifest, tmp_path / "manifest")
+    label = next((tmp_path / "manifest" / "volumes").glob("*_label.nii.gz"))
+    data = bytearray(label.read_bytes())
+    data[len(data) // 2] ^= 1
+    label.write_bytes(bytes(data))
+    with pytest.raises(PipelineError, match=label.name):
+        evaluated(trained, tmp_path / "manifest", tmp_path / "out", "--split", "all")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_weights_name_the_keys(trained, manifest, tmp_path: Path) -> None:
+    import torch
+
+    bundle, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    state["stranger.weight"] = state.pop("final_conv.weight")
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(PipelineError, match=r"(?s)missing final_conv.weight.*unexpected stranger.weight"):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    torch.save({"model": state}, tmp_path / "model.pt")
+    with pytest.raises(PipelineError, match="no plain state dict"):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    (tmp_path / "model.pt").write_bytes((out / "model.pt").read_bytes()[:1000])
+    with pytest.raises(PipelineError, match="no readable weights"):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(PipelineError, match="no weights"):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+
+
+def test_weights_that_predict_nan_are_an_error(trained, manifest, tmp_path: Path) -> None:
+    import torch
+
+    bundle, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    state["final_conv.bias"] += math.nan
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(PipelineError, match="NaN or Inf"):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+
+
+def test_bundle_and_weights_come_in_pairs(trained, manifest, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="expected one each"):
+        evaluated(trained, manifest, tmp_path / "out", "--bundle", str(trained[0]))
+    with pytest.raises(PipelineError, match=r"configs/inference\.json"):
+        evaluated((tmp_path, trained[1]), manifest, tmp_path / "out")
+
+
+def test_a_broken_config_is_named(trained, manifest, tmp_path: Path) -> None:
+    bundle, out = trained
+    (tmp_path / "configs").mkdir()
+    config = tmp_path / "configs" / "inference.json"
+    whole = (bundle / "configs" / "inference.json").read_text()
+    for text, message in (
+        (whole[:100], "no readable JSON"),
+        ("{}", "device, network"),
+        (whole.replace('"_target_": "BasicUNet"', '"_target_": "NoSuchNetwork"'), "'network' cannot be built"),
+    ):
+        config.write_text(text)
+        with pytest.raises(PipelineError, match=message):
+            evaluated((tmp_path, out), manifest, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path) -> None:
+    """Copied elsewhere, started by MONAI's own command line where ``pipeline`` cannot be imported."""
+    bundle, out = trained
+    shutil.copytree(bundle, tmp_path / "elsewhere" / bundle.name, ignore=shutil.ignore_patterns("*.pt", "eval"))
+    copied = tmp_path / "elsewhere" / bundle.name
+    (copied / "models").mkdir(exist_ok=True)
+    shutil.copy(out / "model.pt", copied / "models" / "model.pt")
+    patients = tmp_path / "images"
+    patients.mkdir()
+    volume = read_manifest(manifest).sections["validation"][0]
+    shutil.copy(volume.image, patients)
+    code = "import runpy, sys; sys.modules['pipeline'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
+    config = str(copied / "configs" / "inference.json")
+    command = ["run", "--config_file", config, "--dataset_dir", str(patients), "--output_dir", "masks"]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    written = nib.load(tmp_path / "masks" / f"{volume.patient}_image_mask.nii.gz")
+    assert written.shape == nib.load(volume.image).shape[:3]
+    assert np.allclose(written.affine, nib.load(volume.image).affine, atol=1e-5)
+
+
+def test_inference_without_volumes_is_said(trained, run_config, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "inference.json", dataset_dir=str(tmp_path))
+    assert "no *_image.nii.gz" in str(failure.value.__cause__)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_demo_reaches_080_on_unseen_phantoms(tmp_path: Path) -> None:
+    command = ["make", "demo-run", f"PY={sys.executable}", f"DEMO={tmp_path}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"results: {tmp_path / 'results'}" in result.stdout
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["volumes"] == 6
+    assert summary["dsc_mean"] >= 0.8, result.stdout

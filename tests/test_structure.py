@@ -1,0 +1,90 @@
+"""Who may import whom, and what a command line may load before it is asked to work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+PACKAGE = Path(pipeline.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+CLIS = [name for name in MODULES if "run_cli(main)" in (PACKAGE / f"{name}.py").read_text()]
+GROUND = {"errors", "records"}
+HEAVY = {"torch", "monai", "ignite"}
+MAY_BE_HEAVY = {"bundle", "predict", "template"}
+
+
+def imports(name: str, *, top_only: bool = False) -> set[str]:
+    """Dotted names that a module imports, anywhere or before it is called; those for type checkers left out."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    nodes = [node for node in tree.body if not isinstance(node, ast.If)] if top_only else [*ast.walk(tree)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(name: str) -> set[str]:
+    return {part.split(".")[1] for part in imports(name) if part.startswith("pipeline.")} & set(MODULES)
+
+
+def test_there_are_command_lines() -> None:
+    assert {"manifest", "phantom", "fetch", "template", "evaluate"} <= set(CLIS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_imports_a_command_line(name: str) -> None:
+    assert not own(name) & set(CLIS)
+
+
+@pytest.mark.parametrize("name", sorted(GROUND))
+def test_errors_and_records_stand_on_nothing(name: str) -> None:
+    assert not own(name)
+
+
+def test_imports_have_no_cycle() -> None:
+    waiting = {name: own(name) for name in MODULES}
+    while waiting:
+        free = {name for name, needs in waiting.items() if not needs & waiting.keys()}
+        assert free, f"cycle among {sorted(waiting)}"
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_three_rooms_use_torch(name: str) -> None:
+    heavy = {part.split(".")[0] for part in imports(name)} & HEAVY
+    assert not heavy or name in MAY_BE_HEAVY
+    assert not {part.split(".")[0] for part in imports(name, top_only=True)} & HEAVY
+
+
+@pytest.mark.parametrize("name", CLIS)
+def test_help_answers_without_torch(name: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['pipeline.{name}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('pipeline.{name}', run_name='__main__')\n"
+        "except SystemExit as done:\n"
+        "    loaded = {'torch', 'monai', 'numpy', 'nibabel'} & set(sys.modules)\n"
+        "    sys.exit(f'loaded {loaded}' if loaded or done.code else 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "usage: python -m pipeline." in result.stdout
+
+
+@pytest.mark.parametrize("name", CLIS)
+def test_bad_arguments_exit_2(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{name}", "--no-such-option"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
