@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,13 +32,20 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         argv: the arguments, without the program's name.
 
     Returns:
-        The status of ``main``; 2 for a ``PipelineError``; 130 when interrupted from the keyboard.
+        The status of ``main``; 2 for a ``PipelineError``; 130 when interrupted from the keyboard; 141 when the
+        reader of the output went away (``... | head``).
     """
     try:
-        return main(argv)
+        status = main(argv)
+        sys.stdout.flush()
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status

@@ -239,7 +239,8 @@ def _summarize(manifest: dict[str, Any], out: Path) -> None:
     if manifest["training"]:
         print(f"next: {command} --dataset_dir {shlex.quote(str(out))}")
     else:
-        print("next: python -m pipeline.evaluate --help")
+        given = f"--manifest {shlex.quote(str(out))} --bundle bundles/basic_unet"
+        print(f"next: python -m pipeline.evaluate {given} --split test --out runs/evaluation")
 
 
 def _choice(args: argparse.Namespace) -> tuple[SplitChoice, dict[str, Any]]:

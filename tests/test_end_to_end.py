@@ -22,6 +22,13 @@ from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.volumes import load_label
 
+
+def cuda_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 FIELDS = {"train_loss", "learning_rate", "val_dsc", "val_loss"}
 
 
@@ -108,6 +115,24 @@ def test_same_seed_gives_the_same_weights(trained, manifest, run_config, tmp_pat
     run_config(bundle / "configs" / "train.json", **folders, **TINY, seed=1)
     third = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_amp_is_for_cuda_alone(trained, manifest, run_config, tmp_path: Path) -> None:
+    import torch
+
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY, device="$torch.device('cpu')")
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert (trainer.state.device, trainer.amp) == (torch.device("cpu"), False)
+
+
+@pytest.mark.skipif(not cuda_is_there(), reason="no CUDA device on this machine: the CUDA path was not run")
+def test_training_finds_cuda(trained, manifest, run_config, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY)
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert (trainer.state.device.type, trainer.amp) == ("cuda", True)
+    assert (tmp_path / "model.pt").is_file()
 
 
 def test_early_stop_ends_a_training_that_does_not_improve(trained, manifest, run_config, tmp_path: Path) -> None:

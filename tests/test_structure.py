@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.errors import ManifestError, run_cli
 
 PACKAGE = Path(pipeline.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -79,6 +80,31 @@ def test_help_answers_without_torch(name: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "usage: python -m pipeline." in result.stdout
+
+
+def test_run_cli_turns_what_a_user_causes_into_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(error: BaseException) -> int:
+        def main(argv: object) -> int:
+            raise error
+
+        return run_cli(main, [])
+
+    assert run_cli(lambda argv: 0, []) == 0
+    assert failing(ManifestError({"a.tif": ["0 bytes", "no mask"]})) == 2
+    assert capsys.readouterr().err == "error: a.tif: 0 bytes\na.tif: no mask\n"
+    assert failing(KeyboardInterrupt()) == 130
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())  # a fault of ours keeps its traceback
+
+
+def test_a_reader_that_goes_away_causes_no_traceback() -> None:
+    code = "import sys, pipeline.errors as e; sys.exit(e.run_cli(lambda a: [print('x' * 9999) for _ in a], range(99)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 @pytest.mark.parametrize("name", CLIS)
