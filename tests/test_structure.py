@@ -74,7 +74,7 @@ def test_help_answers_without_torch(name: str) -> None:
         "try:\n"
         f"    runpy.run_module('pipeline.{name}', run_name='__main__')\n"
         "except SystemExit as done:\n"
-        "    loaded = {'torch', 'monai', 'numpy', 'nibabel'} & set(sys.modules)\n"
+        "    loaded = {'torch', 'monai', 'numpy', 'nibabel', 'scipy', 'PIL', 'kagglehub', 'tqdm'} & set(sys.modules)\n"
         "    sys.exit(f'loaded {loaded}' if loaded or done.code else 0)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
