@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 CONFIG = "configs/inference.json"
 WEIGHTS = "models/model.pt"
+RECORD = "training.json"
+"""Beside trained weights: the config they were trained with."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Bundle:
         to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
         weights_sha256: of the weights file.
         config_sha256: of the inference config.
+        settings: numbers of the config that the weights were trained with in place of the file's, such as image_size.
     """
 
     name: str
@@ -42,12 +46,14 @@ class Bundle:
     to_mask: Any
     weights_sha256: str
     config_sha256: str
+    settings: dict[str, float]
 
 
 def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     """Build a bundle's network and load its weights.
 
-    A config can name any code; load only bundles you trust.
+    A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
+    used as they were trained: numbers that differ in the ``training.json`` beside them are taken over.
 
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
@@ -73,6 +79,8 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     if missing:
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
     weights = weights or folder / WEIGHTS
+    settings = _trained_settings(weights.with_name(RECORD), parser)
+    parser.update(settings)
     device = _content(parser, "device", config)
     state, weights_sha256 = _read_weights(weights, device)
     network = _content(parser, "network", config)
@@ -87,7 +95,24 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
         to_mask=Compose(_content(parser, "to_mask", config)),
         weights_sha256=weights_sha256,
         config_sha256=hashlib.sha256(config.read_bytes()).hexdigest(),
+        settings=settings,
     )
+
+
+def _trained_settings(record: Path, parser: ConfigParser) -> dict[str, float]:
+    """Top-level numbers of the config that training overrode; numbers only, so that a record cannot bring code."""
+    if not record.is_file():
+        return {}
+    try:
+        trained = json.loads(record.read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{record}: no readable record of a training ({error}). Restore or remove it.") from error
+    numbers = {key: value for key, value in parser.get().items() if isinstance(value, int | float)}
+    return {
+        key: trained[key]
+        for key, value in numbers.items()
+        if isinstance(trained.get(key), int | float) and trained[key] != value
+    }
 
 
 def _content(parser: ConfigParser, key: str, config: Path) -> Any:

@@ -130,7 +130,13 @@ def _provenance(args: argparse.Namespace, manifest: Manifest, bundles: Sequence[
         "split": args.split,
         "tta": args.tta,
         "bundles": [
-            {"name": b.name, "weights_sha256": b.weights_sha256, "config_sha256": b.config_sha256} for b in bundles
+            {
+                "name": bundle.name,
+                "weights_sha256": bundle.weights_sha256,
+                "config_sha256": bundle.config_sha256,
+                "settings": bundle.settings,
+            }
+            for bundle in bundles
         ],
         "manifest_sha256": manifest.sha256,
         "seed": args.seed,
