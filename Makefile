@@ -19,7 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: env demo-run ## Phantoms, manifest, two minutes of training, evaluation; prints the DSC table
+demo: env ## Phantoms, manifest, two minutes of training, evaluation; prints the DSC table
+	@$(MAKE) --no-print-directory demo-run
 
 demo-run:
 	$(PY) -m pipeline.phantom $(DEMO)/phantoms --patients 24 --seed 0
