@@ -18,6 +18,8 @@ CONFIG = "configs/inference.json"
 WEIGHTS = "models/model.pt"
 RECORD = "training.json"
 """Beside trained weights: the config they were trained with."""
+SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "intensity")
+"""Config keys that decide what the network sees; training and prediction must agree in them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Bundle:
         to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
         weights_sha256: of the weights file.
         config_sha256: of the inference config.
-        settings: numbers of the config that the weights were trained with in place of the file's, such as image_size.
+        settings: ``image_size`` where the weights were trained with another than the config's, else empty.
     """
 
     name: str
@@ -53,15 +55,17 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     """Build a bundle's network and load its weights.
 
     A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
-    used as they were trained: numbers that differ in the ``training.json`` beside them are taken over.
+    used as they were trained: the image size is taken over from the ``training.json`` beside them.
 
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
         weights: a state dict in place of ``models/model.pt``.
 
     Raises:
-        PipelineError: config or weights missing, unreadable, or of another architecture (the differing keys are named).
+        PipelineError: config or weights missing, unreadable, or of another architecture (the differing keys are named),
+            or trained with another config than the bundle's.
     """
+    import torch
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
@@ -79,10 +83,10 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     if missing:
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
     weights = weights or folder / WEIGHTS
-    settings = _trained_settings(weights.with_name(RECORD), parser)
-    parser.update(settings)
-    device = _content(parser, "device", config)
+    device = torch.device(_content(parser, "device", config))
     state, weights_sha256 = _read_weights(weights, device)
+    settings = _trained_settings(weights.with_name(RECORD), weights, weights_sha256, parser)
+    parser.update(settings)
     network = _content(parser, "network", config)
     _load_state(network, state, weights, folder)
     return Bundle(
@@ -99,20 +103,32 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     )
 
 
-def _trained_settings(record: Path, parser: ConfigParser) -> dict[str, float]:
-    """Top-level numbers of the config that training overrode; numbers only, so that a record cannot bring code."""
+def _trained_settings(record: Path, weights: Path, weights_sha256: str, parser: ConfigParser) -> dict[str, float]:
+    """The image size that training overrode; a number only, so that a record cannot bring code.
+
+    Raises:
+        PipelineError: the record is unreadable, of other weights, or tells of another network or preprocessing.
+    """
     if not record.is_file():
         return {}
     try:
-        trained = json.loads(record.read_bytes())["config"]
+        content = json.loads(record.read_bytes())
+        trained, known = dict(content["config"]), set(dict(content["weights"]).values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{record}: no readable record of a training ({error}). Restore or remove it.") from error
-    numbers = {key: value for key, value in parser.get().items() if isinstance(value, int | float)}
-    return {
-        key: trained[key]
-        for key, value in numbers.items()
-        if isinstance(trained.get(key), int | float) and trained[key] != value
-    }
+    if weights_sha256 not in known:
+        raise PipelineError(
+            f"{record}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
+            "remove the record to use them as the bundle's config says."
+        )
+    differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
+    if differing:
+        raise PipelineError(
+            f"{weights}: trained with another {', '.join(differing)} than the bundle's {CONFIG}. "
+            "Evaluate with a bundle whose config says the same."
+        )
+    size = trained.get("image_size")
+    return {"image_size": size} if isinstance(size, int) and size != parser.get().get("image_size") else {}
 
 
 def _content(parser: ConfigParser, key: str, config: Path) -> Any:

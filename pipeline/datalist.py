@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.records import SECTIONS
-from pipeline.slices import person, shown
+from pipeline.slices import id_fault, person, shown
 
 MANIFEST_NAME = "manifest.json"
 COUNTS = ("found", "used", "skipped", "refused")
@@ -129,6 +129,9 @@ def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Vo
     """
     if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "label", "patient")):
         raise PipelineError(f"{file}: an item of {section!r} lacks image, label or patient. {_REBUILD}")
+    fault = id_fault(item["patient"])
+    if fault:
+        raise PipelineError(f"{file}: the patient id {shown(item['patient'])!r} {fault}. {_REBUILD}")
     info = patients.get(item["patient"])
     wanted = {"lesion_voxels": int, "image_sha256": str, "label_sha256": str}
     fold = item.get("fold")

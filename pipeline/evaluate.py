@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import __version__
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
 from pipeline.files import write_atomically
@@ -22,6 +23,7 @@ from pipeline.records import SECTIONS, VolumeScore
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
 
+SUMMARY = "summary.json"
 PROTOCOLS = {
     "native": "every voxel of the native volume; the bundle's own component rule",
     "reference": "first and last slice left out, largest 3-D component, as the reference program scores",
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(
             f"{len(args.weights)} --weights for {len(args.bundle)} --bundle (expected one each, or none)."
         )
+    if args.seed < 0:
+        raise PipelineError(f"--seed {args.seed} (expected 0 or more).")
     manifest = read_manifest(args.manifest)
     volumes = select(manifest, args.split)
     for volume in volumes:
@@ -84,9 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     weights = args.weights or [None] * len(args.bundle)
     bundles = [load_bundle(folder, file) for folder, file in zip(args.bundle, weights, strict=True)]
+    provenance = _provenance(args, manifest, bundles)
+    _refuse_other_results(args.out / SUMMARY, provenance)
+    for bundle in bundles:
+        if bundle.settings:
+            print(f"{bundle.name}: as trained, {', '.join(f'{key} {value}' for key, value in bundle.settings.items())}")
     scores = score_volumes(bundles, volumes, args.protocol, flips=args.tta, masks=args.out / "masks")
-    write_results(args.out, scores, _provenance(args, manifest, bundles))
-    print(table(scores))
+    write_results(args.out, scores, provenance)
+    print(table(scores, args.seed))
     print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
     print(f"results: {args.out}")
     return 0
@@ -115,11 +124,12 @@ def score_volumes(
 
     scores = []
     for volume in tqdm(volumes, desc="evaluate", unit="volume", disable=None):
-        mask = mask_from_probability(bundles[0], predict_probability(bundles, volume.image, flips=flips))
+        probability = predict_probability(bundles, volume.image, flips=flips)
+        mask = mask_from_probability(bundles[0], probability)
         truth = load_label(volume.label)
         if masks is not None:
             save_mask(mask, masks / f"{volume.patient}_mask.nii.gz", volume.image)
-        scored = reference_view(mask, truth) if protocol == "reference" else (mask, truth)
+        scored = reference_view(probability, truth) if protocol == "reference" else (mask, truth)
         scores.append(score_volume(volume.patient, *scored))
     return scores
 
@@ -142,10 +152,26 @@ def _provenance(args: argparse.Namespace, manifest: Manifest, bundles: Sequence[
         "seed": args.seed,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "monai", "numpy", "medpy", "lgg-flair-pipeline")},
+            "pipeline": __version__,
+            **{name: version(name) for name in ("torch", "monai", "numpy", "medpy")},
         },
         "device": str(bundles[0].device),
     }
+
+
+def _refuse_other_results(summary: Path, provenance: dict[str, Any]) -> None:
+    """Keep masks and table of one folder about the same patients."""
+    try:
+        earlier = json.loads(summary.read_bytes())
+        same = all(earlier[key] == provenance[key] for key in ("split", "manifest_sha256"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError):
+        same = False
+    if not same:
+        raise PipelineError(
+            f"{summary.parent}: holds the results of another split or manifest. Choose another --out, or delete them."
+        )
 
 
 def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str, Any]) -> None:
@@ -168,14 +194,15 @@ def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str
         writer.writerow({**asdict(score), "lesion_voxels": score.lesion_voxels})
     write_atomically(out / "scores.csv", rows.getvalue().encode())
     summary = {**provenance, **summarise(scores, provenance["seed"])}
-    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def table(scores: Sequence[VolumeScore]) -> str:
+def table(scores: Sequence[VolumeScore], seed: int) -> str:
     """The scores as text, worst first, with mean, median and interval.
 
     Args:
         scores: one a volume.
+        seed: of the bootstrap.
     """
     from pipeline.metrics import summarise
 
@@ -188,7 +215,7 @@ def table(scores: Sequence[VolumeScore]) -> str:
         f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
         for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc)
     ]
-    summary = summarise(scores)
+    summary = summarise(scores, seed)
     if summary["scored"]:
         low, high = summary["dsc_mean_95"]
         lines.append(

@@ -64,9 +64,7 @@ def download(dest: Path | None) -> Path:
     try:
         import kagglehub
     except ImportError as error:
-        raise PipelineError(
-            f"kagglehub cannot be imported ({error}). Run: pip install 'lgg-flair-pipeline[fetch]'. {BY_HAND}"
-        ) from error
+        raise PipelineError(f"kagglehub cannot be imported ({error}). Run: pip install kagglehub. {BY_HAND}") from error
     arguments: dict[str, Any] = {}
     # Older versions (0.3, 0.4.0) know no output_dir and always download to their cache.
     if dest is not None and "output_dir" in inspect.signature(kagglehub.dataset_download).parameters:
@@ -125,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(f"{dest} is a file, expected a folder. Choose another --dest.")
     folder = find_slices(download(dest))
     patients = sum(entry.is_dir() for entry in folder.iterdir())
-    command = f"python -m pipeline.manifest {shlex.quote(str(folder))} --out FOLDER"
+    command = f"python -m pipeline.manifest {shlex.quote(str(folder))}"
     print(f"{patients} patients in {folder}; next: {command}")
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, read_bytes, sha256_bytes, stamp, write_atomically
+from pipeline.files import Listing, read_bytes, sha256_bytes, stamp, write_atomically, writing_errors
 
 STATE_NAME = ".state.json"
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
@@ -31,7 +31,8 @@ def locked(folder: Path) -> Iterator[None]:
     import fcntl
     import os
 
-    handle = os.open(folder, os.O_RDONLY)
+    with writing_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

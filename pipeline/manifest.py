@@ -198,8 +198,9 @@ def _write(
     write_atomically(out / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
     if earlier:
         old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
-        for path in sorted(old - {out / name for name in outputs}):
-            path.unlink(missing_ok=True)
+        with writing_errors(out):
+            for path in sorted(old - {out / name for name in outputs}):
+                path.unlink(missing_ok=True)
     remember(out, options, listing, [MANIFEST_NAME, *outputs])
 
 

@@ -67,14 +67,14 @@ def largest_component(mask: NDArray[Any]) -> Mask:
     return largest
 
 
-def reference_view(prediction: NDArray[Any], truth: NDArray[Any]) -> tuple[Mask, Mask]:
+def reference_view(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[Mask, Mask]:
     """What the reference program scores: the first and the last slice left out, then the largest 3-D component.
 
     Source: mateuszbuda/brain-segmentation-pytorch, the program of Buda et al., Computers in Biology and Medicine 109
-    (2019). It scores on its own resized grid; here the native one is kept.
+    (2019). It thresholds at one half and scores on its own resized grid; here the native one is kept.
 
     Args:
-        prediction: (H, W, D), 0 and 1.
+        probability: (H, W, D), 0 to 1.
         truth: (H, W, D), 0 and 1.
 
     Returns:
@@ -88,7 +88,7 @@ def reference_view(prediction: NDArray[Any], truth: NDArray[Any]) -> tuple[Mask,
             f"{truth.shape[2]} slices (the reference protocol leaves out both end slices). Score natively."
         )
     inner = slice(1, -1)
-    return largest_component(prediction[..., inner]), as_mask(truth[..., inner], "truth")
+    return largest_component(probability[..., inner] >= 0.5), as_mask(truth[..., inner], "truth")
 
 
 def score_volume(patient: str, prediction: NDArray[Any], truth: NDArray[Any]) -> VolumeScore:

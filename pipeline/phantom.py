@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -168,8 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(
             f"{args.out}: cannot write the phantoms: {error}. Choose a writable OUT with space."
         ) from error
+    source, out = (shlex.quote(str(path)) for path in (folder, args.out / "manifest"))
     print(
-        f"{args.patients} phantoms in {folder}; next: python -m pipeline.manifest {folder} --split random --out FOLDER"
+        f"{args.patients} phantoms in {folder}; next: python -m pipeline.manifest {source} --split random --out {out}"
     )
     return 0
 

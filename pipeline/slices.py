@@ -65,7 +65,7 @@ def parse_name(path: PurePosixPath) -> SliceFile | None:
             "Rename the file or its folder."
         )
     patient = unicodedata.normalize("NFC", match["patient"])
-    fault = _id_fault(patient)
+    fault = id_fault(patient)
     if fault:
         raise PipelineError(
             f"the patient id {shown(patient)!r} {fault} (expected a letter or digit, then letters, digits, "
@@ -75,8 +75,10 @@ def parse_name(path: PurePosixPath) -> SliceFile | None:
     return SliceFile(path=path, patient=patient, number=int(match["number"]), kind=kind)
 
 
-def _id_fault(patient: str) -> str:
-    """What is wrong with a patient id, empty where nothing is."""
+def id_fault(patient: str) -> str:
+    """What is wrong with a patient id, empty where nothing is. An id becomes part of file names and tables."""
+    if not patient:
+        return "is empty"
     if len(patient) > MAX_ID_CHARACTERS or len(patient.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         return "is too long"
     if patient.casefold() in RESERVED_IDS:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
-from pipeline import evaluate
+from pipeline import evaluate, phantom
+from pipeline import manifest as manifest_cli
 from pipeline.bundle import load_bundle
-from pipeline.datalist import read_manifest
+from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
+from pipeline.files import sha256_file
 from pipeline.metrics import largest_component
+from pipeline.predict import mask_from_probability, predict_probability
 from pipeline.volumes import load_label
 
 
@@ -56,8 +61,11 @@ def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> 
         logits = built.inferer(built.preprocessing({"image": str(volume.image)})["image"][None], built.network)
     state = torch.load(out / "model.pt", weights_only=True)
     state["final_conv.bias"] -= float(np.quantile(logits.numpy(), 0.9))
+    target.parent.mkdir(exist_ok=True)
     torch.save(state, target)
-    shutil.copy(out / "training.json", target.parent)
+    record = json.loads((out / "training.json").read_text())
+    record["weights"] = {target.name: sha256_file(target)}
+    (target.parent / "training.json").write_text(json.dumps(record))
     return target
 
 
@@ -69,9 +77,10 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     state = torch.load(out / "model.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state.values())
     assert (out / "model_best.pt").is_file()
-    assert {path.name for path in out.glob("checkpoint_*.pt")} == {"checkpoint_1.pt", "checkpoint_2.pt"}
+    assert not [*out.glob("checkpoint*")]  # a finished training leaves nothing to resume
     record = json.loads((out / "training.json").read_text())
-    assert json.loads((out / "checkpoint.json").read_text()) == record
+    assert record["weights"] == {name: sha256_file(out / name) for name in ("model.pt", "model_best.pt")}
+    assert str(out.parent) not in (out / "training.json").read_text()
     assert record["seed"] == 0
     assert record["config"]["image_size"] == TINY["image_size"]  # the override, not the file's value
     assert record["manifest_sha256"] == read_manifest(manifest).sha256
@@ -87,24 +96,127 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     assert curves.Tags()["images"]
 
 
-def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path) -> None:
+def interrupted_training(bundle: Path, out: Path, manifest: Path, run_config: Any, monkeypatch: Any) -> dict[str, Any]:
+    """Stop a training in its second epoch as Ctrl-C does; returns the overrides it ran with."""
     import torch
 
+    overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(out), "output_dir": str(out / "log"), **TINY}
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def stop(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == TINY["steps_per_epoch"] + 2:
+            raise KeyboardInterrupt
+        return clip(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_config(bundle / "configs" / "train.json", **overrides)
+    assert {path.name for path in out.glob("*.*")} == {"checkpoint_1.pt", "checkpoint.json", "model_best.pt"}
+    return overrides
+
+
+def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    import torch
+    from ignite.handlers import Checkpoint
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     bundle, out = trained
-    shutil.copytree(out, tmp_path / "run")
-    (tmp_path / "run" / "checkpoint_2.pt").unlink()
-    (tmp_path / "run" / "model.pt").unlink()
-    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
-    workflow = run_config(bundle / "configs" / "train.json", resume=True, **folders, **TINY)
-    trainer = workflow.parser.get_parsed_content("train#trainer")
-    assert (trainer.state.epoch, trainer.state.iteration) == (2, 8)
-    saved = torch.load(tmp_path / "run" / "checkpoint_2.pt", weights_only=True)
-    assert saved["lr_scheduler"]["last_epoch"] == 8
-    assert saved["trainer"]["iteration"] == 8
-    # a finished training is left as it is
-    before = (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns
-    run_config(bundle / "configs" / "train.json", resume=True, **folders, **TINY)
-    assert (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns == before
+    config = bundle / "configs" / "train.json"
+    overrides = interrupted_training(bundle, tmp_path, manifest, run_config, monkeypatch)
+    saved = torch.load(tmp_path / "checkpoint_1.pt", weights_only=True)
+    loaded: dict[str, Any] = {}
+    load = Checkpoint.load_objects
+
+    def watch(to_load: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+        load(to_load, checkpoint)
+        loaded.update({key: deepcopy(item.state_dict()) for key, item in to_load.items()})
+
+    monkeypatch.setattr(Checkpoint, "load_objects", watch)
+    overrides["output_dir"] = str(tmp_path / "resumed")
+    workflow = run_config(config, **overrides, resume="true")
+    for name in ("network", "ema"):
+        assert all(torch.equal(loaded[name][key], saved[name][key]) for key in saved[name])
+    for index, moments in saved["optimizer"]["state"].items():
+        assert torch.equal(loaded["optimizer"]["state"][index]["exp_avg"], moments["exp_avg"])
+    assert loaded["early_stop"]["best_score"] == saved["early_stop"]["best_score"] is not None
+    state = workflow.parser.get_parsed_content("train#trainer").state
+    assert (state.epoch, state.iteration) == (2, 8)
+    rates = {}
+    for name, folder in (("whole", out / "log"), ("resumed", tmp_path / "resumed")):
+        curves = EventAccumulator(str(folder))
+        curves.Reload()
+        rates[name] = [(point.step, point.value) for point in curves.Scalars("learning_rate")]
+    assert rates["resumed"] == rates["whole"][4:]
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    def refused(message: str, **changes: Any) -> None:
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **{**overrides, **changes})
+        assert message in str(failure.value.__cause__)
+        assert {path.name for path in tmp_path.glob("checkpoint*")} == {"checkpoint_1.pt", "checkpoint.json"}
+
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    refused("pass --resume true")
+    refused("changed since the training began: learning_rate", resume=True, learning_rate=0.001)
+    shutil.copytree(manifest, tmp_path / "other")
+    (tmp_path / "other" / "manifest.json").write_text((manifest / "manifest.json").read_text() + " ")
+    refused("changed since the training began: the manifest", resume=True, dataset_dir=str(tmp_path / "other"))
+    for path in tmp_path.glob("checkpoint_*"):
+        path.unlink()
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    assert "nothing to resume" in str(failure.value.__cause__)
+
+
+def test_training_says_what_the_manifest_lacks(trained, phantoms, run_config, tmp_path: Path, caplog) -> None:
+    folders = {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    config = trained[0] / "configs" / "train.json"
+    with pytest.raises(RuntimeError) as failure:
+        run_config(config, dataset_dir=str(tmp_path), **folders, **TINY)
+    assert "manifest.json not found" in str(failure.value.__cause__)
+    assert manifest_cli.main([str(phantoms), "--out", str(tmp_path / "none"), "--split", "none"]) == 0
+    with pytest.raises(RuntimeError) as failure:
+        run_config(config, dataset_dir=str(tmp_path / "none"), **folders, **TINY)
+    assert "no training patients" in str(failure.value.__cause__)
+    everyone = ["--split", "random", "--validation-fraction", "0"]
+    assert manifest_cli.main([str(phantoms), "--out", str(tmp_path / "all"), *everyone]) == 0
+    run_config(config, dataset_dir=str(tmp_path / "all"), **folders, **TINY)
+    assert "no validation patients" in caplog.text
+    assert (tmp_path / "run" / "model.pt").is_file()
+    assert not (tmp_path / "run" / "model_best.pt").exists()
+
+
+def test_lesion_free_patients_train_and_are_a_class_of_their_own(trained, run_config, tmp_path: Path) -> None:
+    bundle, _ = trained
+    size = ["--patients", "4", "--size", "48", "--slices", "8", "--lesion-free", "2"]
+    assert phantom.main([str(tmp_path / "phantoms"), *size]) == 0
+    split = ["--split", "random", "--validation-fraction", "0.25", "--out", str(tmp_path / "manifest")]
+    assert manifest_cli.main([str(tmp_path / "phantoms" / "kaggle_3m"), *split]) == 0
+    run = tmp_path / "run"
+    folders = {"dataset_dir": str(tmp_path / "manifest"), "ckpt_dir": str(run), "output_dir": str(run / "log")}
+    run_config(bundle / "configs" / "train.json", **folders, **TINY)
+    summary = evaluated((bundle, run), tmp_path / "manifest", tmp_path / "nothing", "--split", "all")
+    healthy = [row["patient"] for row in scores_of(tmp_path / "nothing") if row["lesion_voxels"] == "0"]
+    assert len(healthy) == 2
+    assert summary["undefined"] == healthy  # nothing was predicted
+    assert (summary["volumes"], summary["scored"], summary["dsc_mean"]) == (4, 2, 0.0)
+    lively_weights((bundle, run), tmp_path / "manifest", tmp_path / "lively" / "model.pt")
+    summary = evaluated((bundle, tmp_path / "lively"), tmp_path / "manifest", tmp_path / "some", "--split", "all")
+    assert summary["false_positive_volumes"] == healthy
+    assert summary["undefined"] == []
+    folders = {"dataset_dir": str(tmp_path / "manifest"), "output_dir": str(tmp_path / "theirs")}
+    weights = {"ckpt_path": str(tmp_path / "lively" / "model.pt"), "image_size": TINY["image_size"]}
+    for section in ("training", "validation"):
+        run_config(bundle / "configs" / "evaluate.json", **folders, **weights, split=section)
+        own = float((tmp_path / "theirs" / "metrics.csv").read_text().split(",")[1])
+        part = evaluated((bundle, tmp_path / "lively"), tmp_path / "manifest", tmp_path / section, "--split", section)
+        assert part["dsc_mean"] == pytest.approx(own, abs=1e-6)
+    rows = {row["patient"]: row for row in scores_of(tmp_path / "some")}
+    assert all(float(rows[name]["dsc"]) == 0 < int(rows[name]["fp_voxels"]) for name in healthy)
 
 
 def test_same_seed_gives_the_same_weights(trained, manifest, run_config, tmp_path: Path) -> None:
@@ -196,8 +308,10 @@ def test_evaluate_agrees_with_the_bundle_and_with_medpy(trained, manifest, run_c
     rows = scores_of(tmp_path / "ours")
     volumes = {volume.patient: volume for volume in read_manifest(manifest).sections["validation"]}
     assert {row["patient"] for row in rows} == volumes.keys()
-    per_volume = (tmp_path / "theirs" / "dsc_raw.csv").read_text()
+    per_volume = (tmp_path / "theirs" / "val_dsc_raw.csv").read_text()
     assert str(tmp_path) not in per_volume
+    theirs = {line.split("_image")[0]: float(line.split(",")[1]) for line in per_volume.splitlines()[1:]}
+    assert theirs.keys() == volumes.keys()
     for row in rows:
         volume = volumes[row["patient"]]
         mask = tmp_path / "ours" / "masks" / f"{row['patient']}_mask.nii.gz"
@@ -205,34 +319,58 @@ def test_evaluate_agrees_with_the_bundle_and_with_medpy(trained, manifest, run_c
         assert np.array_equal(nib.load(mask).affine, image.affine)
         assert nib.load(mask).shape == image.shape[:3]
         assert float(row["dsc"]) == pytest.approx(dc(load_label(mask), load_label(volume.label)), abs=1e-6)
+        assert float(row["dsc"]) == pytest.approx(theirs[row["patient"]], abs=1e-6)
 
 
-def test_protocols_flips_and_averages(trained, manifest, tmp_path: Path) -> None:
+def test_the_reference_protocol_drops_end_slices_before_the_component_rule(trained, manifest, tmp_path: Path) -> None:
     bundle, _ = trained
     lively_weights(trained, manifest, tmp_path / "model.pt")
     lively = (bundle, tmp_path)
     native = evaluated(lively, manifest, tmp_path / "native", "--split", "all")
     reference = evaluated(lively, manifest, tmp_path / "reference", "--split", "all", "--protocol", "reference")
     assert (native["volumes"], native["protocol"], reference["protocol"]) == (8, "native", "reference")
+    volumes = {volume.patient: volume for volume in select(read_manifest(manifest), "all")}
+    built = load_bundle(bundle, tmp_path / "model.pt")
     for row in scores_of(tmp_path / "reference"):
-        mask = load_label(tmp_path / "native" / "masks" / f"{row['patient']}_mask.nii.gz")
-        assert int(row["tp_voxels"]) + int(row["fp_voxels"]) == largest_component(mask[..., 1:-1]).sum()
-    twice = evaluated(
-        lively,
-        manifest,
-        tmp_path / "twice",
-        "--split",
-        "all",
-        "--bundle",
-        str(bundle),
-        "--weights",
-        str(tmp_path / "model.pt"),
-    )
-    assert twice["dsc_mean"] == pytest.approx(native["dsc_mean"], abs=1e-9)
-    assert len(twice["bundles"]) == 2
-    flipped = evaluated(lively, manifest, tmp_path / "flipped", "--split", "all", "--tta")
+        inner = predict_probability([built], volumes[row["patient"]].image)[..., 1:-1]
+        assert int(row["tp_voxels"]) + int(row["fp_voxels"]) == largest_component(inner >= 0.5).sum()
+
+
+def test_probabilities_are_averaged_over_bundles_and_flips(trained, manifest, tmp_path: Path) -> None:
+    bundle, out = trained
+    one = load_bundle(bundle, out / "model.pt")
+    other = load_bundle(bundle, lively_weights(trained, manifest, tmp_path / "model.pt"))
+    image = read_manifest(manifest).sections["validation"][0].image
+    alone = [predict_probability([item], image) for item in (one, other)]
+    assert np.abs(alone[0] - alone[1]).max() > 0.001
+    assert np.allclose(predict_probability([one, other], image), np.mean(alone, axis=0), atol=1e-6)
+    volume = nib.load(image)
+    mirrored = tmp_path / "mirrored_image.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(volume.dataobj)[:, ::-1], volume.affine), mirrored)
+    by_hand = (alone[1] + predict_probability([other], mirrored)[:, ::-1]) / 2
+    assert np.abs(by_hand - alone[1]).max() > 0.001
+    assert np.allclose(predict_probability([other], image, flips=True), by_hand, atol=1e-5)
+
+
+def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path) -> None:
+    bundle, out = trained
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    alone = evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
+    second = ("--bundle", str(bundle), "--weights", str(out / "model.pt"))
+    both = evaluated((bundle, tmp_path), manifest, tmp_path / "both", *second)
+    assert [item["weights_sha256"] for item in both["bundles"]] == [
+        sha256_file(folder / "model.pt") for folder in (tmp_path, out)
+    ]
+    flipped = evaluated((bundle, tmp_path), manifest, tmp_path / "flipped", "--tta")
     assert flipped["tta"] is True
-    assert flipped["dsc_mean"] != native["dsc_mean"]
+    assert len({item["fp_voxels"] for item in (alone, both, flipped)}) == 3
+
+
+def test_results_of_another_split_are_not_mixed(trained, manifest, tmp_path: Path) -> None:
+    evaluated(trained, manifest, tmp_path / "out", "--split", "validation")
+    evaluated(trained, manifest, tmp_path / "out", "--split", "validation", "--tta")
+    with pytest.raises(PipelineError, match="another split"):
+        evaluated(trained, manifest, tmp_path / "out", "--split", "test")
 
 
 def test_evaluate_twice_writes_the_same_bytes(trained, manifest, tmp_path: Path) -> None:
@@ -297,6 +435,18 @@ def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -
     (tmp_path / "training.json").write_text("{")
     with pytest.raises(PipelineError, match=r"training\.json: no readable record"):
         evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+    record = json.loads((trained[1] / "training.json").read_text())
+    for changes, message in (
+        ({"weights": {"model.pt": "0" * 64}}, "belongs to other weights"),
+        ({"config": {**record["config"], "intensity": []}}, "trained with another intensity"),
+        ({"config": []}, "another|$^"),
+    ):
+        (tmp_path / "training.json").write_text(json.dumps({**record, **changes}))
+        if changes.get("config") == []:
+            assert load_bundle(trained[0], tmp_path / "model.pt").settings == {}
+        else:
+            with pytest.raises(PipelineError, match=message):
+                evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
 
 
 def test_bundle_and_weights_come_in_pairs(trained, manifest, tmp_path: Path) -> None:
@@ -309,6 +459,7 @@ def test_bundle_and_weights_come_in_pairs(trained, manifest, tmp_path: Path) -> 
 def test_a_broken_config_is_named(trained, manifest, tmp_path: Path) -> None:
     bundle, out = trained
     (tmp_path / "configs").mkdir()
+    shutil.copy(out / "model.pt", tmp_path)
     config = tmp_path / "configs" / "inference.json"
     whole = (bundle / "configs" / "inference.json").read_text()
     for text, message in (
@@ -318,17 +469,17 @@ def test_a_broken_config_is_named(trained, manifest, tmp_path: Path) -> None:
     ):
         config.write_text(text)
         with pytest.raises(PipelineError, match=message):
-            evaluated((tmp_path, out), manifest, tmp_path / "out")
+            evaluated((tmp_path, tmp_path), manifest, tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path) -> None:
     """Copied elsewhere, started by MONAI's own command line where ``pipeline`` cannot be imported."""
-    bundle, out = trained
+    bundle, _ = trained
     shutil.copytree(bundle, tmp_path / "elsewhere" / bundle.name, ignore=shutil.ignore_patterns("*.pt", "eval"))
     copied = tmp_path / "elsewhere" / bundle.name
     (copied / "models").mkdir(exist_ok=True)
-    shutil.copy(out / "model.pt", copied / "models" / "model.pt")
+    weights = lively_weights(trained, manifest, copied / "models" / "model.pt")
     patients = tmp_path / "images"
     patients.mkdir()
     volume = read_manifest(manifest).sections["validation"][0]
@@ -336,6 +487,7 @@ def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path)
     code = "import runpy, sys; sys.modules['pipeline'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
     config = str(copied / "configs" / "inference.json")
     command = ["run", "--config_file", config, "--dataset_dir", str(patients), "--output_dir", "masks"]
+    command += ["--image_size", str(TINY["image_size"])]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *command],
         cwd=tmp_path,
@@ -346,6 +498,10 @@ def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path)
     assert result.returncode == 0, result.stdout + result.stderr
     written = nib.load(tmp_path / "masks" / f"{volume.patient}_image_mask.nii.gz")
     assert written.shape == nib.load(volume.image).shape[:3]
+    built = load_bundle(bundle, weights)
+    expected = mask_from_probability(built, predict_probability([built], volume.image))
+    assert expected.any()
+    assert np.array_equal(np.asarray(written.dataobj), expected)
     assert np.allclose(written.affine, nib.load(volume.image).affine, atol=1e-5)
 
 
@@ -353,6 +509,29 @@ def test_inference_without_volumes_is_said(trained, run_config, tmp_path: Path) 
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "inference.json", dataset_dir=str(tmp_path))
     assert "no *_image.nii.gz" in str(failure.value.__cause__)
+
+
+@pytest.mark.slow
+def test_training_from_the_command_line(trained, manifest, tmp_path: Path) -> None:
+    """The README's command with overrides, one inside a section; a line an epoch and where the weights lie."""
+    command = ["run", "--config_file", str(trained[0] / "configs" / "train.json"), "--dataset_dir", str(manifest)]
+    overrides = {**TINY, "max_epochs": 1, "ckpt_dir": "run", "output_dir": "run", "train#sampler#replacement": "False"}
+    options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "monai.bundle", *command, "--train#sampler#num_samples", "4", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [line for line in result.stdout.splitlines() if "epoch " in line and "train_loss" in line]
+    assert len(lines) == 1
+    assert re.search(r"epoch 1/1  train_loss \d\.\d{4}  val_dsc \d\.\d{4}  val_loss \d\.\d{4}", lines[0])
+    assert f"weights: {Path('run') / 'model.pt'}" in result.stdout
+    assert (
+        json.loads((tmp_path / "run" / "training.json").read_text())["config"]["train"]["sampler"]["num_samples"] == 4
+    )
 
 
 @pytest.mark.slow

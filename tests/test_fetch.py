@@ -54,7 +54,7 @@ def test_prints_licence_and_next_command_for_the_outer_folder(kagglehub, tmp_pat
     assert run_cli(main, []) == 0
     printed = capsys.readouterr().out
     outer = tmp_path / "cache" / "versions" / "2" / "kaggle_3m"
-    assert f"python -m pipeline.manifest {outer} " in printed
+    assert f"python -m pipeline.manifest {outer}\n" in printed
     assert "1 patients" in printed
     for word in ("CC BY-NC-SA 4.0", "Buda et al.", "Mazurowski et al."):
         assert word in printed
@@ -98,11 +98,11 @@ def test_dest_that_is_a_file_is_refused_before_any_download(kagglehub, tmp_path,
     assert kagglehub.calls == []
 
 
-def test_missing_kagglehub_names_the_extra(monkeypatch, capsys):
+def test_missing_kagglehub_names_the_remedy(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     assert run_cli(main, []) == 2
     error = capsys.readouterr().err
-    assert "pip install 'lgg-flair-pipeline[fetch]'" in error
+    assert "pip install kagglehub" in error
     assert "with a browser" in error
 
 
