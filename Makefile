@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: env ## Phantoms, manifest, two minutes of training, evaluation; prints the DSC table
+demo: env ## Phantoms, manifest, a minute or two of training, evaluation; prints the DSC table
 	@$(MAKE) --no-print-directory demo-run
 
 demo-run:

@@ -138,3 +138,11 @@ def test_a_missing_volume_is_named(content, save):
     volume = datalist.read_manifest(save(content)).sections["training"][0]
     with pytest.raises(PipelineError, match=r"A_image\.nii\.gz: cannot be read"):
         datalist.verify_volume(volume)
+
+
+@pytest.mark.parametrize("patient", ["../../evil", "=cmd", "<script>", "a\\b", "", "x\n"])
+def test_case_29_a_hostile_id_is_refused_before_it_names_a_file(content, save, patient):
+    content["training"][0]["patient"] = patient
+    content["patients"][patient] = content["patients"]["A"]
+    with pytest.raises(PipelineError, match="the patient id"):
+        datalist.read_manifest(save(content))
