@@ -26,7 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.metrics import largest_component
 from pipeline.predict import mask_from_probability, predict_probability
-from pipeline.volumes import load_label
+from pipeline.volumes import AFFINE, load_label
 
 
 def cuda_is_there() -> bool:
@@ -350,6 +350,32 @@ def test_probabilities_are_averaged_over_bundles_and_flips(trained, manifest, tm
     by_hand = (alone[1] + predict_probability([other], mirrored)[:, ::-1]) / 2
     assert np.abs(by_hand - alone[1]).max() > 0.001
     assert np.allclose(predict_probability([other], image, flips=True), by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 56, 5, 3), (48, 48, 1, 3), (17, 16, 3, 3)])
+@pytest.mark.parametrize("content", ["noise", "black", "one bright voxel"])
+def test_odd_volumes_come_back_on_their_own_grid(trained, tmp_path: Path, shape: tuple[int, ...], content: str) -> None:
+    bundle, out = trained
+    voxels = np.zeros(shape, dtype=np.uint8)
+    if content == "noise":
+        voxels[:] = np.random.default_rng(0).integers(0, 255, shape)
+    elif content == "one bright voxel":
+        voxels[3, 4, 0, 1] = 255
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "x_image.nii.gz")
+    built = load_bundle(bundle, out / "model.pt")
+    probability = predict_probability([built], tmp_path / "x_image.nii.gz", flips=True)
+    assert probability.shape == shape[:3]
+    assert probability.dtype == np.float32
+    assert 0 <= probability.min() <= probability.max() <= 1
+
+
+def test_a_volume_that_cannot_be_read_is_named(trained, tmp_path: Path) -> None:
+    built = load_bundle(trained[0], trained[1] / "model.pt")
+    (tmp_path / "x_image.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(PipelineError, match=r"x_image\.nii\.gz"):
+        predict_probability([built], tmp_path / "x_image.nii.gz")
+    with pytest.raises(PipelineError, match="no bundle"):
+        predict_probability([], tmp_path / "x_image.nii.gz")
 
 
 def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path) -> None:
