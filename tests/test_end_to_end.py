@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -535,6 +536,30 @@ def test_inference_without_volumes_is_said(trained, run_config, tmp_path: Path) 
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "inference.json", dataset_dir=str(tmp_path))
     assert "no *_image.nii.gz" in str(failure.value.__cause__)
+
+
+@pytest.mark.real
+@pytest.mark.skipif("LGG_ROOT" not in os.environ, reason="LGG_ROOT does not name the published folder kaggle_3m")
+def test_real_patients_train_and_score(trained, run_config, tmp_path: Path) -> None:
+    bundle, _ = trained
+    split = ["--split", "random", "--validation-fraction", "0.5", "--out", str(tmp_path / "manifest")]
+    assert manifest_cli.main([os.environ["LGG_ROOT"], *split]) == 0
+    run = tmp_path / "run"
+    folders = {"dataset_dir": str(tmp_path / "manifest"), "ckpt_dir": str(run), "output_dir": str(run / "log")}
+    run_config(bundle / "configs" / "train.json", **folders, **{**TINY, "max_epochs": 1})
+    lively_weights((bundle, run), tmp_path / "manifest", tmp_path / "lively" / "model.pt")
+    summary = evaluated((bundle, tmp_path / "lively"), tmp_path / "manifest", tmp_path / "ours")
+    weights = {"ckpt_path": str(tmp_path / "lively" / "model.pt"), "image_size": TINY["image_size"]}
+    run_config(
+        bundle / "configs" / "evaluate.json",
+        dataset_dir=str(tmp_path / "manifest"),
+        output_dir=str(tmp_path / "theirs"),
+        **weights,
+    )
+    own = float((tmp_path / "theirs" / "metrics.csv").read_text().split(",")[1])
+    assert summary["volumes"] == 2
+    assert summary["dsc_mean"] > 0
+    assert summary["dsc_mean"] == pytest.approx(own, abs=1e-6)
 
 
 @pytest.mark.slow
