@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import BUNDLES, ROOT
 
@@ -101,3 +102,31 @@ def test_metadata_has_what_the_schema_requires(bundle: Path) -> None:
 def test_bundle_folder_is_complete(bundle: Path) -> None:
     for name in ("LICENSE", "docs/README.md", "configs/logging.conf", "configs/metadata.json"):
         assert (bundle / name).is_file(), name
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_intensities_are_clipped_to_percentiles_and_standardised(bundle: Path) -> None:
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose
+
+    parser = ConfigParser(config_of(bundle, "inference"))
+    image = np.random.default_rng(0).gamma(2, 30, (3, 12, 11, 10)).astype(np.float32)
+    seen = Compose(parser.get_parsed_content("intensity"))({"image": image.copy()})["image"].numpy()
+    for channel, found in zip(image, seen, strict=True):
+        clipped = np.clip(channel, *np.percentile(channel, (10, 99)))
+        assert np.allclose(found, (clipped - clipped.mean()) / clipped.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_the_box_of_the_head_fills_the_square(bundle: Path) -> None:
+    from monai.bundle import ConfigParser
+    from monai.data import MetaTensor
+    from monai.transforms import Compose
+
+    parser = ConfigParser({**config_of(bundle, "inference"), "image_size": 16})
+    image = np.zeros((3, 30, 40, 9), dtype=np.float32)
+    image[1, 4:20, 10:18, 2:8] = 100
+    image[0, 25, 35, 8] = 9  # below a tenth of the maximum: air
+    seen = Compose(parser.get_parsed_content("image_spatial"))({"image": MetaTensor(image)})["image"]
+    assert seen.shape == (3, 16, 16, 6)
+    assert (seen[1] == 100).all()

@@ -139,6 +139,7 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
     workflow = run_config(config, **overrides, resume="true")
     for name in ("network", "ema"):
         assert all(torch.equal(loaded[name][key], saved[name][key]) for key in saved[name])
+    assert not all(torch.equal(saved["network"][key], saved["ema"][key]) for key in saved["ema"])
     for index, moments in saved["optimizer"]["state"].items():
         assert torch.equal(loaded["optimizer"]["state"][index]["exp_avg"], moments["exp_avg"])
     assert loaded["early_stop"]["best_score"] == saved["early_stop"]["best_score"] is not None
