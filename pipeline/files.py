@@ -120,6 +120,12 @@ def _link_fault(link: str, real_root: str) -> str:
         holder = Path(os.path.realpath(Path(link).parent))
         if holder == Path(target) or Path(target) in holder.parents:
             return "symbolic link loop: it leads to a folder that holds it. Remove the link."
+    name, inside = PurePosixPath(Path(link).name), PurePosixPath(Path(target).relative_to(real_root).as_posix())
+    if Path(target).is_dir():
+        name, inside = name / "any_1.tif", inside / "any_1.tif"
+    reason = skip_reason(inside)
+    if reason and not skip_reason(name):
+        return f"symbolic link to what is not counted itself ({reason}). Replace it by the file itself."
     return ""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,3 +65,35 @@ def trained(
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(out), "output_dir": str(out / "log")}
     run_config(request.param / "configs" / "train.json", **folders, **TINY)
     return request.param, out
+
+
+def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, *options: str) -> dict[str, Any]:
+    from pipeline import evaluate
+
+    bundle, weights = trained
+    given = ["--manifest", str(manifest), "--bundle", str(bundle), "--weights", str(weights / "model.pt")]
+    assert evaluate.main([*given, "--out", str(out), *options]) == 0
+    return json.loads((out / "summary.json").read_text())
+
+
+def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> Path:
+    """Weights that mark a tenth of a volume: a tiny training marks nothing."""
+    import torch
+
+    from pipeline.bundle import load_bundle
+    from pipeline.datalist import read_manifest
+    from pipeline.files import sha256_file
+
+    bundle, out = trained
+    built = load_bundle(bundle, out / "model.pt")
+    volume = read_manifest(manifest).sections["validation"][0]
+    with torch.inference_mode():
+        logits = built.inferer(built.preprocessing({"image": str(volume.image)})["image"][None], built.network)
+    state = torch.load(out / "model.pt", weights_only=True)
+    state[[key for key in state if key.endswith("bias")][-1]] -= float(np.quantile(logits.numpy(), 0.9))
+    target.parent.mkdir(exist_ok=True)
+    torch.save(state, target)
+    record = json.loads((out / "training.json").read_text())
+    record["weights"] = {target.name: sha256_file(target)}
+    (target.parent / "training.json").write_text(json.dumps(record))
+    return target

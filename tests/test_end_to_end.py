@@ -17,10 +17,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, evaluated, lively_weights
 
-from pipeline import evaluate, phantom
 from pipeline import manifest as manifest_cli
+from pipeline import phantom
 from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
@@ -42,32 +42,6 @@ FIELDS = {"train_loss", "learning_rate", "val_dsc", "val_loss"}
 def scores_of(out: Path) -> list[dict[str, str]]:
     with (out / "scores.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, *options: str) -> dict[str, Any]:
-    bundle, weights = trained
-    given = ["--manifest", str(manifest), "--bundle", str(bundle), "--weights", str(weights / "model.pt")]
-    assert evaluate.main([*given, "--out", str(out), *options]) == 0
-    return json.loads((out / "summary.json").read_text())
-
-
-def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> Path:
-    """Weights that mark a tenth of a volume: a tiny training marks nothing."""
-    import torch
-
-    bundle, out = trained
-    built = load_bundle(bundle, out / "model.pt")
-    volume = read_manifest(manifest).sections["validation"][0]
-    with torch.inference_mode():
-        logits = built.inferer(built.preprocessing({"image": str(volume.image)})["image"][None], built.network)
-    state = torch.load(out / "model.pt", weights_only=True)
-    state["final_conv.bias"] -= float(np.quantile(logits.numpy(), 0.9))
-    target.parent.mkdir(exist_ok=True)
-    torch.save(state, target)
-    record = json.loads((out / "training.json").read_text())
-    record["weights"] = {target.name: sha256_file(target)}
-    (target.parent / "training.json").write_text(json.dumps(record))
-    return target
 
 
 def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], manifest: Path) -> None:

@@ -424,6 +424,14 @@ def test_case_26_links(root, build, refused, tmp_path):
     assert build("--skip-faulty").used == 12
 
 
+def test_case_26_links_to_what_is_not_counted_are_faults(root, build, refused):
+    for name, target in ((f"{A}_3.tif", "blob/x.dat"), (f"{A}_3_mask.tif", f".blob/{A}_3_mask.tif")):
+        (root / target).parent.mkdir()
+        (root / A / name).rename(root / target)
+        (root / A / name).symlink_to(root / target)
+    refused(f"{A}/{A}_3.tif: symbolic link to what is not counted itself", f"{A}_3_mask.tif: symbolic link")
+
+
 def test_case_26_links_within_the_folder_are_skipped(root, build, tmp_path):
     (root / f"{A}_1.tif").symlink_to(root / A / f"{A}_1.tif")
     (root / "also").symlink_to(root / B)

@@ -1,0 +1,219 @@
+"""What the training config does, part by part: loss, slices drawn, augmentation, pictures, masks, key metric."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import BUNDLES, TINY, evaluated, lively_weights
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Compose
+
+from pipeline import manifest as manifest_cli
+from pipeline import phantom
+from pipeline.metrics import largest_component
+
+SIZE = 32
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda bundle: bundle.name)
+def recipe(request: pytest.FixtureRequest) -> ConfigParser:
+    """A bundle's training config at 32 x 32 px; nothing of it is built yet."""
+    parser = ConfigParser()
+    parser.read_config(request.param / "configs" / "train.json")
+    parser["image_size"] = SIZE
+    return parser
+
+
+def composed(recipe: ConfigParser, key: str) -> Compose:
+    transforms = Compose(recipe.get_parsed_content(key))
+    transforms.set_random_state(0)
+    return transforms
+
+
+def test_loss_is_dice_plus_cross_entropy_over_the_batch(recipe: ConfigParser) -> None:
+    rng = np.random.default_rng(0)
+    logits, truth = rng.normal(size=(3, 1, 8, 8)), (rng.random((3, 1, 8, 8)) < 0.3).astype(float)
+    p = 1 / (1 + np.exp(-logits))
+    dice = 1 - (2 * (p * truth).sum() + 1e-5) / (p.sum() + truth.sum() + 1e-5)
+    cross_entropy = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean()
+    found = recipe.get_parsed_content("loss")(torch.tensor(logits), torch.tensor(truth))
+    assert float(found) == pytest.approx(dice + cross_entropy, abs=1e-6)
+
+
+def test_nine_slices_of_ten_are_drawn_by_lesion_area(recipe: ConfigParser) -> None:
+    """Slice 2 holds three quarters of the lesion, slice 7 a quarter, eight slices none."""
+    label = torch.zeros(1, SIZE, SIZE, 10)
+    label[0, 8:20, 8:20, 2] = 1
+    label[0, 8:14, 8:16, 7] = 1
+    image = torch.arange(10.0).expand(3, SIZE, SIZE, 10)
+    steps = recipe["train#deterministic_transforms"]
+    indices = composed(ConfigParser({"steps": [s for s in steps if s["_target_"] == "ClassesToIndicesd"]}), "steps")
+    item = indices({"image": image, "label": label})
+    draw = composed(recipe, "train#random_transforms")
+    drawn = []
+    for _ in range(600):
+        sample = draw(dict(item))
+        sample = sample[0] if isinstance(sample, list) else sample
+        assert sample["image"].shape == (3, SIZE, SIZE)
+        assert torch.equal(sample["label"], label[..., int(sample["image"][0, 0, 0])])
+        drawn.append(int(sample["image"][0, 0, 0]))
+    share = {z: drawn.count(z) / len(drawn) for z in range(10)}
+    assert share[2] == pytest.approx(0.9 * 0.75 + 0.01, abs=0.06)
+    assert share[7] == pytest.approx(0.9 * 0.25 + 0.01, abs=0.06)
+    assert 0.04 < 1 - share[2] - share[7] < 0.12
+    assert len(set(drawn)) == 10
+
+
+def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> None:
+    """Image channels are copies of the label, so a gain and an offset must explain each of them exactly."""
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    blob = torch.exp(-((rows - 12.0) ** 2) / 4 - (columns - 9.0) ** 2 / 20)[None]
+    augment = composed(recipe, "augmentation")
+    gains, offsets, centres, widths, angles = [], [], [], [], []
+    for _ in range(200):
+        sample = augment({"image": blob.repeat(3, 1, 1), "label": blob.clone()})
+        assert type(sample["image"]) is torch.Tensor
+        assert not torch.isin(sample["label"], blob).all()  # interpolated
+        moved = sample["label"][0]
+        explained = torch.stack([moved.flatten(), torch.ones(SIZE * SIZE)], dim=1)
+        for channel in sample["image"]:
+            fit = torch.linalg.lstsq(explained, channel.flatten()[:, None]).solution
+            assert (explained @ fit - channel.flatten()[:, None]).abs().max() < 0.02
+            gains.append(float(fit[0]))
+            offsets.append(float(fit[1]))
+        weight = moved / moved.sum()
+        centre = float((weight * rows).sum()), float((weight * columns).sum())
+        centres.append(centre)
+        down, right = rows - centre[0], columns - centre[1]
+        tilt = (2 * weight * down * right).sum(), (weight * (right**2 - down**2)).sum()
+        angles.append(float(torch.atan2(*tilt)) / 2)
+        widths.append(float(moved.sum() / blob.sum()))
+    assert 0.84 < min(gains) < 0.88
+    assert 1.12 < max(gains) < 1.16
+    assert -0.16 < min(offsets) < -0.12
+    assert 0.12 < max(offsets) < 0.16
+    assert len({round(gain, 6) for gain in gains[:3]}) == 3  # each channel by itself
+    flipped = sum(column > SIZE / 2 for _, column in centres)
+    assert 70 < flipped < 130
+    assert all(row < SIZE / 2 + 2 for row, _ in centres)  # never upside down
+    assert -0.5 < min(angles) < -0.25  # rotated
+    assert 0.25 < max(angles) < 0.5
+    assert 0.7 < min(widths) < 0.85  # scaled
+    assert 1.15 < max(widths) < 1.4
+
+
+def test_augmentation_shifts_along_both_axes(recipe: ConfigParser) -> None:
+    """A disc in the middle, which neither rotation, scale nor flip moves."""
+    rows, columns = torch.meshgrid(torch.arange(SIZE) - 15.5, torch.arange(SIZE) - 15.5, indexing="ij")
+    disc = torch.exp(-(rows**2 + columns**2) / 12)[None]
+    augment = composed(recipe, "augmentation")
+    moved = [augment({"image": disc.repeat(3, 1, 1), "label": disc.clone()})["label"][0] for _ in range(200)]
+    for axis in (rows, columns):
+        shifts = [float((image * axis).sum() / image.sum()) for image in moved]
+        assert 1.5 < max(shifts) < 2.1
+        assert -2.1 < min(shifts) < -1.5
+
+
+def test_missing_sequences_are_shown_more_often_than_they_occur(recipe: ConfigParser) -> None:
+    drop = composed(recipe, "missing_sequences")
+    image = torch.tensor([10.0, 20.0, 30.0])[:, None, None].expand(3, 4, 4)
+    seen = [tuple(drop({"image": image.clone()})["image"][:, 0, 0].tolist()) for _ in range(3000)]
+    assert all(values[1] == 20 for values in seen)
+    assert {values[0] for values in seen} == {10, 20}
+    assert {values[2] for values in seen} == {30, 20}
+    share = {kind: seen.count(kind) / len(seen) for kind in set(seen)}
+    assert share[20, 20, 20] == pytest.approx(0.15 + 0.85 * 0.10 * 0.05, abs=0.025)
+    assert share[10, 20, 20] == pytest.approx(0.85 * 0.10 * 0.95, abs=0.025)
+    assert share[20, 20, 30] == pytest.approx(0.85 * 0.90 * 0.05, abs=0.02)
+
+
+def test_picture_draws_the_prediction_red_and_the_truth_green(recipe: ConfigParser) -> None:
+    item = {"background": torch.full((1, 16, 16, 3), 51.0)}
+    item |= {name: torch.zeros(1, 16, 16, 3) for name in ("pred", "label")}
+    item["pred"][0, 2:7, 2:7, 1] = 1
+    item["label"][0, 5:12, 5:12, 1] = 1
+    picture = recipe.get_parsed_content("validate#picture")(item, 1)
+    assert picture.shape == (3, 16, 16)
+    assert torch.allclose(picture[:, 2, 2], torch.tensor([1.0, 0.2, 0.2]))
+    assert torch.allclose(picture[:, 11, 11], torch.tensor([0.2, 1.0, 0.2]))
+    assert torch.allclose(picture[:, 6, 5], torch.tensor([1.0, 1.0, 0.2]))
+    assert torch.allclose(picture[:, 8, 8], torch.tensor([0.2, 0.2, 0.2]))
+
+
+def test_mask_is_the_largest_component_in_three_dimensions(recipe: ConfigParser) -> None:
+    probability = torch.zeros(1, 12, 12, 6)
+    probability[0, 1:4, 1:4, 0] = 0.9  # 9 voxels, and with the next slice's diagonal neighbour 18
+    probability[0, 4:7, 4:7, 1] = 0.6
+    probability[0, 8:12, 8:12, 4] = 1.0  # 16 voxels in one slice
+    probability[0, 0:3, 9:12, 5] = 0.49
+    mask = composed(recipe, "to_mask")({"pred": probability})["pred"][0]
+    assert mask.sum() == 18
+    assert np.array_equal(mask, largest_component((probability[0] >= 0.5).numpy()))
+
+
+@pytest.mark.parametrize(("device", "amp"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
+def test_amp_is_on_for_cuda_devices(recipe: ConfigParser, device: str, amp: bool) -> None:
+    recipe["device"] = f"$torch.device('{device}')"
+    assert recipe.get_parsed_content("train#trainer#amp") is amp
+    assert recipe.get_parsed_content("validate#evaluator#amp") is amp
+
+
+@pytest.fixture(scope="module")
+def half_healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a manifest of four patients, two of them without a lesion; half train, half validate."""
+    out = tmp_path_factory.mktemp("healthy")
+    size = ["--patients", "4", "--size", "48", "--slices", "8", "--lesion-free", "2"]
+    assert phantom.main([str(out / "phantoms"), *size]) == 0
+    split = ["--split", "random", "--validation-fraction", "0.5", "--out", str(out / "manifest")]
+    assert manifest_cli.main([str(out / "phantoms" / "kaggle_3m"), *split]) == 0
+    return out / "manifest"
+
+
+def test_key_metric_of_training_is_what_evaluation_gives(trained, half_healthy, tmp_path: Path) -> None:
+    """Averaged weights, whole volumes, component rule, false positives on lesion-free patients: to 1e-6."""
+    bundle, _ = trained
+    weights = lively_weights(trained, half_healthy, tmp_path / "model.pt")
+    everyone = "$[item for section in ('training', 'validation') for item in"
+    everyone += " monai.data.load_decathlon_datalist(@datalist, True, section)]"
+    folders = {"dataset_dir": str(half_healthy), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        **{**TINY, **folders, "validate#dataset#data": everyone},
+    )
+    workflow.initialize()
+    averaged = workflow.parser.get_parsed_content("ema").ema_model
+    averaged.load_state_dict(torch.load(weights, weights_only=True))
+    evaluator = workflow.parser.get_parsed_content("validate#evaluator")
+    evaluator.run()
+    summary = evaluated((bundle, tmp_path), half_healthy, tmp_path / "ours", "--split", "all")
+    assert len(summary["false_positive_volumes"]) == 2
+    assert 0.01 < summary["dsc_mean"] < 0.5
+    assert evaluator.state.metrics["val_dsc"] == pytest.approx(summary["dsc_mean"], abs=1e-6)
+
+
+def test_evaluate_json_says_where_there_is_no_dsc(trained, half_healthy, run_config, tmp_path: Path, caplog) -> None:
+    bundle, out = trained
+    healthy = "$[item for section in ('training', 'validation') for item in"
+    healthy += " monai.data.load_decathlon_datalist(@datalist, True, section)"
+    healthy += " if not json.load(open(@datalist))['patients'][item['patient']]['lesion_voxels']]"
+    shutil.copy(out / "model.pt", tmp_path)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    state[[key for key in state if key.endswith("bias")][-1]] -= 100  # predicts nothing
+    torch.save(state, tmp_path / "model.pt")
+    folders = {"dataset_dir": str(half_healthy), "output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt")}
+    overrides: dict[str, Any] = {**folders, "image_size": SIZE, "dataset#data": healthy}
+    workflow = run_config(bundle / "configs" / "evaluate.json", **overrides)
+    details = workflow.parser.get_parsed_content("evaluator").state.metric_details["val_dsc"]
+    assert all(math.isnan(value) for value in details.flatten())
+    assert "no volume has a DSC" in caplog.text
+    with pytest.raises(RuntimeError) as failure:
+        run_config(bundle / "configs" / "evaluate.json", **folders, split="test")
+    assert "no patients in section test" in str(failure.value.__cause__)
