@@ -36,7 +36,13 @@ class Ellipsoid:
     angle: float = 0.0
 
     def radius(self, x: Plane, y: Plane, z: float) -> Plane:
-        """Normalised distance from the centre: 1 on the surface, below 1 inside."""
+        """Normalised distance from the centre: 1 on the surface, below 1 inside.
+
+        Args:
+            x: (H, W) head units, to the patient's left.
+            y: (H, W) head units, to posterior.
+            z: of the slice, head units.
+        """
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy, dz = x - self.centre[0], y - self.centre[1], (z - self.centre[2]) / self.radii[2]
         squared = ((cos * dx + sin * dy) / self.radii[0]) ** 2 + ((cos * dy - sin * dx) / self.radii[1]) ** 2 + dz * dz
@@ -77,7 +83,11 @@ class Head:
 
 
 def draw_site(rng: np.random.Generator) -> str:
-    """The institution of a patient, the first draw of the patient's stream."""
+    """The institution of a patient, the first draw of the patient's stream.
+
+    Args:
+        rng: the patient's generator.
+    """
     return tuple(SITE_GAINS)[int(rng.integers(len(SITE_GAINS)))]
 
 
@@ -113,7 +123,12 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float], margin: in
 
 
 def draw_head(rng: np.random.Generator, slices: int) -> Head:
-    """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe."""
+    """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe.
+
+    Args:
+        rng: the patient's generator.
+        slices: number of slices around which the patient's own is drawn, at least 3.
+    """
     site = draw_site(rng)
     depth = max(3, round(slices * rng.uniform(0.75, 1.25)))
     heights = tuple(float(z) for z in np.linspace(-0.92, 0.95, depth))

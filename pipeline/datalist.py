@@ -193,6 +193,9 @@ def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
 def verify_volume(volume: Volume) -> None:
     """Recompute both hashes.
 
+    Args:
+        volume: of a manifest.
+
     Raises:
         PipelineError: a file is missing or not the one the manifest was built with.
     """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import platform
 import sys
@@ -59,7 +57,9 @@ def arguments() -> argparse.ArgumentParser:
         help="state dict, one per --bundle (default: models/model.pt)",
     )
     parser.add_argument("--split", choices=[*SECTIONS, "all"], default="validation", help="default: validation")
-    parser.add_argument("--out", type=Path, required=True, help="folder for scores.csv, summary.json and masks/")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for scores.csv, summary.json and masks/ (always whole volumes)"
+    )
     parser.add_argument(
         "--protocol",
         choices=list(PROTOCOLS),
@@ -72,7 +72,11 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict and score a section; write the table, the summary and the masks."""
+    """Predict and score a section; write the table, the summary and the masks.
+
+    Raises:
+        PipelineError: what the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
+    """
     args = arguments().parse_args(argv)
     if args.weights and len(args.weights) != len(args.bundle):
         raise PipelineError(
@@ -185,14 +189,13 @@ def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str
     Raises:
         PipelineError: the disk refuses.
     """
+    import pandas as pd
+
     from pipeline.metrics import summarise
 
-    rows = io.StringIO(newline="")
-    writer = csv.DictWriter(rows, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for score in scores:
-        writer.writerow({**asdict(score), "lesion_voxels": score.lesion_voxels})
-    write_atomically(out / "scores.csv", rows.getvalue().encode())
+    rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
+    write_atomically(out / "scores.csv", table.encode())
     summary = {**provenance, **summarise(scores, provenance["seed"])}
     write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 

@@ -47,6 +47,9 @@ class SplitChoice:
 def read_split(path: Path) -> dict[str, list[str]]:
     """Read ``{"validation": [ids], "test": [ids], "training": [ids]}``; ``description`` is allowed beside them.
 
+    Args:
+        path: the JSON file.
+
     Raises:
         PipelineError: unreadable, no such object, an empty list, or an id listed twice.
     """

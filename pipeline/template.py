@@ -85,7 +85,11 @@ def drifted_files(bundles: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the configs of every bundle, or check them."""
+    """Write the configs of every bundle, or check them.
+
+    Raises:
+        PipelineError: no bundles, a broken source, or with ``--check`` a file that drifted.
+    """
     parser = argparse.ArgumentParser(prog="python -m pipeline.template", description=__doc__.split("\n", 1)[0])
     parser.add_argument("bundles", nargs="?", type=Path, default=Path("bundles"), help="default: bundles")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 2 if a file differs from its source")

@@ -186,26 +186,11 @@ def _gzipped(image: nib.Nifti1Image) -> bytes:
     return buffer.getvalue()
 
 
-def load_image(path: Path) -> Pixels:
-    """Read an image volume.
-
-    Returns:
-        (H, W, D, 3) uint8, channels pre-contrast, FLAIR, post-contrast.
-
-    Raises:
-        PipelineError: missing, damaged, or of another shape or type.
-    """
-    volume = _voxels(path)
-    if volume.ndim != 4 or volume.shape[3] != 3 or volume.dtype != np.uint8:
-        raise PipelineError(
-            f"{path}: shape {volume.shape}, type {volume.dtype} (expected (H, W, D, 3) uint8). "
-            "Build the volume with python -m pipeline.manifest."
-        )
-    return volume
-
-
 def load_label(path: Path) -> Pixels:
     """Read a label volume or a predicted mask.
+
+    Args:
+        path: the NIfTI file.
 
     Returns:
         (H, W, D) uint8, 0 background, 1 FLAIR abnormality.
