@@ -50,7 +50,7 @@ bundles: env ## Write each bundle's configs from bundles/template and its networ
 manifest: env ## Index the real slices in LGG=data/kaggle_3m with the published validation patients
 	$(PY) -m pipeline.manifest $(LGG) --split reference
 
-train: env ## Train basic_unet on data_manifest (CPU: about 50 minutes)
+train: env ## Train basic_unet on data_manifest (2 CPU cores: about 35 minutes)
 	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json --dataset_dir data_manifest
 
 evaluate: env ## Score basic_unet on the validation patients of data_manifest

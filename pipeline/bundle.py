@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
+from pipeline.records import RECORD
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 CONFIG = "configs/inference.json"
 WEIGHTS = "models/model.pt"
-RECORD = "training.json"
-"""Beside trained weights: the config they were trained with."""
 SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "intensity")
 """Config keys that decide what the network sees; training and prediction must agree in them."""
 
@@ -37,6 +36,8 @@ class Bundle:
         weights_sha256: of the weights file.
         config_sha256: of the inference config.
         settings: ``image_size`` where the weights were trained with another than the config's, else empty.
+        recorded: a ``training.json`` lies beside the weights.
+        training_patients: ids of the patients it was trained on, empty where that is not recorded.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Bundle:
     weights_sha256: str
     config_sha256: str
     settings: dict[str, float]
+    recorded: bool = False
+    training_patients: tuple[str, ...] = ()
 
 
 def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
@@ -85,7 +88,8 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     weights = weights or folder / WEIGHTS
     device = torch.device(_content(parser, "device", config))
     state, weights_sha256 = _read_weights(weights, device)
-    settings = _trained_settings(weights.with_name(RECORD), weights, weights_sha256, parser)
+    record = _read_record(weights, weights_sha256)
+    settings = _trained_settings(record, weights, parser)
     parser.update(settings)
     network = _content(parser, "network", config)
     _load_state(network, state, weights, folder)
@@ -100,27 +104,41 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
         weights_sha256=weights_sha256,
         config_sha256=hashlib.sha256(config.read_bytes()).hexdigest(),
         settings=settings,
+        recorded=bool(record),
+        training_patients=tuple(map(str, record.get("training_patients", ()))),
     )
 
 
-def _trained_settings(record: Path, weights: Path, weights_sha256: str, parser: ConfigParser) -> dict[str, float]:
+def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
+    """What ``training.json`` beside the weights tells of their training; empty where there is none.
+
+    Raises:
+        PipelineError: the record is unreadable, or of other weights.
+    """
+    path = weights.with_name(RECORD)
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        dict(record["config"]), list(record.get("training_patients", []))
+        known = set(dict(record["weights"]).values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
+    if weights_sha256 not in known:
+        raise PipelineError(
+            f"{path}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
+            "remove the record to use them as the bundle's config says."
+        )
+    return record
+
+
+def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParser) -> dict[str, float]:
     """The image size that training overrode; a number only, so that a record cannot bring code.
 
     Raises:
-        PipelineError: the record is unreadable, of other weights, or tells of another network or preprocessing.
+        PipelineError: the record tells of another network or preprocessing than the bundle's.
     """
-    if not record.is_file():
-        return {}
-    try:
-        content = json.loads(record.read_bytes())
-        trained, known = dict(content["config"]), set(dict(content["weights"]).values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{record}: no readable record of a training ({error}). Restore or remove it.") from error
-    if weights_sha256 not in known:
-        raise PipelineError(
-            f"{record}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
-            "remove the record to use them as the bundle's config says."
-        )
+    trained = dict(record.get("config", {}))
     differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
     if differing:
         raise PipelineError(
@@ -155,8 +173,10 @@ def _read_weights(path: Path, device: torch.device) -> tuple[dict[str, torch.Ten
     try:
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PipelineError(f"{path}: no readable weights ({first_line}). Restore the file or train again.") from error
+        # torch's text may advise weights_only=False, which runs the file's code.
+        raise PipelineError(
+            f"{path}: no readable weights ({type(error).__name__}). Restore the file or train again."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PipelineError(f"{path}: no plain state dict (expected tensors by name). Use model.pt, not a checkpoint.")
     return state, hashlib.sha256(data).hexdigest()

@@ -16,7 +16,7 @@ from pipeline import __version__
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
 from pipeline.files import write_atomically
-from pipeline.records import SECTIONS, VolumeScore
+from pipeline.records import RECORD, SECTIONS, VolumeScore
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -92,11 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     weights = args.weights or [None] * len(args.bundle)
     bundles = [load_bundle(folder, file) for folder, file in zip(args.bundle, weights, strict=True)]
-    provenance = _provenance(args, manifest, bundles)
+    provenance = _provenance(args, manifest, bundles, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
     for bundle in bundles:
-        if bundle.settings:
-            print(f"{bundle.name}: as trained, {', '.join(f'{key} {value}' for key, value in bundle.settings.items())}")
+        print(_as_trained(bundle))
+    seen = provenance["seen_in_training"]
+    if seen and args.split not in ("training", "all"):
+        print(
+            f"warning: {len(seen)} of {len(volumes)} patients were trained on, these scores are not of unseen patients:"
+        )
+        print(f"  {', '.join(seen)}")
     scores = score_volumes(bundles, volumes, args.protocol, flips=args.tta, masks=args.out / "masks")
     write_results(args.out, scores, provenance)
     print(table(scores, args.seed))
@@ -138,7 +143,18 @@ def score_volumes(
     return scores
 
 
-def _provenance(args: argparse.Namespace, manifest: Manifest, bundles: Sequence[Bundle]) -> dict[str, Any]:
+def _as_trained(bundle: Bundle) -> str:
+    """One line that says how the network will see the slices, and who said so."""
+    if not bundle.recorded:
+        return f"{bundle.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
+    changed = ", ".join(f"{key} {value}" for key, value in bundle.settings.items())
+    return f"{bundle.name}: as trained, {changed or 'the settings of its config'}"
+
+
+def _provenance(
+    args: argparse.Namespace, manifest: Manifest, bundles: Sequence[Bundle], volumes: Sequence[Volume]
+) -> dict[str, Any]:
+    trained_on = {patient for bundle in bundles for patient in bundle.training_patients}
     return {
         "protocol": args.protocol,
         "split": args.split,
@@ -149,10 +165,12 @@ def _provenance(args: argparse.Namespace, manifest: Manifest, bundles: Sequence[
                 "weights_sha256": bundle.weights_sha256,
                 "config_sha256": bundle.config_sha256,
                 "settings": bundle.settings,
+                "recorded": bundle.recorded,
             }
             for bundle in bundles
         ],
         "manifest_sha256": manifest.sha256,
+        "seen_in_training": [volume.patient for volume in volumes if volume.patient in trained_on],
         "seed": args.seed,
         "versions": {
             "python": platform.python_version(),
@@ -165,6 +183,10 @@ def _provenance(args: argparse.Namespace, manifest: Manifest, bundles: Sequence[
 
 def _refuse_other_results(summary: Path, provenance: dict[str, Any]) -> None:
     """Keep masks and table of one folder about the same patients."""
+    if summary.parent.exists() and not summary.parent.is_dir():
+        raise PipelineError(
+            f"{summary.parent}: is a file (expected a folder, or a name for a new one). Choose another --out."
+        )
     try:
         earlier = json.loads(summary.read_bytes())
         same = all(earlier[key] == provenance[key] for key in ("split", "manifest_sha256"))

@@ -209,6 +209,10 @@ def writing_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PipelineError(
+            f"{path}: a file stands where a folder is needed ({error.strerror}). Choose another folder, or move it."
+        ) from error
     except OSError as error:
         raise PipelineError(
             f"{path}: cannot be written ({error.strerror or error}). "

@@ -116,7 +116,14 @@ def _run(
         print(_counts_line(counts))
         raise
     manifest = _manifest(build, counts, choice=choice, options=options, sections=sections, folds=folds, note=note)
-    _write(out, manifest, listing, options, earlier or _readable(out))
+    earlier = earlier or _readable(out)
+    _write(out, manifest, listing, options, earlier)
+    before = (
+        {volume.patient: name for name, volumes in earlier.sections.items() for volume in volumes} if earlier else {}
+    )
+    moved = sum(before.get(patient, section) != section for patient, section in sections.items())
+    if moved:
+        print(f"split changed: {moved} patients stand in another section; weights trained before may have seen them")
     return manifest
 
 

@@ -24,7 +24,7 @@ from pipeline import phantom
 from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file
+from pipeline.files import sha256_file, write_atomically
 from pipeline.metrics import largest_component
 from pipeline.predict import mask_from_probability, predict_probability
 from pipeline.volumes import AFFINE, load_label
@@ -136,7 +136,7 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
         assert {path.name for path in tmp_path.glob("checkpoint*")} == {"checkpoint_1.pt", "checkpoint.json"}
 
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
-    refused("pass --resume true")
+    refused("pass --resume True")
     refused("changed since the training began: learning_rate", resume=True, learning_rate=0.001)
     shutil.copytree(manifest, tmp_path / "other")
     (tmp_path / "other" / "manifest.json").write_text((manifest / "manifest.json").read_text() + " ")
@@ -432,6 +432,36 @@ def test_weights_that_predict_nan_are_an_error(trained, manifest, tmp_path: Path
         evaluated((bundle, tmp_path), manifest, tmp_path / "out")
 
 
+def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phantoms, tmp_path: Path, capsys) -> None:
+    unseen = evaluated(trained, manifest, tmp_path / "unseen")
+    assert unseen["seen_in_training"] == []
+    other = ["--split", "random", "--validation-fraction", "0.5", "--seed", "7", "--out", str(tmp_path / "other")]
+    assert manifest_cli.main([str(phantoms), *other]) == 0
+    capsys.readouterr()
+    seen = evaluated(trained, tmp_path / "other", tmp_path / "seen")["seen_in_training"]
+    trained_on = {volume.patient for volume in read_manifest(manifest).sections["training"]}
+    validated = {volume.patient for volume in read_manifest(tmp_path / "other").sections["validation"]}
+    assert set(seen) == trained_on & validated != set()
+    printed = capsys.readouterr().out
+    assert f"warning: {len(seen)} of {len(validated)} patients were trained on" in printed
+    assert all(patient in printed for patient in seen)
+
+
+def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path: Path, capsys) -> None:
+    shutil.copy(trained[1] / "model.pt", tmp_path)
+    summary = evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+    assert not summary["bundles"][0]["recorded"]
+    assert "no training.json beside the weights" in capsys.readouterr().out
+
+
+def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PipelineError, match="is a file"):
+        evaluated(trained, manifest, tmp_path / "file")
+    with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
+        write_atomically(tmp_path / "file" / "scores.csv", b"")
+
+
 def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -> None:
     shutil.copy(trained[1] / "model.pt", tmp_path)
     (tmp_path / "training.json").write_text("{")
@@ -517,8 +547,11 @@ def test_inference_without_volumes_is_said(trained, run_config, tmp_path: Path) 
 @pytest.mark.skipif("LGG_ROOT" not in os.environ, reason="LGG_ROOT does not name the published folder kaggle_3m")
 def test_real_patients_train_and_score(trained, run_config, tmp_path: Path) -> None:
     bundle, _ = trained
+    patients = sorted(path for path in Path(os.environ["LGG_ROOT"]).iterdir() if path.is_dir())
+    for folder in patients[:4]:
+        shutil.copytree(folder, tmp_path / "kaggle_3m" / folder.name)
     split = ["--split", "random", "--validation-fraction", "0.5", "--out", str(tmp_path / "manifest")]
-    assert manifest_cli.main([os.environ["LGG_ROOT"], *split]) == 0
+    assert manifest_cli.main([str(tmp_path / "kaggle_3m"), *split]) == 0
     run = tmp_path / "run"
     folders = {"dataset_dir": str(tmp_path / "manifest"), "ckpt_dir": str(run), "output_dir": str(run / "log")}
     run_config(bundle / "configs" / "train.json", **folders, **{**TINY, "max_epochs": 1})

@@ -807,6 +807,13 @@ def test_split_none(build, refused):
     refused("--folds with --split none", split=("--split", "none", "--folds", "2"))
 
 
+def test_a_changed_split_is_said(build):
+    assert "split changed" not in build(split=("--split", "none")).stdout
+    assert "split changed" not in build("--seed", "5", split=("--split", "none")).stdout
+    outcome = build(split=("--split", "random", "--validation-fraction", "0.3"))
+    assert "split changed: 3 patients stand in another section" in outcome.stdout
+
+
 def test_split_file(root, build, refused, split_file):
     outcome = build(split=split_file({"description": "x", "test": [A], "validation": [C]}))
     assert [outcome.manifest["patients"][p]["section"] for p in (A, B, C)] == ["test", "training", "validation"]
