@@ -18,6 +18,8 @@ from pipeline.errors import PipelineError, run_cli
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Names of the configs that are ``common.yaml``, ``network.yaml`` and ``<name>.yaml`` merged, later files winning."""
+DELTA = "multi_gpu_train"
+"""Config that is given to MONAI after ``train.json``; it holds only what differs."""
 
 
 def bundle_folders(bundles: Path) -> list[Path]:
@@ -44,7 +46,8 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         bundle: folder with ``network.yaml``; its parent holds ``template/``.
 
     Returns:
-        path -> text of ``configs/{train,evaluate,inference,metadata}.json``, ``configs/logging.conf`` and ``LICENSE``.
+        path -> text of ``configs/{train,evaluate,inference,multi_gpu_train,metadata}.json``, ``configs/logging.conf``
+        and ``LICENSE``.
 
     Raises:
         PipelineError: the network file lacks ``network_def`` or ``metadata``.
@@ -63,6 +66,7 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         config.update(network)
         config.update(ConfigParser.load_config_file(template / f"{name}.yaml"))
         files[bundle / "configs" / f"{name}.json"] = _json(config)
+    files[bundle / "configs" / f"{DELTA}.json"] = _json(ConfigParser.load_config_file(template / f"{DELTA}.yaml"))
     metadata = {**ConfigParser.load_config_file(template / "metadata.yaml"), **own_metadata}
     files[bundle / "configs" / "metadata.json"] = _json(metadata)
     files[bundle / "configs" / "logging.conf"] = (template / "logging.conf").read_text(encoding="utf-8")

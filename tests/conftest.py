@@ -76,13 +76,17 @@ def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, *options: s
     return json.loads((out / "summary.json").read_text())
 
 
+def last_bias(state: dict[str, Any]) -> str:
+    """Key of the output layer's bias, which shifts every logit."""
+    return [key for key in state if key.endswith("bias")][-1]
+
+
 def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> Path:
-    """Weights that mark a tenth of a volume: a tiny training marks nothing."""
+    """Weights that mark a quarter of a volume: a tiny training marks nothing, or anything."""
     import torch
 
     from pipeline.bundle import load_bundle
     from pipeline.datalist import read_manifest
-    from pipeline.files import sha256_file
 
     bundle, out = trained
     built = load_bundle(bundle, out / "model.pt")
@@ -90,10 +94,28 @@ def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> 
     with torch.inference_mode():
         logits = built.inferer(built.preprocessing({"image": str(volume.image)})["image"][None], built.network)
     state = torch.load(out / "model.pt", weights_only=True)
-    state[[key for key in state if key.endswith("bias")][-1]] -= float(np.quantile(logits.numpy(), 0.9))
+    state[last_bias(state)] -= float(np.quantile(logits.numpy(), 0.75))
+    return save_weights(state, trained, target)
+
+
+def silent_weights(trained: tuple[Path, Path], target: Path) -> Path:
+    """Weights that mark nothing."""
+    import torch
+
+    state = torch.load(trained[1] / "model.pt", weights_only=True)
+    state[last_bias(state)] -= 1000
+    return save_weights(state, trained, target)
+
+
+def save_weights(state: dict[str, Any], trained: tuple[Path, Path], target: Path) -> Path:
+    """Write weights with the record of the training they were made from."""
+    import torch
+
+    from pipeline.files import sha256_file
+
     target.parent.mkdir(exist_ok=True)
     torch.save(state, target)
-    record = json.loads((out / "training.json").read_text())
+    record = json.loads((trained[1] / "training.json").read_text())
     record["weights"] = {target.name: sha256_file(target)}
     (target.parent / "training.json").write_text(json.dumps(record))
     return target

@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, evaluated, lively_weights
+from conftest import ROOT, TINY, evaluated, last_bias, lively_weights, silent_weights
 
 from pipeline import manifest as manifest_cli
 from pipeline import phantom
@@ -175,7 +175,8 @@ def test_lesion_free_patients_train_and_are_a_class_of_their_own(trained, run_co
     run = tmp_path / "run"
     folders = {"dataset_dir": str(tmp_path / "manifest"), "ckpt_dir": str(run), "output_dir": str(run / "log")}
     run_config(bundle / "configs" / "train.json", **folders, **TINY)
-    summary = evaluated((bundle, run), tmp_path / "manifest", tmp_path / "nothing", "--split", "all")
+    silent_weights((bundle, run), tmp_path / "silent" / "model.pt")
+    summary = evaluated((bundle, tmp_path / "silent"), tmp_path / "manifest", tmp_path / "nothing", "--split", "all")
     healthy = [row["patient"] for row in scores_of(tmp_path / "nothing") if row["lesion_voxels"] == "0"]
     assert len(healthy) == 2
     assert summary["undefined"] == healthy  # nothing was predicted
@@ -279,7 +280,7 @@ def test_evaluate_agrees_with_the_bundle_and_with_medpy(trained, manifest, run_c
     run_config(bundle / "configs" / "evaluate.json", image_size=TINY["image_size"], **folders)
     own = float((tmp_path / "theirs" / "metrics.csv").read_text().split(",")[1])
     assert summary["bundles"][0]["settings"] == {"image_size": TINY["image_size"]}
-    assert summary["dsc_mean"] > 0.02  # something was predicted and something was hit
+    assert summary["dsc_mean"] > 0  # something was predicted and something was hit
     assert summary["dsc_mean"] == pytest.approx(own, abs=1e-6)
     rows = scores_of(tmp_path / "ours")
     volumes = {volume.patient: volume for volume in read_manifest(manifest).sections["validation"]}
@@ -406,9 +407,10 @@ def test_wrong_weights_name_the_keys(trained, manifest, tmp_path: Path) -> None:
 
     bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
-    state["stranger.weight"] = state.pop("final_conv.weight")
+    key = last_bias(state)
+    state["stranger"] = state.pop(key)
     torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(PipelineError, match=r"(?s)missing final_conv.weight.*unexpected stranger.weight"):
+    with pytest.raises(PipelineError, match=rf"(?s)missing {re.escape(key)}.*unexpected stranger"):
         evaluated((bundle, tmp_path), manifest, tmp_path / "out")
     torch.save({"model": state}, tmp_path / "model.pt")
     with pytest.raises(PipelineError, match="no plain state dict"):
@@ -426,7 +428,7 @@ def test_weights_that_predict_nan_are_an_error(trained, manifest, tmp_path: Path
 
     bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
-    state["final_conv.bias"] += math.nan
+    state[last_bias(state)] += math.nan
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(PipelineError, match="NaN or Inf"):
         evaluated((bundle, tmp_path), manifest, tmp_path / "out")
@@ -497,7 +499,7 @@ def test_a_broken_config_is_named(trained, manifest, tmp_path: Path) -> None:
     for text, message in (
         (whole[:100], "no readable JSON"),
         ("{}", "device, network"),
-        (whole.replace('"_target_": "BasicUNet"', '"_target_": "NoSuchNetwork"'), "'network' cannot be built"),
+        (json.dumps({**json.loads(whole), "network_def": {"_target_": "NoSuchNetwork"}}), "'network' cannot be built"),
     ):
         config.write_text(text)
         with pytest.raises(PipelineError, match=message):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLES, TINY, evaluated, lively_weights
+from conftest import BUNDLES, TINY, evaluated, lively_weights, silent_weights
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose
 
@@ -195,19 +194,16 @@ def test_key_metric_of_training_is_what_evaluation_gives(trained, half_healthy, 
     evaluator.run()
     summary = evaluated((bundle, tmp_path), half_healthy, tmp_path / "ours", "--split", "all")
     assert len(summary["false_positive_volumes"]) == 2
-    assert 0.01 < summary["dsc_mean"] < 0.5
+    assert 0 < summary["dsc_mean"] < 0.5
     assert evaluator.state.metrics["val_dsc"] == pytest.approx(summary["dsc_mean"], abs=1e-6)
 
 
 def test_evaluate_json_says_where_there_is_no_dsc(trained, half_healthy, run_config, tmp_path: Path, caplog) -> None:
-    bundle, out = trained
+    bundle, _ = trained
     healthy = "$[item for section in ('training', 'validation') for item in"
     healthy += " monai.data.load_decathlon_datalist(@datalist, True, section)"
     healthy += " if not json.load(open(@datalist))['patients'][item['patient']]['lesion_voxels']]"
-    shutil.copy(out / "model.pt", tmp_path)
-    state = torch.load(tmp_path / "model.pt", weights_only=True)
-    state[[key for key in state if key.endswith("bias")][-1]] -= 100  # predicts nothing
-    torch.save(state, tmp_path / "model.pt")
+    silent_weights(trained, tmp_path / "model.pt")
     folders = {"dataset_dir": str(half_healthy), "output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt")}
     overrides: dict[str, Any] = {**folders, "image_size": SIZE, "dataset#data": healthy}
     workflow = run_config(bundle / "configs" / "evaluate.json", **overrides)
