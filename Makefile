@@ -6,7 +6,7 @@ DEMO ?= demo
 LGG ?= data/kaggle_3m
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-run test lint format bundles manifest train evaluate clean
+.PHONY: help env demo demo-run test lint format bundles manifest train crossval evaluate clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ manifest: env ## Index the real slices in LGG=data/kaggle_3m with the published 
 
 train: env ## Train basic_unet on data_manifest (2 CPU cores: about 35 minutes)
 	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json --dataset_dir data_manifest
+
+crossval: env ## Train basic_unet on every fold in turn (goes on where it was stopped) and score all patients out of fold
+	$(PY) -m pipeline.train --bundle basic_unet --manifest data_manifest --fold all --resume --out runs/crossval
+	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --folds runs/crossval --out runs/crossval_scores
 
 evaluate: env ## Score basic_unet on the validation patients of data_manifest
 	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --split validation --out runs/basic_unet

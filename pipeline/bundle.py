@@ -35,7 +35,7 @@ class Bundle:
         to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
         weights_sha256: of the weights file.
         config_sha256: of the inference config.
-        settings: ``image_size`` where the weights were trained with another than the config's, else empty.
+        settings: ``image_size`` and ``network_def`` where the weights were trained with others than the config's.
         recorded: a ``training.json`` lies beside the weights.
         training_patients: ids of the patients it was trained on, empty where that is not recorded.
     """
@@ -49,7 +49,7 @@ class Bundle:
     to_mask: Any
     weights_sha256: str
     config_sha256: str
-    settings: dict[str, float]
+    settings: dict[str, Any]
     recorded: bool = False
     training_patients: tuple[str, ...] = ()
 
@@ -58,7 +58,7 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     """Build a bundle's network and load its weights.
 
     A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
-    used as they were trained: the image size is taken over from the ``training.json`` beside them.
+    used as they were trained: image size and network are taken over from the ``training.json`` beside them.
 
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
@@ -132,13 +132,21 @@ def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     return record
 
 
-def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParser) -> dict[str, float]:
-    """The image size that training overrode; a number only, so that a record cannot bring code.
+def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParser) -> dict[str, Any]:
+    """What training overrode: the image size, and the network where it is one of MONAI's with plain arguments.
+
+    Numbers and names only, so that a record cannot bring code.
 
     Raises:
         PipelineError: the record tells of another network or preprocessing than the bundle's.
     """
     trained = dict(record.get("config", {}))
+    settings: dict[str, Any] = {}
+    network = trained.get("network_def")
+    if isinstance(network, dict) and network != parser.get().get("network_def") and _is_stock_network(network):
+        # The weights come from the file: nothing is fetched for an encoder that was pretrained.
+        settings["network_def"] = {**network, **({"pretrained": False} if "pretrained" in network else {})}
+        trained.pop("network_def")
     differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
     if differing:
         raise PipelineError(
@@ -146,7 +154,32 @@ def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParse
             "Evaluate with a bundle whose config says the same."
         )
     size = trained.get("image_size")
-    return {"image_size": size} if isinstance(size, int) and size != parser.get().get("image_size") else {}
+    if isinstance(size, int) and size != parser.get().get("image_size"):
+        settings["image_size"] = size
+    return settings
+
+
+def _is_stock_network(definition: dict[str, Any]) -> bool:
+    """True for a component of ``monai.networks.nets`` whose arguments are plain values."""
+    import monai.networks.nets
+
+    name = str(definition.get("_target_")).removeprefix("monai.networks.nets.")
+    if not isinstance(getattr(monai.networks.nets, name, None), type):
+        return False
+    arguments = {key: value for key, value in definition.items() if key != "_target_"}
+    fetching = any(key.startswith("pretrained_") for key in arguments)
+    return not fetching and _is_plain(arguments)
+
+
+def _is_plain(value: Any) -> bool:
+    """True for numbers, names and lists or maps of them: no expression, reference, macro or component."""
+    if isinstance(value, str):
+        return not value.startswith(("$", "@", "%"))
+    if isinstance(value, dict):
+        return all(not str(key).startswith("_") and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def _content(parser: ConfigParser, key: str, config: Path) -> Any:

@@ -21,6 +21,8 @@ from pipeline.records import RECORD, SECTIONS, VolumeScore
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
 
+    FoldBundles = dict[int | None, Bundle]
+
 SUMMARY = "summary.json"
 PROTOCOLS = {
     "native": "every voxel of the native volume; the bundle's own component rule",
@@ -56,7 +58,17 @@ def arguments() -> argparse.ArgumentParser:
         default=[],
         help="state dict, one per --bundle (default: models/model.pt)",
     )
-    parser.add_argument("--split", choices=[*SECTIONS, "all"], default="validation", help="default: validation")
+    parser.add_argument(
+        "--folds",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of fold_0, fold_1, ... in place of --weights, one per --bundle: each patient is predicted by the "
+        "training that held its fold out, patients without a fold by the average of all",
+    )
+    parser.add_argument(
+        "--split", choices=[*SECTIONS, "all"], help="default: validation; with --folds all, one table out of fold"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for scores.csv, summary.json and masks/ (always whole volumes)"
     )
@@ -78,10 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: what the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
     """
     args = arguments().parse_args(argv)
-    if args.weights and len(args.weights) != len(args.bundle):
+    for option, given in (("--weights", args.weights), ("--folds", args.folds)):
+        if given and len(given) != len(args.bundle):
+            raise PipelineError(f"{len(given)} {option} for {len(args.bundle)} --bundle (expected one each, or none).")
+    if args.weights and args.folds:
         raise PipelineError(
-            f"{len(args.weights)} --weights for {len(args.bundle)} --bundle (expected one each, or none)."
+            "--weights and --folds together (expected one of them). The folds hold weights of their own."
         )
+    args.split = args.split or ("all" if args.folds else "validation")
     if args.seed < 0:
         raise PipelineError(f"--seed {args.seed} (expected 0 or more).")
     manifest = read_manifest(args.manifest)
@@ -90,19 +106,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         verify_volume(volume)
     from pipeline.bundle import load_bundle
 
-    weights = args.weights or [None] * len(args.bundle)
-    bundles = [load_bundle(folder, file) for folder, file in zip(args.bundle, weights, strict=True)]
-    provenance = _provenance(args, manifest, bundles, volumes)
+    if args.folds:
+        groups = [_fold_bundles(*pair) for pair in zip(args.bundle, args.folds, strict=True)]
+    else:
+        weights = args.weights or [None] * len(args.bundle)
+        groups = [{None: load_bundle(folder, file)} for folder, file in zip(args.bundle, weights, strict=True)]
+    provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
-    for bundle in bundles:
-        print(_as_trained(bundle))
+    for line in dict.fromkeys(_as_trained(bundle) for group in groups for bundle in group.values()):
+        print(line)
     seen = provenance["seen_in_training"]
-    if seen and args.split not in ("training", "all"):
+    if seen and (args.folds or args.split not in ("training", "all")):
         print(
             f"warning: {len(seen)} of {len(volumes)} patients were trained on, these scores are not of unseen patients:"
         )
         print(f"  {', '.join(seen)}")
-    scores = score_volumes(bundles, volumes, args.protocol, flips=args.tta, masks=args.out / "masks")
+    scores = score_volumes(groups, volumes, args.protocol, flips=args.tta, masks=args.out / "masks")
     write_results(args.out, scores, provenance)
     print(table(scores, args.seed))
     print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
@@ -110,13 +129,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _fold_bundles(folder: Path, folds: Path) -> FoldBundles:
+    """A bundle with the weights of each fold of a cross-validation.
+
+    Raises:
+        PipelineError: no ``fold_K/model.pt``, or weights that do not fit.
+    """
+    from pipeline.bundle import load_bundle
+
+    found = {
+        int(path.parent.name[5:]): path for path in folds.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()
+    }
+    if not found:
+        raise PipelineError(
+            f"{folds}: found no fold_0/model.pt. Train with python -m pipeline.train --fold all --out {folds}."
+        )
+    return {fold: load_bundle(folder, path) for fold, path in sorted(found.items())}
+
+
+def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
+    """The bundles whose probabilities are averaged for a volume.
+
+    Args:
+        groups: for each bundle given, fold -> its weights; ``{None: bundle}`` without folds.
+        volume: of a manifest.
+
+    Raises:
+        PipelineError: no weights for the volume's fold.
+    """
+    chosen: list[Bundle] = []
+    for group in groups:
+        if None in group or volume.fold is None:
+            chosen += group.values()
+        elif volume.fold in group:
+            chosen.append(group[volume.fold])
+        else:
+            raise PipelineError(
+                f"patient {volume.patient} is in fold {volume.fold}, weights are those of {', '.join(map(str, group))} "
+                "(expected every fold). Train the missing fold first."
+            )
+    return chosen
+
+
 def score_volumes(
-    bundles: Sequence[Bundle], volumes: Sequence[Volume], protocol: str, *, flips: bool, masks: Path | None
+    groups: Sequence[FoldBundles], volumes: Sequence[Volume], protocol: str, *, flips: bool, masks: Path | None
 ) -> list[VolumeScore]:
     """Predict and score volumes one by one.
 
     Args:
-        bundles: one, or several to be averaged; thresholds and component rule are those of the first.
+        groups: as for ``predictors``; threshold and component rule are those of the first bundle.
         volumes: of a manifest.
         protocol: a key of ``PROTOCOLS``.
         flips: average with the prediction of the mirrored volume.
@@ -132,7 +193,8 @@ def score_volumes(
     from pipeline.volumes import load_label, save_mask
 
     scores = []
-    for volume in tqdm(volumes, desc="evaluate", unit="volume", disable=None):
+    members = [predictors(groups, volume) for volume in volumes]
+    for volume, bundles in tqdm([*zip(volumes, members, strict=True)], desc="evaluate", unit="volume", disable=None):
         probability = predict_probability(bundles, volume.image, flips=flips)
         mask = mask_from_probability(bundles[0], probability)
         truth = load_label(volume.label)
@@ -147,14 +209,19 @@ def _as_trained(bundle: Bundle) -> str:
     """One line that says how the network will see the slices, and who said so."""
     if not bundle.recorded:
         return f"{bundle.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
-    changed = ", ".join(f"{key} {value}" for key, value in bundle.settings.items())
+    names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in bundle.settings.items()}
+    changed = ", ".join(f"{key} {value}" for key, value in names.items())
     return f"{bundle.name}: as trained, {changed or 'the settings of its config'}"
 
 
 def _provenance(
-    args: argparse.Namespace, manifest: Manifest, bundles: Sequence[Bundle], volumes: Sequence[Volume]
+    args: argparse.Namespace, manifest: Manifest, groups: Sequence[FoldBundles], volumes: Sequence[Volume]
 ) -> dict[str, Any]:
-    trained_on = {patient for bundle in bundles for patient in bundle.training_patients}
+    seen = [
+        volume.patient
+        for volume in volumes
+        if any(volume.patient in bundle.training_patients for bundle in predictors(groups, volume))
+    ]
     return {
         "protocol": args.protocol,
         "split": args.split,
@@ -166,18 +233,20 @@ def _provenance(
                 "config_sha256": bundle.config_sha256,
                 "settings": bundle.settings,
                 "recorded": bundle.recorded,
+                **({} if fold is None else {"fold": fold}),
             }
-            for bundle in bundles
+            for group in groups
+            for fold, bundle in group.items()
         ],
         "manifest_sha256": manifest.sha256,
-        "seen_in_training": [volume.patient for volume in volumes if volume.patient in trained_on],
+        "seen_in_training": seen,
         "seed": args.seed,
         "versions": {
             "python": platform.python_version(),
             "pipeline": __version__,
             **{name: version(name) for name in ("torch", "monai", "numpy", "medpy")},
         },
-        "device": str(bundles[0].device),
+        "device": str(next(iter(groups[0].values())).device),
     }
 
 

@@ -42,10 +42,11 @@ def manifest(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_config() -> Callable[..., Any]:
     """Run one of a bundle's configs in this process as ``python -m monai.bundle run`` does."""
 
-    def run(config: Path, **overrides: Any) -> Any:
+    def run(config: Path | list[str], **overrides: Any) -> Any:
         from monai.bundle import ConfigWorkflow
 
-        workflow = ConfigWorkflow(config_file=str(config), workflow_type="train", logging_file=False, **overrides)
+        files = config if isinstance(config, list) else str(config)
+        workflow = ConfigWorkflow(config_file=files, workflow_type="train", logging_file=False, **overrides)
         workflow.initialize()
         workflow.run()
         return workflow

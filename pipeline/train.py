@@ -1,0 +1,148 @@
+"""Command line: bundle, experiment, recipe, fold -> the plain ``monai.bundle run`` command, printed and run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.datalist import read_manifest
+from pipeline.errors import PipelineError, run_cli
+from pipeline.overrides import check_overrides, merged
+from pipeline.records import RECORD
+
+ALL_FOLDS = "all"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line's arguments; whatever else is given overrides the config."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.train",
+        usage="%(prog)s [options] [--KEY VALUE ...]",
+        description="Train a bundle. Any other --KEY VALUE overrides the bundle's config. Research only.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--bundle", default="basic_unet", help="folder, or name below bundles/ (default: basic_unet)")
+    parser.add_argument(
+        "--experiment", action="append", default=[], help="file, or name below experiments/; repeatable"
+    )
+    parser.add_argument("--recipe", help="file, or name below recipes/")
+    parser.add_argument("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
+    parser.add_argument("--fold", help="validate on this fold, train on the others; all: every fold in turn")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
+    parser.add_argument("--out", type=Path, help="folder for weights and curves (default: runs/NAME)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print and run the training's command, or one a fold.
+
+    Raises:
+        PipelineError: an unknown bundle, file or key, or a fold that the manifest does not have.
+    """
+    args, rest = arguments().parse_known_args(argv)
+    bundle = _named(args.bundle, "bundles", "")
+    config = bundle / "configs" / "train.json"
+    if not config.is_file():
+        raise PipelineError(
+            f"{bundle}: found no configs/train.json. Name a bundle's folder, such as bundles/basic_unet."
+        )
+    files = [_named(name, "experiments", ".yaml") for name in args.experiment]
+    files = [*([_named(args.recipe, "recipes", ".yaml")] if args.recipe else []), *files]
+    overrides = _pairs(rest)
+    _check(config, files, overrides)
+    out = args.out or Path("runs") / "_".join([bundle.name, *(file.stem for file in files)])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", _config_files([config, *files])]
+    command += ["--dataset_dir", str(args.manifest)]
+    folds = _folds(args.manifest, args.fold)
+    for fold in folds:
+        folder = out if args.fold is None else out / f"fold_{fold}"
+        options = ["--ckpt_dir", str(folder), "--output_dir", str(folder)]
+        options += [] if fold is None else ["--fold", str(fold)]
+        if len(folds) > 1 and (folder / RECORD).is_file():
+            print(f"fold {fold}: trained already, {folder}")
+            continue
+        begun = any(folder.glob("checkpoint_*.pt"))
+        options += ["--resume", "True"] if args.resume and (begun or len(folds) == 1) else []
+        status = _run([*command, *options, *overrides])
+        if status:
+            return status
+    return 0
+
+
+def _named(name: str, folder: str, suffix: str) -> Path:
+    """A path that exists as given, or below ``folder`` of the working directory."""
+    for path in (Path(name), Path(folder) / f"{name}{suffix}"):
+        if path.exists() and (path.is_dir() or suffix):
+            return path
+    known = sorted(path.stem for path in Path(folder).glob(f"*{suffix}") if path.is_dir() != bool(suffix))
+    known = [stem for stem in known if stem != "template"]
+    raise PipelineError(
+        f"{name}: neither a path nor below {folder}/ (found there: {', '.join(known) or 'nothing'}). "
+        "Run from the repository's root, or give a path."
+    )
+
+
+def _pairs(rest: Sequence[str]) -> list[str]:
+    """``--KEY VALUE`` and ``--KEY=VALUE`` as a flat list of keys and values.
+
+    Raises:
+        PipelineError: a value without a key, or a key without a value.
+    """
+    flat = [part for text in rest for part in (text.split("=", 1) if text.startswith("--") else [text])]
+    if len(flat) % 2 or not all(key.startswith("--") and len(key) > 2 for key in flat[::2]):
+        raise PipelineError(f"{shlex.join(rest)}: expected pairs of --KEY VALUE. See --help.")
+    return flat
+
+
+def _check(config: Path, files: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Refuse keys that the bundle's config does not have, in files and on the command line."""
+    content: dict[str, Any] = json.loads(config.read_bytes())
+    for file in files:
+        content = merged(content, file)
+    check_overrides(content, [key.removeprefix("--") for key in overrides[::2]], "command line")
+
+
+def _config_files(files: Sequence[Path]) -> str:
+    """MONAI's form for one config file or a list of them."""
+    names = [file.as_posix() for file in files]
+    return names[0] if len(names) == 1 else str(names).replace(" ", "")
+
+
+def _folds(manifest: Path, fold: str | None) -> list[int | None]:
+    """The folds to train, ``[None]`` for a training without folds.
+
+    Raises:
+        PipelineError: no such fold in the manifest.
+    """
+    if fold is None:
+        return [None]
+    volumes = [volume for section in read_manifest(manifest).sections.values() for volume in section]
+    known = sorted({volume.fold for volume in volumes if volume.fold is not None})
+    if fold == ALL_FOLDS and known:
+        return list(known)
+    if not fold.isdigit() or int(fold) not in known:
+        found = ", ".join(map(str, known)) or "none"
+        raise PipelineError(
+            f"--fold {fold}: not in {manifest} (found: {found}). Build the manifest with --folds K, or pass another."
+        )
+    return [int(fold)]
+
+
+def _run(command: Sequence[str]) -> int:
+    """Print a command as it could be typed, run it, and say how to go on after Ctrl-C."""
+    print(shlex.join(["python", *command[1:]]), flush=True)
+    try:
+        return subprocess.run(command, check=False).returncode  # noqa: S603
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,292 @@
+"""The front door of training, experiment and recipe files, folds, several processes, networks that are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import BUNDLES, ROOT, TINY
+
+from pipeline import evaluate, train
+from pipeline import manifest as manifest_cli
+from pipeline.datalist import read_manifest
+from pipeline.errors import PipelineError
+from pipeline.overrides import check_overrides, config_keys, merged
+
+BASIC = ROOT / "bundles" / "basic_unet"
+OVERRIDES = sorted([*(ROOT / "experiments").glob("*.yaml"), *(ROOT / "recipes").glob("*.yaml")])
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+LITTLE = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]
+
+
+def train_config(bundle: Path = BASIC) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / "train.json").read_text())
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the front door would run; every run succeeds."""
+    seen: list[list[str]] = []
+
+    def record(command: list[str], **_: Any) -> Any:
+        seen.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(train.subprocess, "run", record)
+    monkeypatch.chdir(ROOT)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def folded(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a manifest with two folds and one patient in the test section."""
+    out = tmp_path_factory.mktemp("folded")
+    split = ["--split", "random", "--validation-fraction", "0.25", "--test-fraction", "0.125", "--folds", "2"]
+    assert manifest_cli.main([str(phantoms), "--out", str(out), *split]) == 0
+    return out
+
+
+@pytest.mark.parametrize("file", OVERRIDES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_shipped_files_override_keys_that_exist(bundle: Path, file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    result = merged(train_config(bundle), file)
+    assert set(config_keys(content)) <= set(config_keys(result))
+    assert result != train_config(bundle) or file.stem in ("cpu", *(other.name for other in BUNDLES), "attention")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_delta_for_several_processes_overrides_keys_that_exist(bundle: Path) -> None:
+    delta = json.loads((bundle / "configs" / "multi_gpu_train.json").read_text())
+    check_overrides({**train_config(bundle), "finalize": []}, delta, "multi_gpu_train.json")
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_experiment_trains_and_is_scored(file: Path, manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    """One epoch on the basic_unet bundle; the weights are then scored with the network they were trained with."""
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    config = [str(BASIC / "configs" / "train.json"), str(file)]
+    workflow = run_config(config, **folders, **{**TINY, "max_epochs": 1, "steps_per_epoch": 2})
+    wanted = yaml.safe_load(file.read_text())
+    for key in ("loss", "network_def", "optimizer", "lr_scheduler"):
+        if isinstance(wanted.get(key), dict):
+            built = type(workflow.parser.get_parsed_content(key)).__name__
+            assert built == wanted[key]["_target_"].rpartition(".")[2]
+    given = ["--manifest", str(manifest), "--bundle", str(BASIC), "--weights", str(tmp_path / "model.pt")]
+    assert evaluate.main([*given, "--out", str(tmp_path / "scores")]) == 0
+    settings = json.loads((tmp_path / "scores" / "summary.json").read_text())["bundles"][0]["settings"]
+    assert settings.get("network_def") == wanted.get("network_def")
+
+
+def test_front_door_runs_the_plain_command(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--bundle", "basic_unet", "--experiment", "soft_iou", "--recipe", "cpu", "--out", "here", "--resume"]
+    assert train.main([*options, "--manifest", "data", "--learning_rate", "0.001", "--train#trainer#amp=False"]) == 0
+    files = ["bundles/basic_unet/configs/train.json", "recipes/cpu.yaml", "experiments/soft_iou.yaml"]
+    assert commands[0][:6] == [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(files).replace(" ", ""),
+    ]
+    assert commands[0][6:] == [
+        *("--dataset_dir", "data", "--ckpt_dir", "here", "--output_dir", "here", "--resume", "True"),
+        *("--learning_rate", "0.001", "--train#trainer#amp", "False"),
+    ]
+    printed = capsys.readouterr().out
+    assert printed.startswith("python -m monai.bundle run --config_file ")
+    assert "'bundles/basic_unet/configs/train.json'" in printed.replace('"\'"', "")
+    assert train.main(["--bundle", str(BASIC)]) == 0
+    assert commands[1][5:] == [
+        *(str(BASIC / "configs" / "train.json"), "--dataset_dir", "data_manifest"),
+        *("--ckpt_dir", "runs/basic_unet", "--output_dir", "runs/basic_unet"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_epoch", "3"], r"max_epoch \(nearest: max_epochs\)"),
+        (["--train#trainer#ampp", "False"], r"train#trainer#ampp \(nearest: train#trainer#amp\)"),
+        (["--network_def#biass", "False"], "network_def#biass"),
+        (["--max_epochs"], "expected pairs"),
+        (["max_epochs", "3"], "expected pairs"),
+        (["--bundle", "basic_unets"], "found there: attention_unet, basic_unet, basic_unet_plusplus"),
+        (["--bundle", "tests"], "no configs/train.json"),
+        (["--experiment", "soft"], "found there: adam_constant, attention"),
+        (["--recipe", "tpu"], "found there: cpu, gpu"),
+        (["--fold", "0", "--manifest", "nowhere"], "no manifest"),
+    ],
+)
+def test_front_door_refuses(commands: list[list[str]], options: list[str], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        train.main(options)
+    assert commands == []
+
+
+def test_arguments_of_components_are_keys(commands: list[list[str]]) -> None:
+    assert train.main(["--network_def#bias", "False", "--train#dataloader#pin_memory", "True"]) == 0
+    assert len(commands) == 1
+
+
+def test_front_door_refuses_experiment_files(commands: list[list[str]], tmp_path: Path) -> None:
+    for text, message in (
+        ("los: {_target_: DiceLoss}\n", r"los \(nearest: loss\)"),
+        ("+augmentations: []\n", r"augmentations \(nearest: augmentation\)"),
+        ("a: [", "no readable YAML"),
+        ("text", "no readable YAML"),
+    ):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(PipelineError, match=message):
+            train.main(["--experiment", str(tmp_path / "mine.yaml")])
+    (tmp_path / "mine.yaml").write_text("+augmentation: []\nseed: 3\n")
+    assert train.main(["--experiment", str(tmp_path / "mine.yaml")]) == 0
+    assert len(commands) == 1
+
+
+def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp_path: Path) -> None:
+    given = ["--manifest", str(folded), "--out", str(tmp_path), "--resume"]
+    (tmp_path / "fold_1").mkdir()
+    (tmp_path / "fold_1" / "checkpoint_1.pt").touch()
+    assert train.main([*given, "--fold", "all"]) == 0
+    assert [command[command.index("--fold") + 1] for command in commands] == ["0", "1"]
+    assert ["--resume" in command for command in commands] == [False, True]
+    assert commands[1][commands[1].index("--ckpt_dir") + 1] == str(tmp_path / "fold_1")
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "training.json").touch()
+    assert train.main([*given, "--fold", "all"]) == 0
+    assert len(commands) == 3
+    assert train.main([*given, "--fold", "1"]) == 0
+    with pytest.raises(PipelineError, match="found: 0, 1"):
+        train.main([*given, "--fold", "2"])
+    with pytest.raises(PipelineError, match="--fold x"):
+        train.main([*given, "--fold", "x"])
+
+
+def test_front_door_passes_the_status_on(commands: list[list[str]], folded: Path, tmp_path: Path, monkeypatch) -> None:
+    def fail(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(train.subprocess, "run", fail)
+    assert train.main(["--manifest", str(folded), "--out", str(tmp_path), "--fold", "all"]) == 3
+    assert len(commands) == 1
+
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.subprocess, "run", interrupt)
+    assert train.main([]) == 130
+
+
+def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config, tmp_path: Path, capsys) -> None:
+    for fold in (0, 1):
+        out = tmp_path / "run" / f"fold_{fold}"
+        folders = {"dataset_dir": str(folded), "ckpt_dir": str(out), "output_dir": str(out)}
+        run_config(BASIC / "configs" / "train.json", **folders, **{**TINY, "max_epochs": 1}, fold=fold, seed=fold)
+    volumes = [volume for section in read_manifest(folded).sections.values() for volume in section]
+    records = [json.loads((tmp_path / "run" / f"fold_{fold}" / "training.json").read_text()) for fold in (0, 1)]
+    for fold, record in enumerate(records):
+        expected = [volume.patient for volume in volumes if volume.fold not in (None, fold)]
+        assert record["training_patients"] == sorted(expected) != []
+    given = ["--manifest", str(folded), "--bundle", str(BASIC), "--out"]
+    assert evaluate.main([*given, str(tmp_path / "folds"), "--folds", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "folds" / "summary.json").read_text())
+    assert (summary["split"], summary["volumes"], summary["seen_in_training"]) == ("all", 8, [])
+    assert [entry["fold"] for entry in summary["bundles"]] == [0, 1]
+    assert "warning" not in capsys.readouterr().out
+    groups = [{fold: f"{name}{fold}" for fold in (0, 1)} for name in "ab"]
+    by_fold = {volume.fold: evaluate.predictors(groups, volume) for volume in volumes}
+    assert by_fold == {0: ["a0", "b0"], 1: ["a1", "b1"], None: ["a0", "a1", "b0", "b1"]}
+    (tmp_path / "run" / "fold_0").rename(tmp_path / "run" / "fold_2")
+    with pytest.raises(PipelineError, match="in fold 0, weights are those of 1, 2"):
+        evaluate.main([*given, str(tmp_path / "missing"), "--folds", str(tmp_path / "run")])
+    shutil.copytree(tmp_path / "run" / "fold_1", tmp_path / "run" / "fold_0")
+    assert evaluate.main([*given, str(tmp_path / "swapped"), "--folds", str(tmp_path / "run")]) == 0
+    assert "were trained on" in capsys.readouterr().out
+    with pytest.raises(PipelineError, match="found no fold_0"):
+        evaluate.main([*given, str(tmp_path / "none"), "--folds", str(tmp_path)])
+    with pytest.raises(PipelineError, match="--weights and --folds"):
+        evaluate.main([*given, str(tmp_path / "none"), "--folds", str(tmp_path), "--weights", "model.pt"])
+
+
+def test_a_fold_that_does_not_exist_is_refused(manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BASIC / "configs" / "train.json", **folders, **TINY, fold=0)
+    assert "has no fold 0" in str(failure.value.__cause__)
+
+
+FOUR_HEADS = "monai.networks.nets.BasicUNetPlusPlus(2, 3, 1, deep_supervision=True)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("network_def", f"${FOUR_HEADS}", "one tensor of logits"),
+        ("network_def", "$torch.nn.Sequential(monai.networks.nets.BasicUNet(2, 3, 1), torch.nn.Sigmoid())", "probab"),
+        ("network_def", {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 2}, "logits"),
+        ("loss", {"_target_": "DiceLoss", "sigmoid": False}, "no sigmoid or with two"),
+        ("loss", "$lambda p, t: monai.losses.DiceLoss(sigmoid=True, jaccard=True)(p.sigmoid(), t)", "or with two"),
+    ],
+    ids=["four heads", "probabilities", "two channels", "no sigmoid", "two sigmoids"],
+)
+def test_what_collapsed_is_refused(manifest, run_config, tmp_path: Path, key, value, message) -> None:  # noqa: PLR0917
+    """The case report's UNet++ averaged four heads after a sigmoid, and the loss applied another."""
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BASIC / "configs" / "train.json", **folders, **TINY, **{key: value})
+    assert message in str(failure.value.__cause__)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unet_plusplus_cannot_be_given_more_heads(manifest, run_config, tmp_path: Path) -> None:
+    config = ROOT / "bundles" / "basic_unet_plusplus" / "configs" / "train.json"
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(config, **folders, **TINY, **{"network_def#deep_supervision": True})
+    assert "deep_supervision" in str(failure.value.__cause__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_two_processes_report_the_dsc_of_one(bundle: Path, phantoms: Path, run_config: Any, tmp_path: Path) -> None:
+    """Two gloo processes, three validation patients: what they report is what one process gives for the weights."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    split = ["--split", "random", "--validation-fraction", "0.4", "--out", str(tmp_path / "manifest")]
+    assert manifest_cli.main([str(phantoms), *split]) == 0
+    configs = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(configs), "--dataset_dir", str(tmp_path / "manifest")]
+    command += ["--ckpt_dir", "run", "--output_dir", "run", *LITTLE, "--ema_momentum", "0.5", "--learning_rate", "0.02"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("epoch 2/2") == 1
+    assert len([*(tmp_path / "run").glob("events.*")]) == 1
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["processes"] == 2
+    assert len(record["training_patients"]) == 5
+    curves = EventAccumulator(str(tmp_path / "run"))
+    curves.Reload()
+    reported = curves.Scalars("val_loss")[-1].value, curves.Scalars("val_dsc")[-1].value
+    folders = {"dataset_dir": str(tmp_path / "manifest"), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    from monai.bundle import ConfigWorkflow
+
+    config = str(bundle / "configs" / "train.json")
+    workflow = ConfigWorkflow(config, logging_file=False, **{**TINY, **folders})
+    workflow.initialize()
+    import torch
+
+    evaluator = workflow.parser.get_parsed_content("validate#evaluator")
+    evaluator.network.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))
+    evaluator.run()
+    metrics = evaluator.state.metrics
+    assert reported == pytest.approx((metrics["val_loss"], metrics["val_dsc"]), abs=1e-6)
