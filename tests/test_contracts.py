@@ -1,0 +1,171 @@
+"""What programs that consume MONAI bundles ask of one, without their packages and without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import BUNDLES, ROOT, TINY, silent_weights
+
+from pipeline import template
+from pipeline.datalist import read_manifest
+
+SCHEMA = ROOT / "tests" / "metadata_schema_20240725.json"
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+
+
+@pytest.fixture
+def zoo(trained: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A bundle with weights, alone below a folder of bundles."""
+    bundle = tmp_path / "zoo" / trained[0].name
+    shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval", "network.yaml"))
+    silent_weights(trained, bundle / "models" / "model.pt")
+    return bundle
+
+
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+def test_monai_bundle_load(zoo: Path, workflow: str) -> None:
+    """Weights, and the network of either config with an argument overridden."""
+    from monai.bundle import load
+
+    state = torch.load(zoo / "models" / "model.pt", weights_only=True)
+    network = load(zoo.name, bundle_dir=zoo.parent, workflow_type=workflow, net_override={"dropout": 0.25})
+    assert isinstance(network, torch.nn.Module)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert 0.25 in {getattr(layer, "p", None) for layer in network.modules()}
+    (zoo / "configs" / f"{workflow}.json").unlink()
+    weights = load(zoo.name, bundle_dir=zoo.parent, workflow_type=workflow)
+    assert weights.keys() == state.keys()
+
+
+@each_bundle
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_workflows_have_every_property(bundle: Path, name: str, manifest: Path) -> None:
+    from monai.bundle import ConfigWorkflow
+
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / f"{name}.json"),
+        workflow_type="train" if name == "train" else "inference",
+        logging_file=False,
+        dataset_dir=str(manifest),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.network_def is not None
+    assert workflow.version == "0.1.0"
+
+
+@each_bundle
+def test_verify_net_in_out(bundle: Path) -> None:
+    from monai.bundle import verify_net_in_out
+
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        bundle_root=str(bundle),
+    )
+
+
+@each_bundle
+def test_verify_metadata(bundle: Path, tmp_path: Path) -> None:
+    """MONAI does not fetch a schema that lies there already; this one says what schema 20240725 asks for."""
+    from monai.bundle import verify_metadata
+
+    shutil.copy(SCHEMA, tmp_path / "schema.json")
+    meta_file = bundle / "configs" / "metadata.json"
+    verify_metadata(meta_file=str(meta_file), filepath=str(tmp_path / "schema.json"))
+    metadata = json.loads(meta_file.read_text())
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["0"] == "background"
+    for part in ("task", "inputs"):
+        broken = {**metadata, "network_data_format": {"outputs": {}}} if part == "inputs" else {**metadata}
+        broken.pop(part, None)
+        (tmp_path / "metadata.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="Failed validating"):
+            verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+
+
+@each_bundle
+def test_model_zoo_form(bundle: Path) -> None:
+    """Files and headings as the model zoo's bundles have them."""
+    for name in ("LICENSE", "configs/metadata.json", "configs/inference.json", "configs/train.json", "docs/README.md"):
+        assert (bundle / name).is_file(), name
+    text = (bundle / "docs" / "README.md").read_text()
+    headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+    wanted = ["Model Overview", "Data", "Training configuration", "Input", "Output", "Performance"]
+    wanted += ["MONAI Bundle Commands", "Limits", "References", "License"]
+    assert [heading for heading in headings if heading in wanted] == wanted
+    for command in ("run", "ckpt_export", "onnx_export"):
+        assert f"python -m monai.bundle {command}" in text
+    assert "Research only, not for clinical use" in " ".join(text.split())
+    assert json.loads((bundle / "configs" / "metadata.json").read_text())["name"]
+
+
+@pytest.mark.slow
+def test_copied_bundle_trains_and_evaluates_without_the_package(zoo: Path, manifest: Path, tmp_path: Path) -> None:
+    """In an empty folder, by MONAI's own command line, where ``pipeline`` cannot be imported."""
+    code = "import runpy, sys; sys.modules['pipeline'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
+    little = [part for key, value in {**TINY, "max_epochs": 1}.items() for part in (f"--{key}", str(value))]
+    weights = (zoo / "models" / "model.pt").read_bytes()
+    commands = [["train.json", *little], ["evaluate.json", "--image_size", str(TINY["image_size"])]]
+    for config, *options in commands:
+        command = ["run", "--config_file", str(zoo / "configs" / config), "--dataset_dir", str(manifest), *options]
+        result = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (zoo / "models" / "model.pt").read_bytes() != weights  # trained into its own folder
+    assert (zoo / "eval" / "metrics.csv").is_file()
+
+
+def test_two_bundles_with_scripts_load_together(tmp_path: Path) -> None:
+    """``scripts`` of one bundle does not hide that of another."""
+    from monai.bundle import ConfigParser
+
+    from pipeline.bundle import load_bundle
+
+    for name in ("one", "two"):
+        bundle = tmp_path / name
+        shutil.copytree(ROOT / "bundles" / "basic_unet_plusplus", bundle, ignore=shutil.ignore_patterns("models"))
+        (bundle / "scripts" / "unet_plusplus.py").rename(bundle / "scripts" / f"net_{name}.py")
+        config = bundle / "configs" / "inference.json"
+        config.write_text(config.read_text().replace("scripts.unet_plusplus", f"scripts.net_{name}"))
+        parser = ConfigParser({**json.loads(config.read_text()), "bundle_root": str(bundle)})
+        (bundle / "models").mkdir()
+        torch.save(parser.get_parsed_content("network_def").state_dict(), bundle / "models" / "model.pt")
+        assert type(load_bundle(bundle).network).__module__ == f"scripts.net_{name}"
+
+
+def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    """MONAI's SegResNet becomes a bundle that trains and infers; the folder's docs page is the only other source."""
+    bundles = tmp_path / "bundles"
+    shutil.copytree(ROOT / "bundles" / "template", bundles / "template")
+    network = {"_target_": "SegResNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 1, "init_filters": 8}
+    (bundles / "segresnet" / "docs").mkdir(parents=True)
+    metadata = {"name": "LGG SegResNet", "description": "2-D SegResNet"}
+    (bundles / "segresnet" / "network.yaml").write_text(yaml.safe_dump({"network_def": network, "metadata": metadata}))
+    assert template.main([str(bundles)]) == 0
+    configs = bundles / "segresnet" / "configs"
+    run_config(configs / "train.json", dataset_dir=str(manifest), **TINY)
+    volume = read_manifest(manifest).sections["validation"][0]
+    (tmp_path / "images").mkdir()
+    shutil.copy(volume.image, tmp_path / "images")
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "masks")}
+    run_config(configs / "inference.json", image_size=TINY["image_size"], **folders)
+    mask = nib.load(tmp_path / "masks" / f"{volume.patient}_image_mask.nii.gz")
+    assert mask.shape == nib.load(volume.image).shape[:3]
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
