@@ -84,6 +84,20 @@ def merged(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return result
 
 
+def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in the form in which a run records it: MONAI writes references in its own way.
+
+    Args:
+        config: as read from its file.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(copy.deepcopy(dict(config)))
+    parser.parse()
+    result: dict[str, Any] = parser.get()
+    return result
+
+
 def _is_argument(config: Mapping[str, Any], name: str) -> bool:
     """True for an argument that the signature of a component names."""
     import inspect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import shlex
 import subprocess
@@ -13,10 +14,12 @@ from typing import Any
 
 from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError, run_cli
-from pipeline.overrides import check_overrides, merged
+from pipeline.overrides import SEPARATOR, as_recorded, check_overrides, merged
 from pipeline.records import RECORD
 
 ALL_FOLDS = "all"
+PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_rate", "num_workers", "resume")
+"""Config keys that say where a training runs, not what it is."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = [_named(name, "experiments", ".yaml") for name in args.experiment]
     files = [*([_named(args.recipe, "recipes", ".yaml")] if args.recipe else []), *files]
     overrides = _pairs(rest)
-    _check(config, files, overrides)
+    wanted = _config(config, files, overrides)
     out = args.out or Path("runs") / "_".join([bundle.name, *(file.stem for file in files)])
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", _config_files([config, *files])]
     command += ["--dataset_dir", str(args.manifest)]
@@ -64,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = out if args.fold is None else out / f"fold_{fold}"
         options = ["--ckpt_dir", str(folder), "--output_dir", str(folder)]
         options += [] if fold is None else ["--fold", str(fold)]
-        if len(folds) > 1 and (folder / RECORD).is_file():
+        if args.fold == ALL_FOLDS and (folder / RECORD).is_file():
+            _refuse_other_training(folder / RECORD, {**wanted, "fold": fold}, args.manifest)
             print(f"fold {fold}: trained already, {folder}")
             continue
         begun = any(folder.glob("checkpoint_*.pt"))
@@ -100,12 +104,46 @@ def _pairs(rest: Sequence[str]) -> list[str]:
     return flat
 
 
-def _check(config: Path, files: Sequence[Path], overrides: Sequence[str]) -> None:
-    """Refuse keys that the bundle's config does not have, in files and on the command line."""
+def _config(config: Path, files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config with files and command line on top.
+
+    Raises:
+        PipelineError: a key that the bundle's config does not have.
+    """
     content: dict[str, Any] = json.loads(config.read_bytes())
     for file in files:
         content = merged(content, file)
-    check_overrides(content, [key.removeprefix("--") for key in overrides[::2]], "command line")
+    given = dict(zip((key.removeprefix("--") for key in overrides[::2]), overrides[1::2], strict=True))
+    check_overrides(content, given, "command line")
+    return {**as_recorded(content), **{key: _value(text) for key, text in given.items() if SEPARATOR not in key}}
+
+
+def _value(text: str) -> Any:
+    """A value as MONAI's command line reads it: a Python literal, or else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _refuse_other_training(record: Path, wanted: dict[str, Any], manifest: Path) -> None:
+    """A fold that is trained already must be of the same manifest and config, folders and hardware apart.
+
+    Raises:
+        PipelineError: it is not, or its record is unreadable.
+    """
+    try:
+        found = json.loads(record.read_bytes())
+        config = dict(found["config"])
+        differing = [key for key, value in wanted.items() if key not in PLACE and config.get(key) != value]
+        if found["manifest_sha256"] != read_manifest(manifest).sha256:
+            differing.append("the manifest")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{record}: no readable record of a training ({error}). Restore or remove it.") from error
+    if differing:
+        raise PipelineError(
+            f"{record.parent}: holds another training (it differs in {', '.join(differing)}). Choose another --out."
+        )
 
 
 def _config_files(files: Sequence[Path]) -> str:
@@ -136,7 +174,11 @@ def _folds(manifest: Path, fold: str | None) -> list[int | None]:
 
 def _run(command: Sequence[str]) -> int:
     """Print a command as it could be typed, run it, and say how to go on after Ctrl-C."""
-    print(shlex.join(["python", *command[1:]]), flush=True)
+    # A list of config files holds single quotes: double quotes around it read better than what shlex makes of it.
+    parts = [
+        f'"{part}"' if "'" in part and not set(part) & set('"$`\\!') else shlex.quote(part) for part in command[1:]
+    ]
+    print("python", *parts, flush=True)
     try:
         return subprocess.run(command, check=False).returncode  # noqa: S603
     except KeyboardInterrupt:

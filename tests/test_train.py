@@ -17,7 +17,7 @@ from pipeline import evaluate, train
 from pipeline import manifest as manifest_cli
 from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.overrides import check_overrides, config_keys, merged
+from pipeline.overrides import as_recorded, check_overrides, config_keys, merged
 
 BASIC = ROOT / "bundles" / "basic_unet"
 OVERRIDES = sorted([*(ROOT / "experiments").glob("*.yaml"), *(ROOT / "recipes").glob("*.yaml")])
@@ -102,7 +102,7 @@ def test_front_door_runs_the_plain_command(commands: list[list[str]], capsys: py
     ]
     printed = capsys.readouterr().out
     assert printed.startswith("python -m monai.bundle run --config_file ")
-    assert "'bundles/basic_unet/configs/train.json'" in printed.replace('"\'"', "")
+    assert """ "['bundles/basic_unet/configs/train.json','recipes/cpu.yaml','experiments/soft_iou.yaml']" """ in printed
     assert train.main(["--bundle", str(BASIC)]) == 0
     assert commands[1][5:] == [
         *(str(BASIC / "configs" / "train.json"), "--dataset_dir", "data_manifest"),
@@ -160,9 +160,22 @@ def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, 
     assert ["--resume" in command for command in commands] == [False, True]
     assert commands[1][commands[1].index("--ckpt_dir") + 1] == str(tmp_path / "fold_1")
     (tmp_path / "fold_0").mkdir()
-    (tmp_path / "fold_0" / "training.json").touch()
-    assert train.main([*given, "--fold", "all"]) == 0
+    config = {**as_recorded(train_config()), "fold": 0, "seed": 5}
+    record = {"config": config, "manifest_sha256": read_manifest(folded).sha256}
+    (tmp_path / "fold_0" / "training.json").write_text(json.dumps(record))
+    assert train.main([*given, "--fold", "all", "--seed", "5", "--learning_rate", "4e-3"]) == 0
     assert len(commands) == 3
+    with pytest.raises(PipelineError, match=r"holds another training \(it differs in seed\)"):
+        train.main([*given, "--fold", "all"])
+    with pytest.raises(PipelineError, match="differs in seed, loss"):
+        train.main([*given, "--fold", "all", "--experiment", "dice"])
+    (tmp_path / "fold_0" / "training.json").write_text(json.dumps({**record, "manifest_sha256": "0"}))
+    with pytest.raises(PipelineError, match="differs in the manifest"):
+        train.main([*given, "--fold", "all", "--seed", "5"])
+    (tmp_path / "fold_0" / "training.json").write_text("{}")
+    with pytest.raises(PipelineError, match="no readable record"):
+        train.main([*given, "--fold", "all", "--seed", "5"])
+    (tmp_path / "fold_0" / "training.json").unlink()
     assert train.main([*given, "--fold", "1"]) == 0
     with pytest.raises(PipelineError, match="found: 0, 1"):
         train.main([*given, "--fold", "2"])
