@@ -7,7 +7,6 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,30 +14,18 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
-from pipeline.files import write_atomically
 from pipeline.records import RECORD, SECTIONS, VolumeScore
+from pipeline.scores import SUMMARY, table, write_results
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
 
     FoldBundles = dict[int | None, Bundle]
 
-SUMMARY = "summary.json"
 PROTOCOLS = {
     "native": "every voxel of the native volume; the bundle's own component rule",
     "reference": "first and last slice left out, largest 3-D component, as the reference program scores",
 }
-COLUMNS = (
-    "patient",
-    "dsc",
-    "hd95_px",
-    "sensitivity",
-    "precision",
-    "tp_voxels",
-    "fp_voxels",
-    "fn_voxels",
-    "lesion_voxels",
-)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -267,62 +254,6 @@ def _refuse_other_results(summary: Path, provenance: dict[str, Any]) -> None:
         raise PipelineError(
             f"{summary.parent}: holds the results of another split or manifest. Choose another --out, or delete them."
         )
-
-
-def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str, Any]) -> None:
-    """Write ``scores.csv`` (a row a volume, empty cells where a value is not defined) and ``summary.json``.
-
-    Args:
-        out: folder, made where it is missing.
-        scores: one a volume.
-        provenance: what the figures came from; goes into the summary.
-
-    Raises:
-        PipelineError: the disk refuses.
-    """
-    import pandas as pd
-
-    from pipeline.metrics import summarise
-
-    rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
-    write_atomically(out / "scores.csv", table.encode())
-    summary = {**provenance, **summarise(scores, provenance["seed"])}
-    write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
-
-
-def table(scores: Sequence[VolumeScore], seed: int) -> str:
-    """The scores as text, worst first, with mean, median and interval.
-
-    Args:
-        scores: one a volume.
-        seed: of the bootstrap.
-    """
-    from pipeline.metrics import summarise
-
-    width = max(len("patient"), *(len(score.patient) for score in scores))
-    lines = [
-        f"{'patient':<{width}}  {'DSC':>6}  {'HD95':>6}  {'sens.':>6}  {'prec.':>6}  {'TP':>7}  {'FP':>7}  {'FN':>7}"
-    ]
-    lines += [
-        f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}  {_cell(s.sensitivity, 4)}"
-        f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
-        for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc)
-    ]
-    summary = summarise(scores, seed)
-    if summary["scored"]:
-        low, high = summary["dsc_mean_95"]
-        lines.append(
-            f"mean DSC {summary['dsc_mean']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-            f"median {summary['dsc_median']:.4f}, {summary['scored']} of {summary['volumes']} volumes"
-        )
-    if summary["undefined"]:
-        lines.append(f"DSC not defined (no lesion, none predicted): {', '.join(summary['undefined'])}")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return f"{'-':>6}" if value is None else f"{value:>6.{digits}f}"
 
 
 if __name__ == "__main__":
