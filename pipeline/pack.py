@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a bundle, write its zip and the zip's SHA-256.
 
     Raises:
-        PipelineError: a missing file, weights that do not fit the network, or a zip over ``MAX_BYTES``.
+        PipelineError: a missing file, weights of another network or image size, or a zip over ``MAX_BYTES``.
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.pack", description=__doc__.split("\n", 1)[0])
     parser.add_argument("bundle", help="folder, or name below bundles/")
@@ -78,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     from pipeline.bundle import load_bundle
 
-    load_bundle(bundle)  # the weights fit the network
+    settings = load_bundle(bundle).settings  # raises where the weights do not fit the network
+    if settings:
+        raise PipelineError(
+            f"{bundle}: its weights were trained with another {', '.join(settings)} than its config says, and programs "
+            "that consume bundles read the config. Train with the config's own, or change its source and `make bundles`."
+        )
     version = json.loads((bundle / "configs" / "metadata.json").read_bytes())["version"]
     target = args.out / f"{bundle.resolve().name}_v{version}.zip"
     digest = hashlib.sha256(data).hexdigest()

@@ -132,6 +132,122 @@ def test_copied_bundle_trains_and_evaluates_without_the_package(zoo: Path, manif
     assert (zoo / "eval" / "metrics.csv").is_file()
 
 
+def test_monai_label_inference(zoo: Path, manifest: Path) -> None:
+    """Label builds each part by its key, swaps arguments of the network, and writes the mask itself."""
+    from monai.bundle import ConfigParser
+    from monai.inferers import Inferer
+    from monai.transforms import Compose, SaveImaged
+
+    metadata = json.loads((zoo / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert (next(iter(metadata["inputs"])), next(iter(metadata["outputs"]))) == ("image", "pred")
+    assert "background" in metadata["outputs"]["pred"]["channel_def"].values()
+    assert len(metadata["outputs"]["pred"]["channel_def"]) == 2
+    parser = ConfigParser()
+    parser.read_config(zoo / "configs" / "inference.json")
+    parser.update({"bundle_root": str(zoo), "device": "cpu", "image_size": TINY["image_size"]})
+    parser["network_def#dropout"] = 0.1
+    before, inferer, after = (parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing"))
+    assert isinstance(before, Compose)
+    assert isinstance(inferer, Inferer)
+    assert isinstance(after, Compose)
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(zoo / "models" / "model.pt", weights_only=True))
+    volume = read_manifest(manifest).sections["validation"][0]
+    data = before({"image": str(volume.image)})
+    with torch.inference_mode():
+        data["pred"] = inferer(inputs=data["image"][None], network=network)[0]
+    written = [step for step in after.transforms if isinstance(step, SaveImaged)]
+    assert len(written) == 1
+    mask = Compose([step for step in after.transforms if step not in written])(data)["pred"]
+    assert mask.shape == (1, *nib.load(volume.image).shape[:3])
+
+
+def test_monai_label_training(zoo: Path, manifest: Path, tmp_path: Path, run_config: Any) -> None:
+    """Label brings its own data, epochs and a loader of the weights, and has no manifest."""
+    train = json.loads((zoo / "configs" / "train.json").read_text())
+    assert all(isinstance(handler, dict) for part in ("train", "validate") for handler in train[part]["handlers"])
+    weights = zoo / "models" / "model.pt"
+    loader = {"_target_": "CheckpointLoader", "load_path": str(weights), "load_dict": {"model": "$@network"}}
+    volumes = read_manifest(manifest).sections["training"]
+    items = [{"image": str(volume.image), "label": str(volume.label)} for volume in volumes]
+    workflow = run_config(
+        zoo / "configs" / "train.json",
+        dataset_dir=str(tmp_path / "nowhere"),
+        **{**TINY, "max_epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0},
+        **{
+            "train#handlers": [loader, *train["train"]["handlers"]],
+            "train#dataset#data": items[1:],
+            "validate#dataset#data": items[:1],
+            "train#trainer#max_epochs": 2,
+        },
+    )
+    assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 2
+    trained = torch.load(weights, weights_only=True)
+    key = [name for name in trained if name.endswith("bias")][-1]
+    assert float(trained[key]) < -900  # the silent weights that the loader brought, not a fresh network's
+    record = (zoo / "models" / "training.json").read_text()
+    assert str(tmp_path.parent) not in record
+    assert (json.loads(record)["training_patients"], json.loads(record)["manifest_sha256"]) == ([], None)
+
+
+def test_monai_deploy_array_path(zoo: Path, manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    """Deploy has the exported model alone: configs from within it, an array in, an array out."""
+    from monai.bundle import ConfigParser, ckpt_export
+    from monai.data import MetaTensor, load_net_with_metadata
+    from monai.transforms import Compose, LoadImaged, MapTransform, SaveImaged
+
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(zoo / "models" / "model.pt"),
+        meta_file=str(zoo / "configs" / "metadata.json"),
+        config_file=str(zoo / "configs" / "inference.json"),
+        bundle_root=str(zoo),
+    )
+    network, metadata, extra = load_net_with_metadata(str(tmp_path / "model.ts"), more_extra_files=("inference.json",))
+    data_format = metadata["network_data_format"]
+    image, pred = data_format["inputs"]["image"], data_format["outputs"]["pred"]
+    assert (image["type"], image["num_channels"], pred["type"]) == ("image", 3, "image")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    parser = ConfigParser({**json.loads(extra["inference.json"]), "image_size": TINY["image_size"]})
+    before, after = (parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing"))
+    assert isinstance(before, Compose)
+    assert isinstance(after, Compose)
+    before = Compose([step for step in before.transforms if not isinstance(step, LoadImaged)])
+    after = Compose([step for step in after.transforms if not isinstance(step, SaveImaged)])
+    assert isinstance(before.transforms[0], MapTransform)
+    volume = read_manifest(manifest).sections["validation"][0]
+    array = np.asarray(nib.load(volume.image).dataobj)
+    data = before({"image": MetaTensor(array.astype(np.float32))})
+    with torch.inference_mode():
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
+    assert after(data)["pred"].shape == (1, *array.shape[:3])
+
+
+def test_monai_federated_client(zoo: Path, manifest: Path, monkeypatch) -> None:
+    """MONAI's own FL client: two rounds, weights out, evaluation; clipping, average and checks of the training work."""
+    from monai.fl.client import MonaiAlgo
+    from monai.fl.utils.constants import ExtraItems
+    from monai.fl.utils.exchange_object import ExchangeObject
+
+    monkeypatch.chdir(zoo.parent)
+    given = {"dataset_dir": str(manifest), **TINY, "max_epochs": 2}
+    algo = MonaiAlgo(
+        bundle_root=zoo.name, local_epochs=1, train_kwargs=given, eval_kwargs=given, eval_workflow_name="train"
+    )
+    algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(zoo.parent)})
+    weights = torch.load(zoo / "models" / "model.pt", weights_only=True)
+    for _ in range(2):
+        algo.train(ExchangeObject(weights=weights), {})
+        weights = {key: torch.as_tensor(value) for key, value in algo.get_weights({}).weights.items()}
+    assert algo.trainer.state.epoch == 2
+    averaged = algo.train_workflow.parser.get_parsed_content("ema").ema_model.state_dict()
+    assert all((averaged[key] - weights[key]).abs().max() < 1 for key in weights if weights[key].is_floating_point())
+    metrics = algo.evaluate(ExchangeObject(weights=weights), {}).metrics
+    assert 0 <= metrics["val_dsc"] <= 1
+
+
 def test_two_bundles_with_scripts_load_together(tmp_path: Path) -> None:
     """``scripts`` of one bundle does not hide that of another."""
     from monai.bundle import ConfigParser

@@ -22,6 +22,9 @@ def ready(trained: tuple[Path, Path], tmp_path: Path) -> Path:
     bundle = tmp_path / "source" / trained[0].name
     shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
     silent_weights(trained, bundle / "models" / "model.pt")
+    record = json.loads((bundle / "models" / "training.json").read_text())
+    record["config"]["image_size"] = 192  # the config's own; the tests train smaller
+    (bundle / "models" / "training.json").write_text(json.dumps(record))
     (bundle / "models" / "checkpoint_1.pt").touch()
     (bundle / "eval").mkdir()
     (bundle / "eval" / "events").touch()
@@ -63,6 +66,10 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     with pytest.raises(PipelineError, match="bytes packed"):
         pack.main([str(ready), "--out", str(tmp_path / "out")])
     monkeypatch.undo()
+    record["config"]["image_size"] = 96
+    (ready / "models" / "training.json").write_text(json.dumps(record))
+    with pytest.raises(PipelineError, match="trained with another image_size"):
+        pack.main([str(ready), "--out", str(tmp_path / "out")])
     record["weights"] = {"model.pt": "0"}
     (ready / "models" / "training.json").write_text(json.dumps(record))
     with pytest.raises(PipelineError, match="belongs to other weights"):
