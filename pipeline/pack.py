@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings:
         raise PipelineError(
             f"{bundle}: its weights were trained with another {', '.join(settings)} than its config says, and programs "
-            "that consume bundles read the config. Train with the config's own, or change its source and `make bundles`."
+            "that take bundles read the config. Train with the config's own, or change its source, then `make bundles`."
         )
     version = json.loads((bundle / "configs" / "metadata.json").read_bytes())["version"]
     target = args.out / f"{bundle.resolve().name}_v{version}.zip"
