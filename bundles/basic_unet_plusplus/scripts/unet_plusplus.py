@@ -9,11 +9,11 @@ from monai.networks.nets import BasicUNetPlusPlus
 
 
 class UNetPlusPlus(torch.nn.Module):
-    """The nested U-Net of Zhou et al. (2018), https://doi.org/10.48550/arXiv.1807.10165, without deep supervision.
+    """The nested U-Net of Zhou et al. (2018), https://doi.org/10.48550/arXiv.1807.10165, its four heads as one.
 
-    MONAI's class returns a list even for its one head, and keeps three more heads that nothing trains. Here the deepest
-    head's logits come out as a tensor and the other heads are gone. Activation and threshold belong to the loss and to
-    the postprocessing, never to the network.
+    MONAI's class returns a list, of one head or of four. Here the mean of the four heads' logits comes out as one tensor
+    (the paper's accurate mode), so that every head is trained and the shallow ones pass the gradient on early. It is a
+    mean of logits: activation and threshold belong to the loss and to the postprocessing, never to the network.
 
     Args:
         **arguments: of ``monai.networks.nets.BasicUNetPlusPlus``, but ``deep_supervision``.
@@ -21,8 +21,7 @@ class UNetPlusPlus(torch.nn.Module):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self.net = BasicUNetPlusPlus(deep_supervision=False, **arguments)
-        self.net.final_conv_0_1 = self.net.final_conv_0_2 = self.net.final_conv_0_3 = torch.nn.Identity()
+        self.net = BasicUNetPlusPlus(deep_supervision=True, **arguments)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of images.
@@ -33,5 +32,5 @@ class UNetPlusPlus(torch.nn.Module):
         Returns:
             (B, out_channels, H, W) float logits.
         """
-        logits: torch.Tensor = self.net(x)[0]
+        logits: torch.Tensor = torch.stack(self.net(x)).mean(dim=0)
         return logits
