@@ -4,6 +4,8 @@ VENV ?= .venv
 PY ?= $(VENV)/bin/python
 DEMO ?= demo
 LGG ?= data/kaggle_3m
+BUNDLE ?= basic_unet
+FOLDS ?= 5
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo demo-run test lint format bundles manifest train crossval evaluate clean
@@ -53,9 +55,11 @@ manifest: env ## Index the real slices in LGG=data/kaggle_3m with the published 
 train: env ## Train basic_unet on data_manifest (2 CPU cores: about 35 minutes)
 	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json --dataset_dir data_manifest
 
-crossval: env ## Train basic_unet on every fold in turn (goes on where it was stopped) and score all patients out of fold
-	$(PY) -m pipeline.train --bundle basic_unet --manifest data_manifest --fold all --resume --out runs/crossval
-	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --folds runs/crossval --out runs/crossval_scores
+crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet in turn (goes on where it was stopped), one table out of fold
+	$(PY) -m pipeline.manifest $(LGG) --split reference --folds $(FOLDS) --out data_folds
+	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --resume --out runs/crossval_$(BUNDLE)
+	$(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
+	  --out runs/crossval_$(BUNDLE)_scores
 
 evaluate: env ## Score basic_unet on the validation patients of data_manifest
 	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --split validation --out runs/basic_unet

@@ -84,15 +84,17 @@ def merged(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return result
 
 
-def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_recorded(config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A config in the form in which a run records it: MONAI writes references in its own way.
 
     Args:
         config: as read from its file.
+        overrides: values by key, nested ones as ``train#trainer#amp``.
     """
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(copy.deepcopy(dict(config)))
+    parser.update(dict(overrides or {}))
     parser.parse()
     result: dict[str, Any] = parser.get()
     return result
@@ -108,7 +110,10 @@ def _is_argument(config: Mapping[str, Any], name: str) -> bool:
     parent, _, argument = name.rpartition(SEPARATOR)
     node: Any = config
     for part in parent.split(SEPARATOR):
-        node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, list):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
     if not ConfigComponent.is_instantiable(node):
         return False
     module = ConfigComponent(node).resolve_module_name()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError, run_cli
-from pipeline.overrides import SEPARATOR, as_recorded, check_overrides, merged
+from pipeline.overrides import as_recorded, check_overrides, merged
 from pipeline.records import RECORD
 
 ALL_FOLDS = "all"
@@ -37,7 +37,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", help="file, or name below recipes/")
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
     parser.add_argument("--fold", help="validate on this fold, train on the others; all: every fold in turn")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
+    parser.add_argument("--resume", action="store_true", help="go on where a training was interrupted")
     parser.add_argument("--out", type=Path, help="folder for weights and curves (default: runs/NAME)")
     return parser
 
@@ -67,12 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = out if args.fold is None else out / f"fold_{fold}"
         options = ["--ckpt_dir", str(folder), "--output_dir", str(folder)]
         options += [] if fold is None else ["--fold", str(fold)]
-        if args.fold == ALL_FOLDS and (folder / RECORD).is_file():
+        if (args.resume or args.fold == ALL_FOLDS) and (folder / RECORD).is_file():
             _refuse_other_training(folder / RECORD, {**wanted, "fold": fold}, args.manifest)
-            print(f"fold {fold}: trained already, {folder}")
+            print(f"{folder}: trained already")
             continue
-        begun = any(folder.glob("checkpoint_*.pt"))
-        options += ["--resume", "True"] if args.resume and (begun or len(folds) == 1) else []
+        options += ["--resume", "True"] if args.resume and any(folder.glob("checkpoint_*.pt")) else []
         status = _run([*command, *options, *overrides])
         if status:
             return status
@@ -115,7 +114,7 @@ def _config(config: Path, files: Sequence[Path], overrides: Sequence[str]) -> di
         content = merged(content, file)
     given = dict(zip((key.removeprefix("--") for key in overrides[::2]), overrides[1::2], strict=True))
     check_overrides(content, given, "command line")
-    return {**as_recorded(content), **{key: _value(text) for key, text in given.items() if SEPARATOR not in key}}
+    return as_recorded(content, {key: _value(text) for key, text in given.items()})
 
 
 def _value(text: str) -> Any:

@@ -268,6 +268,8 @@ def test_two_bundles_with_scripts_load_together(tmp_path: Path) -> None:
 
 def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path: Path) -> None:
     """MONAI's SegResNet becomes a bundle that trains and infers; the folder's docs page is the only other source."""
+    from monai.bundle import ConfigWorkflow
+
     bundles = tmp_path / "bundles"
     shutil.copytree(ROOT / "bundles" / "template", bundles / "template")
     network = {"_target_": "SegResNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 1, "init_filters": 8}
@@ -282,6 +284,11 @@ def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path:
     shutil.copy(volume.image, tmp_path / "images")
     folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "masks")}
     run_config(configs / "inference.json", image_size=TINY["image_size"], **folders)
+    scored = run_config(configs / "evaluate.json", dataset_dir=str(manifest), image_size=TINY["image_size"])
+    assert 0 <= scored.parser.get_parsed_content("evaluator").state.metrics["val_dsc"] <= 1
+    workflow = ConfigWorkflow(str(configs / "inference.json"), workflow_type="inference", logging_file=False)
+    workflow.initialize()
+    assert workflow.check_properties() == []
     mask = nib.load(tmp_path / "masks" / f"{volume.patient}_image_mask.nii.gz")
     assert mask.shape == nib.load(volume.image).shape[:3]
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}

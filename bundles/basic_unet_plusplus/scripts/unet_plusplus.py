@@ -11,9 +11,9 @@ from monai.networks.nets import BasicUNetPlusPlus
 class UNetPlusPlus(torch.nn.Module):
     """The nested U-Net of Zhou et al. (2018), https://doi.org/10.48550/arXiv.1807.10165, its four heads as one.
 
-    MONAI's class returns a list, of one head or of four. Here the mean of the four heads' logits comes out as one tensor
-    (the paper's accurate mode), so that every head is trained and the shallow ones pass the gradient on early. It is a
-    mean of logits: activation and threshold belong to the loss and to the postprocessing, never to the network.
+    MONAI's class returns a list, of one head or of four. Here the mean of the four heads' logits comes out as one
+    tensor (the paper's accurate mode), so that every head is trained and the shallow ones pass the gradient on early.
+    It is a mean of logits: activation and threshold belong to the loss and to the postprocessing, never to the network.
 
     Args:
         **arguments: of ``monai.networks.nets.BasicUNetPlusPlus``, but ``deep_supervision``.
