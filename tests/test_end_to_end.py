@@ -355,10 +355,20 @@ def test_a_volume_that_cannot_be_read_is_named(trained, tmp_path: Path) -> None:
         predict_probability([], tmp_path / "x_image.nii.gz")
 
 
-def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path) -> None:
+def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path, monkeypatch) -> None:
+    from pipeline import predict
+
     bundle, out = trained
+    asked: list[tuple[int, bool]] = []
+    probability = predict.predict_probability
+
+    def watch(bundles: Any, image: Path, *, flips: bool) -> Any:
+        asked.append((len(bundles), flips))
+        return probability(bundles, image, flips=flips)
+
+    monkeypatch.setattr(predict, "predict_probability", watch)
     lively_weights(trained, manifest, tmp_path / "model.pt")
-    alone = evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
+    evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
     second = ("--bundle", str(bundle), "--weights", str(out / "model.pt"))
     both = evaluated((bundle, tmp_path), manifest, tmp_path / "both", *second)
     assert [item["weights_sha256"] for item in both["bundles"]] == [
@@ -366,7 +376,7 @@ def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path) -> None:
     ]
     flipped = evaluated((bundle, tmp_path), manifest, tmp_path / "flipped", "--tta")
     assert flipped["tta"] is True
-    assert len({item["fp_voxels"] for item in (alone, both, flipped)}) == 3
+    assert asked == [(1, False)] * 2 + [(2, False)] * 2 + [(1, True)] * 2
 
 
 def test_results_of_another_split_are_not_mixed(trained, manifest, tmp_path: Path) -> None:
