@@ -313,3 +313,38 @@ def test_two_processes_report_the_dsc_of_one(bundle: Path, phantoms: Path, run_c
     evaluator.run()
     metrics = evaluator.state.metrics
     assert reported == pytest.approx((metrics["val_loss"], metrics["val_dsc"]), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_they_were_stopped(manifest: Path, tmp_path: Path) -> None:
+    """Two gloo processes stop in their second epoch, start again, and end as a training that was never stopped."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    configs = ROOT / "bundles" / "basic_unet" / "configs"
+    stop = {"clip_gradients": "$lambda engine: torch._assert(engine.state.iteration < 6, 'stopped')"}
+    may_change = ["resume", "dataset_dir", "ckpt_dir", "output_dir", "clip_gradients", "may_change"]
+    (tmp_path / "stop.json").write_text(json.dumps(stop))
+    (tmp_path / "go_on.json").write_text(json.dumps({"may_change": may_change}))
+
+    def run(extra: str, out: str, *options: str) -> subprocess.CompletedProcess[str]:
+        files = [str(configs / "train.json"), str(configs / "multi_gpu_train.json"), str(tmp_path / extra)]
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command += ["-m", "monai.bundle", "run", "--config_file", str(files), "--dataset_dir", str(manifest)]
+        command += ["--ckpt_dir", "run", "--output_dir", out, *LITTLE, *options]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    stopped = run("stop.json", "first")
+    assert stopped.returncode != 0
+    assert "stopped" in stopped.stdout + stopped.stderr
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"checkpoint_1.pt", "checkpoint.json"}
+    assert not (tmp_path / "run" / "model.pt").exists()
+    resumed = run("go_on.json", "second", "--resume", "True")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert resumed.stdout.count("epoch 2/2") == 1
+    assert "epoch 1/2" not in resumed.stdout
+    curves = EventAccumulator(str(tmp_path / "second"))
+    curves.Reload()
+    steps = TINY["steps_per_epoch"]
+    assert [point.step for point in curves.Scalars("train_loss")] == [*range(steps + 1, 2 * steps + 1)]
+    assert (tmp_path / "run" / "model.pt").is_file()
+    assert not [*(tmp_path / "run").glob("checkpoint*")]
