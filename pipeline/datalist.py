@@ -61,6 +61,12 @@ class Manifest:
     patients: dict[str, dict[str, Any]] = field(repr=False)
     raw: dict[str, Any] = field(repr=False)
 
+    @property
+    def folds(self) -> list[int]:
+        """Numbers of its folds, sorted; empty without folds."""
+        numbers = {volume.fold for section in self.sections.values() for volume in section}
+        return sorted(fold for fold in numbers if fold is not None)
+
 
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest; no volume is opened.

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.bundle import load_bundle
 
     if args.folds:
-        groups = [_fold_bundles(*pair) for pair in zip(args.bundle, args.folds, strict=True)]
+        groups = [_fold_bundles(*pair, manifest.folds) for pair in zip(args.bundle, args.folds, strict=True)]
     else:
         weights = args.weights or [None] * len(args.bundle)
         groups = [{None: load_bundle(folder, file)} for folder, file in zip(args.bundle, weights, strict=True)]
@@ -116,22 +116,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fold_bundles(folder: Path, folds: Path) -> FoldBundles:
+def _fold_bundles(folder: Path, runs: Path, folds: Sequence[int]) -> FoldBundles:
     """A bundle with the weights of each fold of a cross-validation.
 
     Raises:
-        PipelineError: no ``fold_K/model.pt``, or weights that do not fit.
+        PipelineError: not exactly the manifest's folds in ``fold_K/model.pt``, or weights that do not fit.
     """
     from pipeline.bundle import load_bundle
 
-    found = {
-        int(path.parent.name[5:]): path for path in folds.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()
-    }
-    if not found:
+    found = {int(path.parent.name[5:]): path for path in runs.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()}
+    if sorted(found) != list(folds) or not found:
+        has, wanted = (", ".join(map(str, sorted(numbers))) or "none" for numbers in (found, folds))
         raise PipelineError(
-            f"{folds}: found no fold_0/model.pt. Train with python -m pipeline.train --fold all --out {folds}."
+            f"{runs}: holds weights of folds {has} (the manifest's: {wanted}). Train every fold: "
+            f"python -m pipeline.train --fold all --out {runs}, on a manifest built with --folds K."
         )
-    return {fold: load_bundle(folder, path) for fold, path in sorted(found.items())}
+    return {fold: load_bundle(folder, found[fold]) for fold in folds}
 
 
 def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
@@ -139,22 +139,14 @@ def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
 
     Args:
         groups: for each bundle given, fold -> its weights; ``{None: bundle}`` without folds.
-        volume: of a manifest.
-
-    Raises:
-        PipelineError: no weights for the volume's fold.
+        volume: of the manifest whose folds they are.
     """
     chosen: list[Bundle] = []
     for group in groups:
         if None in group or volume.fold is None:
             chosen += group.values()
-        elif volume.fold in group:
-            chosen.append(group[volume.fold])
         else:
-            raise PipelineError(
-                f"patient {volume.patient} is in fold {volume.fold}, weights are those of {', '.join(map(str, group))} "
-                "(expected every fold). Train the missing fold first."
-            )
+            chosen.append(group[volume.fold])
     return chosen
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def config_keys(config: Any, prefix: str = "") -> Iterator[str]:
         yield from config_keys(value, path + SEPARATOR)
 
 
-def check_overrides(config: Mapping[str, Any], keys: Iterable[str], subject: str) -> None:
+def check_overrides(config: Mapping[str, Any], keys: Iterable[str], subject: str, options: Sequence[str] = ()) -> None:
     """Refuse keys that the config does not have.
 
     An argument that a component takes but the config does not name (``network_def#bias``) is a key as well.
@@ -41,6 +41,7 @@ def check_overrides(config: Mapping[str, Any], keys: Iterable[str], subject: str
         config: a bundle's ``train.json``.
         keys: of an experiment file or of the command line; a leading ``+`` (MONAI: extend) is left out.
         subject: where the keys stand.
+        options: other names that may have been meant there.
 
     Raises:
         PipelineError: unknown keys, each with the nearest known one.
@@ -50,7 +51,7 @@ def check_overrides(config: Mapping[str, Any], keys: Iterable[str], subject: str
     for key in keys:
         name = key.removeprefix("+")
         if name not in known and not _is_argument(config, name):
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(name, [*known, *options], n=1, cutoff=0.0)
             lines.append(f"  {name} (nearest: {nearest[0]})" if nearest else f"  {name}")
     if lines:
         raise PipelineError(

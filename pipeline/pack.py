@@ -64,13 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a bundle, write its zip and the zip's SHA-256.
 
     Raises:
-        PipelineError: a missing file, weights of another network or image size, or a zip over ``MAX_BYTES``.
+        PipelineError: no such bundle, a missing file, weights of another network or image size, or a zip over
+            ``MAX_BYTES``.
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.pack", description=__doc__.split("\n", 1)[0])
     parser.add_argument("bundle", help="folder, or name below bundles/")
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the zip (default: dist)")
     args = parser.parse_args(argv)
     bundle = Path(args.bundle) if Path(args.bundle).is_dir() else Path("bundles") / args.bundle
+    if not bundle.is_dir():
+        known = sorted(path.parent.name for path in Path("bundles").glob("*/network.yaml"))
+        raise PipelineError(
+            f"{args.bundle}: neither a folder nor a name below bundles/ (found there: {', '.join(known) or 'none'}). "
+            "Run from the repository's root, or give a path."
+        )
     data = zip_bytes(bundle)
     if len(data) > MAX_BYTES:
         raise PipelineError(

@@ -18,6 +18,8 @@ from pipeline.errors import PipelineError, run_cli
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Names of the configs that are ``common.yaml``, ``network.yaml`` and ``<name>.yaml`` merged, later files winning."""
+NETWORK_KEYS = ("network_def", "metadata")
+"""All that a bundle's ``network.yaml`` says."""
 DELTA = "multi_gpu_train"
 """Config that is given to MONAI after ``train.json``; it holds only what differs."""
 
@@ -50,15 +52,22 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         and ``LICENSE``.
 
     Raises:
-        PipelineError: the network file lacks ``network_def`` or ``metadata``.
+        PipelineError: the network file lacks ``network_def`` or ``metadata``, or holds anything else.
     """
     from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
 
     template = bundle.parent / "template"
     network = ConfigParser.load_config_file(bundle / "network.yaml")
-    missing = [key for key in ("network_def", "metadata") if key not in network]
+    missing = [key for key in NETWORK_KEYS if key not in network]
     if missing:
         raise PipelineError(f"{bundle / 'network.yaml'}: {', '.join(missing)} missing. See a sibling bundle's file.")
+    foreign = [key for key in network if key not in NETWORK_KEYS]
+    if foreign:
+        raise PipelineError(
+            f"{bundle / 'network.yaml'}: found {', '.join(foreign)} (expected {' and '.join(NETWORK_KEYS)}). "
+            "Bundles share the rest: change bundles/template, or override it when training."
+        )
     own_metadata = network.pop("metadata")
     files = {}
     for name in WORKFLOWS:
@@ -67,7 +76,9 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         config.update(ConfigParser.load_config_file(template / f"{name}.yaml"))
         files[bundle / "configs" / f"{name}.json"] = _json(config)
     files[bundle / "configs" / f"{DELTA}.json"] = _json(ConfigParser.load_config_file(template / f"{DELTA}.yaml"))
-    metadata = {**ConfigParser.load_config_file(template / "metadata.yaml"), **own_metadata}
+    metadata = ConfigParser.load_config_file(template / "metadata.yaml")
+    for key, value in own_metadata.items():
+        merge_kv(metadata, key, value)
     files[bundle / "configs" / "metadata.json"] = _json(metadata)
     files[bundle / "configs" / "logging.conf"] = (template / "logging.conf").read_text(encoding="utf-8")
     files[bundle / "LICENSE"] = (template / "LICENSE").read_text(encoding="utf-8")

@@ -20,6 +20,8 @@ from pipeline.records import RECORD
 ALL_FOLDS = "all"
 PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_rate", "num_workers", "resume")
 """Config keys that say where a training runs, not what it is."""
+OWN = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
+"""Config keys that options of this command set, for each fold its own."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print and run the training's command, or one a fold.
 
     Raises:
-        PipelineError: an unknown bundle, file or key, or a fold that the manifest does not have.
+        PipelineError: an unknown bundle, file or key, a fold that the manifest does not have, or a finished training
+            in the folder.
     """
     args, rest = arguments().parse_known_args(argv)
     bundle = _named(args.bundle, "bundles", "")
@@ -71,7 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             _refuse_other_training(folder / RECORD, {**wanted, "fold": fold}, args.manifest)
             print(f"{folder}: trained already")
             continue
-        options += ["--resume", "True"] if args.resume and any(folder.glob("checkpoint_*.pt")) else []
+        if (folder / RECORD).is_file():
+            raise PipelineError(
+                f"{folder}: holds a finished training (this one would replace it). Choose another --out, or remove it."
+            )
+        interrupted = any(folder.glob("checkpoint_*.pt"))
+        if args.resume and not interrupted:
+            print(f"{folder}: nothing to resume, starts afresh")
+        options += ["--resume", "True"] if args.resume and interrupted else []
         status = _run([*command, *options, *overrides])
         if status:
             return status
@@ -97,6 +107,8 @@ def _pairs(rest: Sequence[str]) -> list[str]:
     Raises:
         PipelineError: a value without a key, or a key without a value.
     """
+    if rest and not rest[0].startswith("--"):
+        raise PipelineError(f"{rest[0]}: belongs to no --KEY (--resume and the like take no value). See --help.")
     flat = [part for text in rest for part in (text.split("=", 1) if text.startswith("--") else [text])]
     if len(flat) % 2 or not all(key.startswith("--") and len(key) > 2 for key in flat[::2]):
         raise PipelineError(f"{shlex.join(rest)}: expected pairs of --KEY VALUE. See --help.")
@@ -107,13 +119,17 @@ def _config(config: Path, files: Sequence[Path], overrides: Sequence[str]) -> di
     """The config with files and command line on top.
 
     Raises:
-        PipelineError: a key that the bundle's config does not have.
+        PipelineError: a key that the bundle's config does not have, or one that an option of this command sets.
     """
     content: dict[str, Any] = json.loads(config.read_bytes())
     for file in files:
         content = merged(content, file)
     given = dict(zip((key.removeprefix("--") for key in overrides[::2]), overrides[1::2], strict=True))
-    check_overrides(content, given, "command line")
+    for key, option in OWN.items():
+        if key in given:
+            raise PipelineError(f"--{key}: is set by {option} here. Pass {option} {given[key]}.")
+    options = [text.removeprefix("--") for action in arguments()._actions for text in action.option_strings]
+    check_overrides(content, given, "command line", options)
     return as_recorded(content, {key: _value(text) for key, text in given.items()})
 
 
@@ -159,8 +175,7 @@ def _folds(manifest: Path, fold: str | None) -> list[int | None]:
     """
     if fold is None:
         return [None]
-    volumes = [volume for section in read_manifest(manifest).sections.values() for volume in section]
-    known = sorted({volume.fold for volume in volumes if volume.fold is not None})
+    known = read_manifest(manifest).folds
     if fold == ALL_FOLDS and known:
         return list(known)
     if not fold.isdigit() or int(fold) not in known:

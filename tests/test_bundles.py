@@ -16,6 +16,9 @@ from pipeline import template
 from pipeline.errors import PipelineError
 
 STOCK = ("monai", "torch", "ignite")
+OWN_SCRIPT = re.compile(
+    r"\$runpy\.run_path\(str\(@bundle_root\) \+ '/scripts/(?P<file>\w+\.py)', run_name='\w+'\)\['(?P<name>\w+)'\]"
+)
 WORKFLOWS = ("train", "evaluate", "inference")
 
 
@@ -54,7 +57,10 @@ def test_a_folder_without_template_or_bundle_is_an_error(tmp_path: Path) -> None
         template.main([str(tmp_path)])
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "network.yaml").write_text("network_def: {_target_: BasicUNet}\n")
-    with pytest.raises(PipelineError, match="metadata"):
+    with pytest.raises(PipelineError, match="metadata missing"):
+        template.main([str(tmp_path)])
+    (tmp_path / "new" / "network.yaml").write_text("network_def: {}\nmetadata: {}\nthreshold: 0.9\n")
+    with pytest.raises(PipelineError, match="found threshold"):
         template.main([str(tmp_path)])
 
 
@@ -68,12 +74,12 @@ def test_targets_are_stock(bundle: Path, name: str) -> None:
     assert "pipeline" not in text
     locator = ComponentLocator()
     for target in targets(json.loads(text)):
+        if own := OWN_SCRIPT.fullmatch(target):
+            assert f"class {own['name']}(" in (bundle / "scripts" / own["file"]).read_text()
+            continue
         path = target if "." in target else locator.get_component_module_name(target)
         assert path, f"{target} is no component of MONAI"
         module = path[0] if isinstance(path, list) else path
-        if module.startswith("scripts."):
-            assert (bundle / Path(*module.split(".")[:-1])).with_suffix(".py").is_file()
-            continue
         assert module.split(".")[0] in STOCK
         if "." in target:
             parent, _, leaf = target.rpartition(".")

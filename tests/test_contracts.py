@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 import yaml
 from conftest import BUNDLES, ROOT, TINY, silent_weights
 
-from pipeline import template
+from pipeline import pack, template
 from pipeline.datalist import read_manifest
 
 SCHEMA = ROOT / "tests" / "metadata_schema_20240725.json"
@@ -32,16 +34,21 @@ def zoo(trained: tuple[Path, Path], tmp_path: Path) -> Path:
     return bundle
 
 
+def has_dropout(bundle: Path) -> bool:
+    return "dropout" in json.loads((bundle / "configs" / "inference.json").read_text())["network_def"]
+
+
 @pytest.mark.parametrize("workflow", ["train", "inference"])
 def test_monai_bundle_load(zoo: Path, workflow: str) -> None:
-    """Weights, and the network of either config with an argument overridden."""
+    """Weights, and the network of either config with an argument overridden where it has that argument."""
     from monai.bundle import load
 
     state = torch.load(zoo / "models" / "model.pt", weights_only=True)
-    network = load(zoo.name, bundle_dir=zoo.parent, workflow_type=workflow, net_override={"dropout": 0.25})
+    override = {"dropout": 0.25} if has_dropout(zoo) else {}
+    network = load(zoo.name, bundle_dir=zoo.parent, workflow_type=workflow, net_override=override)
     assert isinstance(network, torch.nn.Module)
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
-    assert 0.25 in {getattr(layer, "p", None) for layer in network.modules()}
+    assert {*override.values()} <= {getattr(layer, "p", None) for layer in network.modules()}
     (zoo / "configs" / f"{workflow}.json").unlink()
     weights = load(zoo.name, bundle_dir=zoo.parent, workflow_type=workflow)
     assert weights.keys() == state.keys()
@@ -145,7 +152,8 @@ def test_monai_label_inference(zoo: Path, manifest: Path) -> None:
     parser = ConfigParser()
     parser.read_config(zoo / "configs" / "inference.json")
     parser.update({"bundle_root": str(zoo), "device": "cpu", "image_size": TINY["image_size"]})
-    parser["network_def#dropout"] = 0.1
+    if has_dropout(zoo):
+        parser["network_def#dropout"] = 0.1
     before, inferer, after = (parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing"))
     assert isinstance(before, Compose)
     assert isinstance(inferer, Inferer)
@@ -246,29 +254,91 @@ def test_monai_federated_client(zoo: Path, manifest: Path, monkeypatch) -> None:
     assert all((averaged[key] - weights[key]).abs().max() < 1 for key in weights if weights[key].is_floating_point())
     metrics = algo.evaluate(ExchangeObject(weights=weights), {}).metrics
     assert 0 <= metrics["val_dsc"] <= 1
+    wrong = {**given, "loss": {"_target_": "DiceLoss", "sigmoid": False}}
+    algo = MonaiAlgo(bundle_root=zoo.name, local_epochs=1, train_kwargs=wrong, eval_kwargs=given)
+    algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(zoo.parent)})
+    with pytest.raises(AssertionError, match="no sigmoid or with two"):
+        algo.train(ExchangeObject(weights=weights), {})
 
 
-def test_two_bundles_with_scripts_load_together(tmp_path: Path) -> None:
-    """``scripts`` of one bundle does not hide that of another."""
+def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> None:
+    """Neither ``scripts`` of another bundle nor a package ``scripts`` of the user's own hides a bundle's."""
     from monai.bundle import ConfigParser
 
     from pipeline.bundle import load_bundle
 
-    for name in ("one", "two"):
+    (tmp_path / "own" / "scripts").mkdir(parents=True)
+    (tmp_path / "own" / "scripts" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    found = []
+    for name, reduction in (("one", "sum"), ("two", "mean")):
         bundle = tmp_path / name
         shutil.copytree(ROOT / "bundles" / "basic_unet_plusplus", bundle, ignore=shutil.ignore_patterns("models"))
-        (bundle / "scripts" / "unet_plusplus.py").rename(bundle / "scripts" / f"net_{name}.py")
-        config = bundle / "configs" / "inference.json"
-        config.write_text(config.read_text().replace("scripts.unet_plusplus", f"scripts.net_{name}"))
-        parser = ConfigParser({**json.loads(config.read_text()), "bundle_root": str(bundle)})
+        script = bundle / "scripts" / "unet_plusplus.py"
+        script.write_text(script.read_text().replace(".sum(dim=0)", f".{reduction}(dim=0)"))
         (bundle / "models").mkdir()
+        torch.manual_seed(0)
+        parser = ConfigParser({**json.loads((bundle / "configs" / "inference.json").read_text())})
+        parser["bundle_root"] = str(bundle)
         torch.save(parser.get_parsed_content("network_def").state_dict(), bundle / "models" / "model.pt")
-        assert type(load_bundle(bundle).network).__module__ == f"scripts.net_{name}"
+        found.append(load_bundle(bundle).network)
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        summed, averaged = (network(image) for network in found)
+    assert torch.allclose(summed, 4 * averaged, atol=1e-5)
+    import scripts
+
+    assert Path(scripts.__file__).parent == tmp_path / "own" / "scripts"
+
+
+def modules_beyond(packages: Iterable[str]) -> list[str]:
+    """Installed modules that neither these packages nor what they require brings."""
+    from importlib.metadata import packages_distributions, requires
+
+    def canonical(name: str) -> str:
+        return name.lower().replace("_", "-")
+
+    installed = {module: {*map(canonical, names)} for module, names in packages_distributions().items()}
+    reached: set[str] = set()
+    waiting = [*packages]
+    while waiting:
+        name = canonical(waiting.pop())
+        if name not in reached and name in set().union(*installed.values()):
+            reached.add(name)
+            waiting += [re.split(r"[^\w.-]", text)[0] for text in requires(name) or () if "extra ==" not in text]
+    return [module for module, names in installed.items() if not names & reached and module.isidentifier()]
+
+
+@pytest.mark.slow
+@each_bundle
+def test_metadata_names_every_package_that_the_bundle_needs(bundle: Path, manifest: Path, tmp_path: Path) -> None:
+    """In the versions that are tested; with every other package out of reach, the bundle trains and infers."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    named = metadata["required_packages_version"]
+    assert {name: pinned[name] for name in named} == named
+    core = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+    assert {name: pinned[name] for name in core} == {name: metadata[key] for name, key in core.items()}
+    blocked = modules_beyond([*named, *core, "fire"])
+    assert {"medpy", "pandas", "pytest"} <= {*blocked}
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked}));"
+    code += "runpy.run_module('monai.bundle', None, '__main__')"
+    (tmp_path / "images").mkdir()
+    shutil.copy(read_manifest(manifest).sections["validation"][0].image, tmp_path / "images")
+    little = [part for key, value in {**TINY, "max_epochs": 1}.items() for part in (f"--{key}", str(value))]
+    size = ["--image_size", str(TINY["image_size"])]
+    for name, data, options in (("train", manifest, little), ("inference", tmp_path / "images", size)):
+        command = [sys.executable, "-W", "ignore", "-c", code, "run", "--dataset_dir", str(data), *options]
+        command += ["--config_file", str(bundle / "configs" / f"{name}.json"), "--ckpt_dir", "model"]
+        command += ["--output_dir", "out"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert len([*(tmp_path / "out").glob("*_mask.nii.gz")]) == 1
 
 
 def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path: Path) -> None:
-    """MONAI's SegResNet becomes a bundle that trains and infers; the folder's docs page is the only other source."""
-    from monai.bundle import ConfigWorkflow
+    """MONAI's SegResNet becomes a bundle that trains, infers and is packed; its docs page is the only other source."""
+    from monai.bundle import ConfigWorkflow, verify_net_in_out
 
     bundles = tmp_path / "bundles"
     shutil.copytree(ROOT / "bundles" / "template", bundles / "template")
@@ -276,6 +346,7 @@ def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path:
     (bundles / "segresnet" / "docs").mkdir(parents=True)
     metadata = {"name": "LGG SegResNet", "description": "2-D SegResNet"}
     (bundles / "segresnet" / "network.yaml").write_text(yaml.safe_dump({"network_def": network, "metadata": metadata}))
+    (bundles / "segresnet" / "docs" / "README.md").write_text("# Model Overview\n")
     assert template.main([str(bundles)]) == 0
     configs = bundles / "segresnet" / "configs"
     run_config(configs / "train.json", dataset_dir=str(manifest), **TINY)
@@ -292,3 +363,8 @@ def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path:
     mask = nib.load(tmp_path / "masks" / f"{volume.patient}_image_mask.nii.gz")
     assert mask.shape == nib.load(volume.image).shape[:3]
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
+    meta_file, config_file = str(configs / "metadata.json"), str(configs / "inference.json")
+    verify_net_in_out(net_id="network_def", meta_file=meta_file, config_file=config_file, bundle_root=str(bundles))
+    (bundles / "segresnet" / "models" / "training.json").unlink()  # it tells of another image size than the config
+    assert pack.main([str(bundles / "segresnet"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "segresnet_v0.1.0.zip").is_file()

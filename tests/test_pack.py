@@ -78,6 +78,6 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     with pytest.raises(PipelineError, match=r"found no models/model\.pt"):
         pack.main([str(ready), "--out", str(tmp_path / "out")])
     monkeypatch.chdir(BUNDLES[0].parent.parent)
-    with pytest.raises(PipelineError, match="found no LICENSE"):
+    with pytest.raises(PipelineError, match="found there: attention_unet, basic_unet"):
         pack.main(["no_such_bundle", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import BUNDLES, ROOT, TINY
 
@@ -82,6 +83,52 @@ def test_experiment_trains_and_is_scored(file: Path, manifest: Path, run_config:
     assert settings.get("network_def") == wanted.get("network_def")
 
 
+def built(experiment: str, *keys: str, **overrides: Any) -> list[Any]:
+    """Parts of basic_unet's training with an experiment on top."""
+    from monai.bundle import ConfigParser
+
+    config = merged(train_config(), ROOT / "experiments" / f"{experiment}.yaml")
+    parser = ConfigParser({**config, "device": "cpu", "bundle_root": str(BASIC), **overrides})
+    return [parser.get_parsed_content(key) for key in keys]
+
+
+def test_losses_of_the_experiments_are_what_they_are_called() -> None:
+    """On two slices, one with 8 lesion voxels of 32, against formulas written out."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 4, 8, generator=generator)
+    truth = torch.zeros(2, 1, 4, 8)
+    truth[0, 0, :, :2] = 1
+    p = logits.sigmoid()
+    tp, fp, fn = (p * truth).sum(), (p * (1 - truth)).sum(), ((1 - p) * truth).sum()
+    by_slice = 1 - 2 * (p * truth).sum((1, 2, 3)) / (p + truth).sum((1, 2, 3))
+    expected = {
+        "dice": 1 - 2 * tp / (2 * tp + fp + fn),
+        "soft_iou": 1 - tp / (tp + fp + fn),
+        "bce_dice": 0.5 * by_slice.mean() + 0.5 * torch.nn.functional.binary_cross_entropy(p, truth),
+        "focal_tversky": (1 - tp / (tp + 0.3 * fp + 0.7 * fn)) ** 0.75,
+    }
+    for name, value in expected.items():
+        (loss,) = built(name, "loss")
+        assert float(loss(logits, truth)) == pytest.approx(float(value), abs=1e-3), name
+        perfect = (100 * truth - 50).requires_grad_()
+        loss(perfect, truth).backward()
+        assert torch.isfinite(perfect.grad).all(), name
+
+
+def test_rates_of_the_experiments() -> None:
+    budget = {"max_epochs": 2, "steps_per_epoch": 5}
+    rates: dict[str, list[float]] = {}
+    for name in ("adam_constant", "sgd_poly"):
+        optimizer, scheduler = built(name, "optimizer", "lr_scheduler", **budget)
+        rates[name] = []
+        for _ in range(10):
+            rates[name].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert rates["adam_constant"] == [1e-4] * 10
+    assert rates["sgd_poly"] == pytest.approx([0.01 * (1 - step / 10) ** 0.9 for step in range(10)])
+
+
 def test_front_door_runs_the_plain_command(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--bundle", "basic_unet", "--experiment", "soft_iou", "--recipe", "cpu", "--out", "here"]
     assert train.main([*options, "--manifest", "data", "--learning_rate", "0.001", "--train#trainer#amp=False"]) == 0
@@ -114,8 +161,13 @@ def test_front_door_runs_the_plain_command(commands: list[list[str]], capsys: py
         (["--max_epoch", "3"], r"max_epoch \(nearest: max_epochs\)"),
         (["--train#trainer#ampp", "False"], r"train#trainer#ampp \(nearest: train#trainer#amp\)"),
         (["--network_def#biass", "False"], "network_def#biass"),
+        (["--experimant", "dice"], r"experimant \(nearest: experiment\)"),
         (["--max_epochs"], "expected pairs"),
-        (["max_epochs", "3"], "expected pairs"),
+        (["max_epochs", "3"], "max_epochs: belongs to no --KEY"),
+        (["--resume", "True"], "True: belongs to no --KEY"),
+        (["--ckpt_dir", "here"], "Pass --out here"),
+        (["--output_dir=here"], "Pass --out here"),
+        (["--dataset_dir", "there"], "Pass --manifest there"),
         (["--bundle", "basic_unets"], "found there: attention_unet, basic_unet, basic_unet_plusplus"),
         (["--bundle", "tests"], "no configs/train.json"),
         (["--experiment", "soft"], "found there: adam_constant, attention"),
@@ -149,7 +201,7 @@ def test_front_door_refuses_experiment_files(commands: list[list[str]], tmp_path
     assert len(commands) == 1
 
 
-def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp_path: Path) -> None:
+def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp_path: Path, capsys) -> None:
     given = ["--manifest", str(folded), "--out", str(tmp_path), "--resume"]
     (tmp_path / "fold_1").mkdir()
     (tmp_path / "fold_1" / "checkpoint_1.pt").touch()
@@ -181,9 +233,14 @@ def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, 
     (tmp_path / "fold_0" / "training.json").write_text(json.dumps(record))
     assert train.main([*given, "--fold", "0", "--seed", "5"]) == 0  # trained already
     assert len(commands) == 4
+    with pytest.raises(PipelineError, match="holds a finished training"):
+        train.main([*given[:-1], "--fold", "0", "--seed", "5"])
     (tmp_path / "fold_0" / "training.json").unlink()
+    capsys.readouterr()
     assert train.main([*given, "--fold", "0"]) == 0
+    assert "fold_0: nothing to resume, starts afresh" in capsys.readouterr().out
     assert train.main([*given, "--fold", "1"]) == 0
+    assert "nothing to resume" not in capsys.readouterr().out
     assert ["--resume" in command for command in commands[4:]] == [False, True]
     with pytest.raises(PipelineError, match="found: 0, 1"):
         train.main([*given, "--fold", "2"])
@@ -227,12 +284,13 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
     by_fold = {volume.fold: evaluate.predictors(groups, volume) for volume in volumes}
     assert by_fold == {0: ["a0", "b0"], 1: ["a1", "b1"], None: ["a0", "a1", "b0", "b1"]}
     (tmp_path / "run" / "fold_0").rename(tmp_path / "run" / "fold_2")
-    with pytest.raises(PipelineError, match="in fold 0, weights are those of 1, 2"):
+    with pytest.raises(PipelineError, match=r"holds weights of folds 1, 2 \(the manifest's: 0, 1\)"):
         evaluate.main([*given, str(tmp_path / "missing"), "--folds", str(tmp_path / "run")])
+    shutil.rmtree(tmp_path / "run" / "fold_2")
     shutil.copytree(tmp_path / "run" / "fold_1", tmp_path / "run" / "fold_0")
     assert evaluate.main([*given, str(tmp_path / "swapped"), "--folds", str(tmp_path / "run")]) == 0
     assert "were trained on" in capsys.readouterr().out
-    with pytest.raises(PipelineError, match="found no fold_0"):
+    with pytest.raises(PipelineError, match="holds weights of folds none"):
         evaluate.main([*given, str(tmp_path / "none"), "--folds", str(tmp_path)])
     with pytest.raises(PipelineError, match="--weights and --folds"):
         evaluate.main([*given, str(tmp_path / "none"), "--folds", str(tmp_path), "--weights", "model.pt"])
@@ -246,11 +304,18 @@ def test_a_fold_that_does_not_exist_is_refused(manifest: Path, run_config: Any, 
 
 
 FOUR_HEADS = "monai.networks.nets.BasicUNetPlusPlus(2, 3, 1, deep_supervision=True)"
+MEAN_OF_SIGMOIDS = (
+    "$type('Averaged', (monai.networks.nets.BasicUNetPlusPlus,), {'forward': lambda self, x: "
+    "torch.stack(monai.networks.nets.BasicUNetPlusPlus.forward(self, x)).sigmoid().mean(dim=0)})"
+    "(2, 3, 1, deep_supervision=True)"
+)
+"""The case report's UNet++."""
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("network_def", MEAN_OF_SIGMOIDS, "probab"),
         ("network_def", f"${FOUR_HEADS}", "one tensor of logits"),
         ("network_def", "$torch.nn.Sequential(monai.networks.nets.BasicUNet(2, 3, 1), torch.nn.Sigmoid())", "probab"),
         ("network_def", "$torch.nn.Sequential(monai.networks.nets.BasicUNet(2, 3, 1), torch.nn.Softmax(1))", "probab"),
@@ -258,7 +323,7 @@ FOUR_HEADS = "monai.networks.nets.BasicUNetPlusPlus(2, 3, 1, deep_supervision=Tr
         ("loss", {"_target_": "DiceLoss", "sigmoid": False}, "no sigmoid or with two"),
         ("loss", "$lambda p, t: monai.losses.DiceLoss(sigmoid=True, jaccard=True)(p.sigmoid(), t)", "or with two"),
     ],
-    ids=["four heads", "probabilities", "constant", "two channels", "no sigmoid", "two sigmoids"],
+    ids=["case report", "four heads", "probabilities", "constant", "two channels", "no sigmoid", "two sigmoids"],
 )
 def test_what_collapsed_is_refused(manifest, run_config, tmp_path: Path, key, value, message) -> None:  # noqa: PLR0917
     """The case report's UNet++ averaged four heads after a sigmoid, and the loss applied another."""
@@ -289,6 +354,7 @@ def test_two_processes_report_the_dsc_of_one(bundle: Path, phantoms: Path, run_c
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", str(configs), "--dataset_dir", str(tmp_path / "manifest")]
     command += ["--ckpt_dir", "run", "--output_dir", "run", *LITTLE, "--ema_momentum", "0.5", "--learning_rate", "0.02"]
+    command += ["--threshold", "0.3"]  # a tiny training may mark nothing at 0.5
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("epoch 2/2") == 1
@@ -304,20 +370,27 @@ def test_two_processes_report_the_dsc_of_one(bundle: Path, phantoms: Path, run_c
     from monai.bundle import ConfigWorkflow
 
     config = str(bundle / "configs" / "train.json")
-    workflow = ConfigWorkflow(config, logging_file=False, **{**TINY, **folders})
+    workflow = ConfigWorkflow(config, logging_file=False, **{**TINY, **folders}, threshold=0.3)
     workflow.initialize()
-    import torch
-
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     evaluator.network.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))
     evaluator.run()
     metrics = evaluator.state.metrics
+    assert metrics["val_dsc"] > 0
     assert reported == pytest.approx((metrics["val_loss"], metrics["val_dsc"]), abs=1e-6)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BASIC / "configs" / "train.json", **folders, **TINY, world_size=3)
+    assert "a batch of 4 cannot be shared out evenly to 3 processes" in str(failure.value.__cause__)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_they_were_stopped(manifest: Path, tmp_path: Path) -> None:
-    """Two gloo processes stop in their second epoch, start again, and end as a training that was never stopped."""
+    """Two gloo processes stop in their second epoch, start again there, and end with their weights written."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     configs = ROOT / "bundles" / "basic_unet" / "configs"
