@@ -286,9 +286,6 @@ def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> 
     with torch.inference_mode():
         summed, averaged = (network(image) for network in found)
     assert torch.allclose(summed, 4 * averaged, atol=1e-5)
-    import scripts
-
-    assert Path(scripts.__file__).parent == tmp_path / "own" / "scripts"
 
 
 def modules_beyond(packages: Iterable[str]) -> list[str]:
