@@ -14,7 +14,8 @@ class UNetPlusPlus(torch.nn.Module):
     MONAI's class returns a list, of one head or of four. Here the sum of the four heads' logits comes out as one
     tensor: every head is trained, each adds what the others lack, and the shallow ones carry the gradient from the
     first step on. (The paper averages; a mean of logits is the same function with a quarter of the step, and scored
-    below BasicUNet on phantoms: docs/results.md of the project.) Activation and threshold belong to the loss and to the postprocessing, never to the network.
+    below BasicUNet on phantoms: docs/results.md of the project.) Activation and threshold belong to the loss and to
+    the postprocessing, never to the network.
 
     Args:
         **arguments: of ``monai.networks.nets.BasicUNetPlusPlus``, but ``deep_supervision``.
