@@ -48,8 +48,8 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         bundle: folder with ``network.yaml``; its parent holds ``template/``.
 
     Returns:
-        path -> text of ``configs/{train,evaluate,inference,multi_gpu_train,metadata}.json``, ``configs/logging.conf``
-        and ``LICENSE``.
+        path -> text of ``configs/{train,evaluate,inference,multi_gpu_train,metadata}.json``, ``configs/logging.conf``,
+        ``scripts/*.py`` that all bundles share, and ``LICENSE``.
 
     Raises:
         PipelineError: the network file lacks ``network_def`` or ``metadata``, or holds anything else.
@@ -80,8 +80,10 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     for key, value in own_metadata.items():
         merge_kv(metadata, key, value)
     files[bundle / "configs" / "metadata.json"] = _json(metadata)
-    files[bundle / "configs" / "logging.conf"] = (template / "logging.conf").read_text(encoding="utf-8")
-    files[bundle / "LICENSE"] = (template / "LICENSE").read_text(encoding="utf-8")
+    copied = {"logging.conf": "configs/logging.conf", "LICENSE": "LICENSE"}
+    copied |= {f"scripts/{path.name}": f"scripts/{path.name}" for path in (template / "scripts").glob("*.py")}
+    for source, target in copied.items():
+        files[bundle / target] = (template / source).read_text(encoding="utf-8")
     return files
 
 

@@ -83,20 +83,34 @@ def last_bias(state: dict[str, Any]) -> str:
 
 
 def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> Path:
-    """Weights that mark a quarter of a volume: a tiny training marks nothing, or anything."""
+    """Weights whose masks hit every lesion of the validation section: a tiny training marks nothing, or anything."""
     import torch
 
     from pipeline.bundle import load_bundle
     from pipeline.datalist import read_manifest
+    from pipeline.predict import mask_from_probability, predict_probability
+    from pipeline.volumes import load_label
 
     bundle, out = trained
+    section = read_manifest(manifest).sections["validation"]
+    volumes = [volume for volume in section if volume.lesion_voxels]
     built = load_bundle(bundle, out / "model.pt")
-    volume = read_manifest(manifest).sections["validation"][0]
     with torch.inference_mode():
-        logits = built.inferer(built.preprocessing({"image": str(volume.image)})["image"][None], built.network)
+        image = built.preprocessing({"image": str(section[0].image)})["image"][None]
+        logits = built.inferer(image, built.network).numpy()
     state = torch.load(out / "model.pt", weights_only=True)
-    state[last_bias(state)] -= float(np.quantile(logits.numpy(), 0.75))
-    return save_weights(state, trained, target)
+    bias = state[last_bias(state)].clone()
+    for share in (0.25, 0.5, 0.75, 0.95):  # of the slices' voxels marked
+        state[last_bias(state)] = bias - float(np.quantile(logits, 1 - share))
+        save_weights(state, trained, target)
+        lively = load_bundle(bundle, target)
+        masks = [
+            mask_from_probability(lively, predict_probability([lively], volume.image, flips=False))
+            for volume in volumes
+        ]
+        if all((mask * load_label(volume.label)).any() for mask, volume in zip(masks, volumes, strict=True)):
+            return target
+    raise AssertionError("no threshold hits every lesion")
 
 
 def silent_weights(trained: tuple[Path, Path], target: Path) -> Path:

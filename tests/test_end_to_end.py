@@ -230,7 +230,8 @@ def test_training_finds_cuda(trained, manifest, run_config, tmp_path: Path) -> N
 def test_early_stop_ends_a_training_that_does_not_improve(trained, manifest, run_config, tmp_path: Path) -> None:
     bundle, _ = trained
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
-    overrides = {**TINY, "max_epochs": 6, "steps_per_epoch": 1, "learning_rate": 1e-9, "early_stop_patience": 1}
+    overrides = {**TINY, "max_epochs": 6, "steps_per_epoch": 1, "early_stop_patience": 1}
+    overrides["early_stop#score_function"] = "$lambda engine: 0.5"
     workflow = run_config(bundle / "configs" / "train.json", **folders, **overrides)
     assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 2
     assert (tmp_path / "model.pt").is_file()
@@ -586,10 +587,10 @@ def test_real_patients_train_and_score(trained, run_config, tmp_path: Path) -> N
 def test_training_from_the_command_line(trained, manifest, tmp_path: Path) -> None:
     """The README's command with overrides, one inside a section; a line an epoch and where the weights lie."""
     command = ["run", "--config_file", str(trained[0] / "configs" / "train.json"), "--dataset_dir", str(manifest)]
-    overrides = {**TINY, "max_epochs": 1, "ckpt_dir": "run", "output_dir": "run", "train#sampler#replacement": "False"}
+    overrides = {**TINY, "max_epochs": 1, "ckpt_dir": "run", "output_dir": "run", "train#slices#even_share": "1.0"}
     options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "monai.bundle", *command, "--train#sampler#num_samples", "4", *options],
+        [sys.executable, "-W", "ignore", "-m", "monai.bundle", *command, *options],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -600,9 +601,8 @@ def test_training_from_the_command_line(trained, manifest, tmp_path: Path) -> No
     assert len(lines) == 1
     assert re.search(r"epoch 1/1  train_loss \d\.\d{4}  val_dsc \d\.\d{4}  val_loss \d\.\d{4}", lines[0])
     assert f"weights: {Path('run') / 'model.pt'}" in result.stdout
-    assert (
-        json.loads((tmp_path / "run" / "training.json").read_text())["config"]["train"]["sampler"]["num_samples"] == 4
-    )
+    config = json.loads((tmp_path / "run" / "training.json").read_text())["config"]
+    assert config["train"]["slices"]["even_share"] == 1.0
 
 
 @pytest.mark.slow

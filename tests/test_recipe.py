@@ -26,13 +26,14 @@ def recipe(request: pytest.FixtureRequest) -> ConfigParser:
     parser = ConfigParser()
     parser.read_config(request.param / "configs" / "train.json")
     parser["image_size"] = SIZE
+    parser["workflow"] = None
+    parser["bundle_root"] = str(request.param)
     return parser
 
 
 def composed(recipe: ConfigParser, key: str) -> Compose:
-    transforms = Compose(recipe.get_parsed_content(key))
-    transforms.set_random_state(0)
-    return transforms
+    torch.manual_seed(0)
+    return Compose(recipe.get_parsed_content(key))
 
 
 def test_loss_is_dice_plus_cross_entropy_over_the_batch(recipe: ConfigParser) -> None:
@@ -51,37 +52,41 @@ def test_nine_slices_of_ten_are_drawn_by_lesion_area(recipe: ConfigParser) -> No
     label[0, 8:20, 8:20, 2] = 1
     label[0, 8:14, 8:16, 7] = 1
     image = torch.arange(10.0).expand(3, SIZE, SIZE, 10)
-    steps = recipe["train#deterministic_transforms"]
-    indices = composed(ConfigParser({"steps": [s for s in steps if s["_target_"] == "ClassesToIndicesd"]}), "steps")
-    item = indices({"image": image, "label": label})
-    draw = composed(recipe, "train#random_transforms")
+    volume = composed(recipe, "train#to_slices")({"image": image, "label": label})
+    healthy = composed(recipe, "train#to_slices")({"image": image + 10, "label": torch.zeros_like(label)})
+    recipe["train#slices#volumes"] = [volume, healthy]
+    recipe["steps_per_epoch"], recipe["batch_size"] = 100, 20
+    torch.manual_seed(0)
     drawn = []
-    for _ in range(600):
-        sample = draw(dict(item))
-        sample = sample[0] if isinstance(sample, list) else sample
-        assert sample["image"].shape == (3, SIZE, SIZE)
-        assert torch.equal(sample["label"], label[..., int(sample["image"][0, 0, 0])])
-        drawn.append(int(sample["image"][0, 0, 0]))
-    share = {z: drawn.count(z) / len(drawn) for z in range(10)}
-    assert share[2] == pytest.approx(0.9 * 0.75 + 0.01, abs=0.06)
-    assert share[7] == pytest.approx(0.9 * 0.25 + 0.01, abs=0.06)
-    assert 0.04 < 1 - share[2] - share[7] < 0.12
-    assert len(set(drawn)) == 10
+    for batch in recipe.get_parsed_content("train#dataloader"):
+        assert batch["image"].shape == (20, 3, SIZE, SIZE)
+        assert batch["label"].shape == (20, 1, SIZE, SIZE)
+        for seen, truth in zip(batch["image"], batch["label"], strict=True):
+            number = round(float(seen[0, 0, 0]))
+            assert torch.allclose(seen, torch.full_like(seen, number), atol=0.03)
+            assert torch.equal(truth, label[..., number] if number < 10 else torch.zeros_like(truth))
+            drawn.append(number)
+    assert len(drawn) == 2000
+    share = {z: drawn.count(z) / len(drawn) for z in range(20)}
+    assert sum(share[z] for z in range(10)) == pytest.approx(0.5, abs=0.04)  # every volume alike
+    assert share[2] == pytest.approx(0.5 * (0.9 * 0.75 + 0.01), abs=0.03)
+    assert share[7] == pytest.approx(0.5 * (0.9 * 0.25 + 0.01), abs=0.03)
+    assert 0.03 < 0.5 - share[2] - share[7] < 0.06
+    assert all(share[z] == pytest.approx(0.05, abs=0.02) for z in range(10, 20))
+    assert len(set(drawn)) == 20
 
 
 def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> None:
     """Image channels are copies of the label, so a gain and an offset must explain each of them exactly."""
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    blob = torch.exp(-((rows - 12.0) ** 2) / 4 - (columns - 9.0) ** 2 / 20)[None]
-    augment = composed(recipe, "augmentation")
+    blob = torch.exp(-((rows - 12.0) ** 2) / 4 - (columns - 9.0) ** 2 / 20).repeat(200, 1, 1, 1)
+    batch = composed(recipe, "augmentation")({"image": blob.repeat(1, 3, 1, 1), "label": blob.clone()})
     gains, offsets, centres, widths, angles = [], [], [], [], []
-    for _ in range(200):
-        sample = augment({"image": blob.repeat(3, 1, 1), "label": blob.clone()})
-        assert type(sample["image"]) is torch.Tensor
-        assert not torch.isin(sample["label"], blob).all()  # interpolated
-        moved = sample["label"][0]
+    for image, label in zip(batch["image"], batch["label"], strict=True):
+        assert not torch.isin(label, blob[0]).all()  # interpolated
+        moved = label[0]
         explained = torch.stack([moved.flatten(), torch.ones(SIZE * SIZE)], dim=1)
-        for channel in sample["image"]:
+        for channel in image:
             fit = torch.linalg.lstsq(explained, channel.flatten()[:, None]).solution
             assert (explained @ fit - channel.flatten()[:, None]).abs().max() < 0.02
             gains.append(float(fit[0]))
@@ -92,7 +97,7 @@ def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> No
         down, right = rows - centre[0], columns - centre[1]
         tilt = (2 * weight * down * right).sum(), (weight * (right**2 - down**2)).sum()
         angles.append(float(torch.atan2(*tilt)) / 2)
-        widths.append(float(moved.sum() / blob.sum()))
+        widths.append(float(moved.sum() / blob[0].sum()))
     assert 0.84 < min(gains) < 0.88
     assert 1.12 < max(gains) < 1.16
     assert -0.16 < min(offsets) < -0.12
@@ -110,19 +115,31 @@ def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> No
 def test_augmentation_shifts_along_both_axes(recipe: ConfigParser) -> None:
     """A disc in the middle, which neither rotation, scale nor flip moves."""
     rows, columns = torch.meshgrid(torch.arange(SIZE) - 15.5, torch.arange(SIZE) - 15.5, indexing="ij")
-    disc = torch.exp(-(rows**2 + columns**2) / 12)[None]
-    augment = composed(recipe, "augmentation")
-    moved = [augment({"image": disc.repeat(3, 1, 1), "label": disc.clone()})["label"][0] for _ in range(200)]
+    disc = torch.exp(-(rows**2 + columns**2) / 12).repeat(200, 1, 1, 1)
+    moved = composed(recipe, "augmentation")({"image": disc.repeat(1, 3, 1, 1), "label": disc.clone()})["label"][:, 0]
     for axis in (rows, columns):
         shifts = [float((image * axis).sum() / image.sum()) for image in moved]
         assert 1.4 < max(shifts) < 2.4
         assert -2.4 < min(shifts) < -1.4
 
 
+def test_rotation_keeps_the_shape_of_slices_that_are_not_square(recipe: ConfigParser) -> None:
+    """A disc stays a disc: angles are of pixels, not of shares of the sides."""
+    recipe["augmentation"] = [{**recipe["augmentation"][0], "scale": 0.0, "translate": 0.0, "rotate": 1.5}]
+    rows, columns = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(64) - 31.5, indexing="ij")
+    disc = torch.exp(-((rows - 5) ** 2 + columns**2) / 12).repeat(50, 1, 1, 1)
+    for moved in composed(recipe, "augmentation")({"image": disc.repeat(1, 3, 1, 1), "label": disc})["label"][:, 0]:
+        weight = moved / moved.sum()
+        centre = float((weight * rows).sum()), float((weight * columns).sum())
+        assert math.hypot(*centre) == pytest.approx(5, abs=0.1)
+        assert float((weight * (rows - centre[0]) ** 2).sum()) == pytest.approx(6, abs=0.4)
+        assert float((weight * (columns - centre[1]) ** 2).sum()) == pytest.approx(6, abs=0.4)
+
+
 def test_missing_sequences_are_shown_more_often_than_they_occur(recipe: ConfigParser) -> None:
     drop = composed(recipe, "missing_sequences")
-    image = torch.tensor([10.0, 20.0, 30.0])[:, None, None].expand(3, 4, 4)
-    seen = [tuple(drop({"image": image.clone()})["image"][:, 0, 0].tolist()) for _ in range(3000)]
+    image = torch.tensor([10.0, 20.0, 30.0])[None, :, None, None].expand(3000, 3, 4, 4)
+    seen = [tuple(values.tolist()) for values in drop({"image": image.clone()})["image"][:, :, 0, 0]]
     assert all(values[1] == 20 for values in seen)
     assert {values[0] for values in seen} == {10, 20}
     assert {values[2] for values in seen} == {30, 20}
@@ -130,6 +147,27 @@ def test_missing_sequences_are_shown_more_often_than_they_occur(recipe: ConfigPa
     assert share[20, 20, 20] == pytest.approx(0.15 + 0.85 * 0.10 * 0.05, abs=0.025)
     assert share[10, 20, 20] == pytest.approx(0.85 * 0.10 * 0.95, abs=0.025)
     assert share[20, 20, 30] == pytest.approx(0.85 * 0.90 * 0.05, abs=0.02)
+
+
+def test_slices_of_8_bits_are_what_was_preprocessed(recipe: ConfigParser) -> None:
+    """To half a level of each channel's own range; a flat channel stays what it is."""
+    image = (
+        torch.randn(3, SIZE, SIZE, 5, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 9, 0])[:, None, None, None]
+        + torch.tensor([0.0, -3, 7])[:, None, None, None]
+    )
+    label = torch.rand(1, SIZE, SIZE, 5, generator=torch.Generator().manual_seed(1))
+    to_slices = composed(recipe, "train#to_slices")
+    recipe["train#slices#volumes"] = [to_slices({"image": image, "label": label})]
+    slices = recipe.get_parsed_content("train#slices")
+    assert {part["image"].dtype for part in slices.volumes} == {torch.uint8}
+    batch = slices[[4, 0, 1, 2, 3]]
+    for found, wanted in ((batch["image"], image), (batch["label"], label)):
+        expected = wanted.permute(3, 0, 1, 2)[[4, 0, 1, 2, 3]]
+        ranges = expected.amax((0, 2, 3)) - expected.amin((0, 2, 3))
+        assert ((found - expected).abs().amax((0, 2, 3)) <= ranges / 509).all()
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        to_slices.transforms[0]({"image": image / 0, "label": label})
 
 
 def test_picture_draws_the_prediction_red_and_the_truth_green(recipe: ConfigParser) -> None:

@@ -1,0 +1,85 @@
+"""What the benchmarks share: one process measured from outside, repeats, and one table of ratios."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process.
+
+    Args:
+        wall_s: from its start to its end.
+        peak_mb: largest resident set of the process and of each of its children, 1 MB = 10^6 bytes.
+        output: what it printed.
+    """
+
+    wall_s: float
+    peak_mb: float
+    output: str
+
+
+def run(command: Sequence[str], **environment: str) -> Run:
+    """Run a command to its end.
+
+    Args:
+        command: program and arguments.
+        **environment: variables beside those of this process.
+
+    Raises:
+        RuntimeError: it failed; the message holds the end of what it printed.
+    """
+    with tempfile.TemporaryFile() as file:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        file.seek(0)
+        output = file.read().decode(errors="replace")
+    if status:
+        raise RuntimeError(f"{' '.join(command[:6])} ... failed:\n{output[-2000:]}")
+    return Run(wall, usage.ru_maxrss * 1024 / 1e6, output)
+
+
+def repeated(measure: Callable[[], float], repeats: int) -> list[float]:
+    """What a measurement gives each time."""
+    return [measure() for _ in range(repeats)]
+
+
+def spread(values: Sequence[float], unit: str = "s") -> str:
+    """Median, lowest and highest."""
+    digits = 0 if statistics.median(values) >= 100 else 1 if statistics.median(values) >= 10 else 2
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} {unit}" if len(values) == 1 else f"{middle} {unit} ({low} to {high}, n {len(values)})"
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> str:
+    """Median of the first over median of the second."""
+    return f"{statistics.median(first) / statistics.median(second):.3g}"
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print the machine and a Markdown table."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    model = names[0] if names else platform.processor()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy"))
+    print(
+        f"\n{title}\n\n{len(os.sched_getaffinity(0))} cores ({model}), Python {platform.python_version()}, {versions}\n"
+    )
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    sys.stdout.flush()

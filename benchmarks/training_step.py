@@ -1,0 +1,114 @@
+"""A training step of a bundle against the bare network's: what the data path and the engine add.
+
+``python benchmarks/training_step.py --manifest data_manifest``: blocks of steps by the bundle's own trainer (data,
+augmentation, engine, handlers, averaging) and by a bare loop (forward, loss, backward, optimizer on one batch that lies
+there already) in turn, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import print_table, ratio, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
+    parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "basic_unet")
+    parser.add_argument("--patients", type=int, default=20, help="training patients loaded (default: 20)")
+    parser.add_argument("--image-size", type=int, default=192)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10, help="of a block (default: 10)")
+    parser.add_argument("--blocks", type=int, default=7, help="of each kind, after one to warm up (default: 7)")
+    return parser
+
+
+def main() -> None:
+    """Measure and print one table."""
+    args = arguments().parse_args()
+    import torch
+    from ignite.engine import Events
+    from monai.bundle import ConfigWorkflow
+
+    with tempfile.TemporaryDirectory() as out:
+        sections = json.loads((args.manifest / "manifest.json").read_text())
+        chosen = [
+            {key: str(args.manifest / item[key]) for key in ("image", "label")}
+            for item in sections["training"][: args.patients]
+        ]
+        overrides: dict[str, Any] = {"image_size": args.image_size, "batch_size": args.batch_size, "output_dir": out}
+        overrides |= {"dataset_dir": str(args.manifest), "ckpt_dir": out, "max_epochs": args.blocks + 1}
+        overrides |= {"steps_per_epoch": args.steps, "val_interval": 10**6, "train#dataset#data": chosen}
+        config = str(args.bundle / "configs" / "train.json")
+        workflow = ConfigWorkflow(config, workflow_type="train", logging_file=False, **overrides)
+        workflow.initialize()
+        trainer, network, optimizer, loss, slices, device, prepare = (
+            workflow.parser.get_parsed_content(key)
+            for key in (
+                "train#trainer",
+                "network",
+                "optimizer",
+                "loss",
+                "train#slices",
+                "device",
+                "train#prepare_batch",
+            )
+        )
+        image, label = prepare(slices[list(range(args.batch_size))], device, False)
+
+        def finished() -> float:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter()
+
+        def bare_step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device.type, enabled=trainer.amp):
+                value = loss(network(image), label)
+            value.backward()
+            optimizer.step()
+
+        data, engine, bare = [], [], []
+        started: list[float] = []
+
+        def bare_block() -> None:
+            start = finished()
+            for _ in range(args.steps):
+                bare_step()
+            bare.append((finished() - start) / args.steps)
+            numbers = list(range(args.batch_size))
+            start = finished()
+            for _ in range(args.steps):
+                prepare(slices[numbers], device, False)
+            data.append((finished() - start) / args.steps)
+
+        trainer.add_event_handler(Events.EPOCH_STARTED, lambda: started.append(finished()))
+        trainer.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda: engine.append((finished() - started[-1]) / args.steps)
+        )
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, bare_block)
+        trainer.run()
+    engine, bare, data = engine[1:], bare[1:], data[1:]
+    title = (
+        f"{args.bundle.name}, {args.image_size} x {args.image_size} px, batches of {args.batch_size}, {device}, "
+        f"{torch.get_num_threads()} threads, {args.blocks} blocks of {args.steps} steps"
+    )
+    rows = [
+        ["bare network: forward, loss, backward, optimizer", spread(bare), "1"],
+        ["the bundle's training step", spread(engine), ratio(engine, bare)],
+        ["of it: slices drawn and augmented", spread(data), ratio(data, bare)],
+    ]
+    print_table(title, ["step", "time", "over the bare network"], rows)
+
+
+if __name__ == "__main__":
+    main()

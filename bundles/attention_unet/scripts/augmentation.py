@@ -1,0 +1,122 @@
+"""Random transforms of a whole batch of slices, on the device where the batch lies.
+
+Drawn slice by slice from torch's global generator, done in a few calls for all slices of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from torch.nn.functional import affine_grid, grid_sample
+
+Batch = dict[str, torch.Tensor]
+
+
+def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    """Numbers of -1 to 1, drawn on the CPU whatever the device, so that a seed means the same everywhere."""
+    return (2 * torch.rand(shape) - 1).to(like.device)
+
+
+class RandBatchAffined(MapTransform):
+    """Rotate, scale, shift and mirror each slice of a batch by one interpolation, all keys alike.
+
+    Args:
+        keys: of tensors (B, C, H, W) float32.
+        rotate: largest angle in radians.
+        scale: largest change of size along each axis; 0.1 means 0.9 to 1.1.
+        translate: largest shift along each axis as a share of the side.
+        flip: probability to mirror left and right.
+        padding_mode: for each key, what lies outside: ``zeros``, ``border`` or ``reflection``.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        rotate: float = 0.0,
+        scale: float = 0.0,
+        translate: float = 0.0,
+        flip: float = 0.0,
+        padding_mode: tuple[str, ...] = ("border", "zeros"),
+    ) -> None:
+        super().__init__(keys)
+        self.rotate, self.scale, self.translate, self.flip = rotate, scale, translate, flip
+        self.padding_mode = padding_mode
+
+    def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
+        """The batch, moved; bilinear."""
+        result = dict(data)
+        image = data[self.keys[0]]
+        count, _, height, width = image.shape
+        angle = self.rotate * uniform(count, like=image)
+        # From places of the result to places of the source, hence the inverse of what is said above.
+        down, right = 1 / (1 + self.scale * uniform(2, count, like=image))
+        mirror = torch.where(uniform(count, like=image) < 2 * self.flip - 1, -1.0, 1.0)
+        shift = 2 * self.translate * uniform(count, 2, like=image)
+        cos, sin, ratio = torch.cos(angle), torch.sin(angle), height / width
+        theta = torch.stack(
+            [
+                torch.stack([mirror * right * cos, mirror * right * -sin * ratio, shift[:, 0]], dim=1),
+                torch.stack([down * sin / ratio, down * cos, shift[:, 1]], dim=1),
+            ],
+            dim=1,
+        )
+        grid = affine_grid(theta, [count, 1, height, width], align_corners=False)
+        for key, outside in zip(self.keys, self.padding_mode, strict=True):
+            result[key] = grid_sample(data[key], grid, mode="bilinear", padding_mode=outside, align_corners=False)
+        return result
+
+
+class RandBatchIntensityd(MapTransform):
+    """Multiply each channel of each slice by a factor around 1 and add an offset.
+
+    Args:
+        keys: of tensors (B, C, H, W) float32, changed in place.
+        gain: largest change of the factor.
+        offset: largest offset, in the image's own unit.
+    """
+
+    def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0) -> None:
+        super().__init__(keys)
+        self.gain, self.offset = gain, offset
+
+    def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
+        """The batch with other intensities."""
+        result = dict(data)
+        for key in self.keys:
+            image = result[key]
+            shape = (*image.shape[:2], 1, 1)
+            image.mul_(1 + self.gain * uniform(*shape, like=image)).add_(self.offset * uniform(*shape, like=image))
+        return result
+
+
+class RandMissingSequenced(MapTransform):
+    """Copy FLAIR over other channels of a slice, as the publishers did where a sequence was missing.
+
+    Args:
+        keys: of tensors (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast.
+        both: probability to replace both other channels.
+        pre: probability to replace the pre-contrast channel, beside that.
+        post: likewise the post-contrast channel.
+    """
+
+    def __init__(self, keys: KeysCollection, both: float = 0.0, pre: float = 0.0, post: float = 0.0) -> None:
+        super().__init__(keys)
+        self.both, self.pre, self.post = both, pre, post
+
+    def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
+        """The batch with fewer sequences."""
+        result = dict(data)
+        for key in self.keys:
+            image = result[key]
+            draw = torch.rand(3, len(image))
+            both = draw[0] < self.both
+            # Source channel of each channel of each slice.
+            source = torch.tensor([0, 1, 2]).repeat(len(image), 1)
+            source[both | (draw[1] < self.pre), 0] = 1
+            source[both | (draw[2] < self.post), 2] = 1
+            result[key] = image[torch.arange(len(image))[:, None], source.to(image.device)]
+        return result

@@ -1,0 +1,101 @@
+"""The cache on disk: the same slices, never those of another file or recipe, made again where damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BUNDLES, ROOT, TINY
+
+BUNDLE = ROOT / "bundles" / "basic_unet"
+
+
+@pytest.fixture
+def data(manifest: Path, tmp_path: Path) -> Path:
+    """A copy of the manifest's folder, to be changed."""
+    return shutil.copytree(manifest, tmp_path / "data")
+
+
+def slices(data: Path, cache: Path | None, **overrides: Any) -> Any:
+    """The training slices as the bundle's config builds them."""
+    from monai.bundle import ConfigWorkflow
+
+    folders = {"dataset_dir": str(data), "cache_dir": str(cache) if cache else None}
+    workflow = ConfigWorkflow(
+        str(BUNDLE / "configs" / "train.json"), logging_file=False, **{**TINY, **folders, **overrides}
+    )
+    workflow.initialize()
+    return workflow.parser.get_parsed_content("train#slices")
+
+
+def same(one: Any, other: Any) -> bool:
+    numbers = list(range(len(one)))
+    return len(one) == len(other) and all(torch.equal(one[numbers][key], other[numbers][key]) for key in one[[0]])
+
+
+def entries(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob("*.pt")}
+
+
+def test_cached_slices_are_the_slices(data: Path, tmp_path: Path) -> None:
+    plain = slices(data, None)
+    first = slices(data, tmp_path / "cache")
+    before = entries(tmp_path / "cache")
+    assert len(before) == 5
+    again = slices(data, tmp_path / "cache")
+    assert entries(tmp_path / "cache") == before
+    assert same(plain, first)
+    assert same(plain, again)
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".pt", ".sha256"}
+
+
+def test_a_changed_file_or_recipe_is_not_served_an_old_entry(data: Path, tmp_path: Path) -> None:
+    slices(data, tmp_path / "cache")
+    sections = json.loads((data / "manifest.json").read_text())
+    one, two = (data / item["image"] for item in sections["training"][:2])
+    times = one.stat()
+    shutil.copy(two, one)
+    os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+    label, other = (data / item["label"] for item in sections["training"][:2])
+    shutil.copy(other, label)
+    assert same(slices(data, tmp_path / "cache"), slices(data, None))
+    for overrides in ({"image_size": 48}, {"intensity#0#lower": 30}, {"head": "$lambda image: image >= 0"}):
+        assert same(slices(data, tmp_path / "cache", **overrides), slices(data, None, **overrides))
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = {
+        "truncated": content[:middle],
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "empty": b"",
+    }
+    path.write_bytes(changed[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "empty", "no hash"])
+def test_a_damaged_entry_is_made_again(data: Path, tmp_path: Path, how: str) -> None:
+    plain = slices(data, tmp_path / "cache")
+    entry = min((tmp_path / "cache").glob("*.pt"))
+    whole = entry.read_bytes()
+    if how == "no hash":
+        entry.with_suffix(".sha256").unlink()
+    else:
+        damage(entry, how)
+    with pytest.warns(UserWarning, match="damaged, made again"):
+        again = slices(data, tmp_path / "cache")
+    assert same(again, slices(data, None))
+    assert len(plain) == len(again)
+    assert len(entry.read_bytes()) == len(whole)
+
+
+def test_bundles_share_the_code_of_slices_and_augmentation() -> None:
+    for bundle in BUNDLES:
+        for path in (ROOT / "bundles" / "template" / "scripts").glob("*.py"):
+            assert (bundle / "scripts" / path.name).read_bytes() == path.read_bytes()
