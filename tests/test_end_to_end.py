@@ -360,6 +360,7 @@ def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path, monkeypa
     from pipeline import predict
 
     bundle, out = trained
+    lively_weights(trained, manifest, tmp_path / "model.pt")
     asked: list[tuple[int, bool]] = []
     probability = predict.predict_probability
 
@@ -368,7 +369,6 @@ def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path, monkeypa
         return probability(bundles, image, flips=flips)
 
     monkeypatch.setattr(predict, "predict_probability", watch)
-    lively_weights(trained, manifest, tmp_path / "model.pt")
     evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
     second = ("--bundle", str(bundle), "--weights", str(out / "model.pt"))
     both = evaluated((bundle, tmp_path), manifest, tmp_path / "both", *second)
