@@ -148,7 +148,7 @@ def reference_data(args: argparse.Namespace) -> list[float]:
     """Slices a second in this process and with two loader processes."""
     modules = reference_modules(args)
     dataset = modules.dataset.BrainSegmentationDataset(str(args.data), subset="all", transform=augmentation(modules))
-    return [rate(iter(reference_loader(dataset, workers)), 12) for workers in (0, 2)]
+    return [rate(endless(reference_loader(dataset, workers)), 12) for workers in (0, 2)]
 
 
 def our_data(args: argparse.Namespace) -> float:
@@ -170,6 +170,12 @@ def rate(batches: Iterator[Any], count: int) -> float:
     return count * BATCH / (time.perf_counter() - start)
 
 
+def endless(loader: Any) -> Iterator[Any]:
+    """Batches of one epoch after the other."""
+    while True:
+        yield from loader
+
+
 def measure_training(args: argparse.Namespace) -> Iterator[list[str]]:
     """Training with the same network (this pipeline's BasicUNet) in both loops."""
     theirs = [max(worker("reference_training", args, args.few["few"])[1]) for _ in range(args.repeats)]
@@ -183,7 +189,8 @@ def reference_training(args: argparse.Namespace) -> list[float]:
     modules = reference_modules(args)
     dataset = modules.dataset.BrainSegmentationDataset(str(args.data), subset="all", transform=augmentation(modules))
     step = reference_step(modules)
-    return [rate((step(*batch) for batch in reference_loader(dataset, workers)), args.batches) for workers in (0, 2)]
+    loaders = [endless(reference_loader(dataset, workers)) for workers in (0, 2)]
+    return [rate((step(*batch) for batch in loader), args.batches) for loader in loaders]
 
 
 def our_training(args: argparse.Namespace) -> float:

@@ -40,8 +40,9 @@ class ToSlices(Transform):
         Raises:
             ValueError: the image holds NaN or Inf.
         """
+        # Each slice in one piece of memory: it is read many times, alone.
         image, label = (
-            convert_to_tensor(data[key], dtype=torch.float32, track_meta=False).permute(3, 0, 1, 2)
+            convert_to_tensor(data[key], dtype=torch.float32, track_meta=False).permute(3, 0, 1, 2).contiguous()
             for key in ("image", "label")
         )
         low, high = image.amin((0, 2, 3)), image.amax((0, 2, 3))

@@ -97,7 +97,7 @@ class RandMissingSequenced(MapTransform):
     """Copy FLAIR over other channels of a slice, as the publishers did where a sequence was missing.
 
     Args:
-        keys: of tensors (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast.
+        keys: of tensors (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast, changed in place.
         both: probability to replace both other channels.
         pre: probability to replace the pre-contrast channel, beside that.
         post: likewise the post-contrast channel.
@@ -112,11 +112,7 @@ class RandMissingSequenced(MapTransform):
         result = dict(data)
         for key in self.keys:
             image = result[key]
-            draw = torch.rand(3, len(image))
-            both = draw[0] < self.both
-            # Source channel of each channel of each slice.
-            source = torch.tensor([0, 1, 2]).repeat(len(image), 1)
-            source[both | (draw[1] < self.pre), 0] = 1
-            source[both | (draw[2] < self.post), 2] = 1
-            result[key] = image[torch.arange(len(image))[:, None], source.to(image.device)]
+            both, pre, post = torch.rand(3, len(image)) < torch.tensor([[self.both], [self.pre], [self.post]])
+            for channel, missing in ((0, both | pre), (2, both | post)):
+                image[missing, channel] = image[missing, 1]
         return result
