@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import BUNDLES, ROOT
 
 from pipeline import template
@@ -117,10 +118,14 @@ def test_intensities_are_clipped_to_percentiles_and_standardised(bundle: Path) -
 
     parser = ConfigParser(config_of(bundle, "inference"))
     image = np.random.default_rng(0).gamma(2, 30, (3, 12, 11, 10)).astype(np.float32)
-    seen = Compose(parser.get_parsed_content("intensity"))({"image": image.copy()})["image"].numpy()
+    seen = Compose(parser.get_parsed_content("intensity"))({"image": torch.as_tensor(image)})["image"].numpy()
     for channel, found in zip(image, seen, strict=True):
         clipped = np.clip(channel, *np.percentile(channel, (10, 99)))
         assert np.allclose(found, (clipped - clipped.mean()) / clipped.std(), atol=1e-4)
+    flat = np.concatenate([image[:1], np.full_like(image[:1], 7)])
+    seen = Compose(parser.get_parsed_content("intensity"))({"image": torch.as_tensor(flat)})["image"].numpy()
+    assert np.isfinite(seen).all()
+    assert (seen[1] == 0).all()
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
