@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backends import TORCH, compiled
 from pipeline.errors import PipelineError
 from pipeline.records import RECORD
 
 if TYPE_CHECKING:
     import torch
     from monai.bundle import ConfigParser
+
+    from pipeline.backends import Network
 
 CONFIG = "configs/inference.json"
 WEIGHTS = "models/model.pt"
@@ -28,7 +31,7 @@ class Bundle:
     Args:
         name: of the folder.
         device: where the network lies.
-        network: in evaluation mode, with its weights.
+        network: in evaluation mode, with its weights; (B, 3, S, S) -> logits (B, 1, S, S).
         preprocessing: {"image": path} -> {"image": (3, S, S, D) float32 MetaTensor}.
         inferer: (batch, network) -> logits of the same grid, (1, 1, S, S, D).
         to_probability: {"image", "pred": logits (1, S, S, D)} -> "pred": probability (1, H, W, D), native grid.
@@ -38,11 +41,12 @@ class Bundle:
         settings: ``image_size`` and ``network_def`` where the weights were trained with others than the config's.
         recorded: a ``training.json`` lies beside the weights.
         training_patients: ids of the patients it was trained on, empty where that is not recorded.
+        backend: what runs the network.
     """
 
     name: str
     device: torch.device
-    network: torch.nn.Module
+    network: Network
     preprocessing: Any
     inferer: Any
     to_probability: Any
@@ -52,9 +56,10 @@ class Bundle:
     settings: dict[str, Any]
     recorded: bool = False
     training_patients: tuple[str, ...] = ()
+    backend: str = TORCH
 
 
-def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
+def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH) -> Bundle:
     """Build a bundle's network and load its weights.
 
     A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
@@ -63,10 +68,11 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
         weights: a state dict in place of ``models/model.pt``.
+        backend: a key of ``pipeline.backends.BACKENDS``; all but ``torch`` run on the CPU.
 
     Raises:
         PipelineError: config or weights missing, unreadable, or of another architecture (the differing keys are named),
-            or trained with another config than the bundle's.
+            trained with another config than the bundle's, or a backend that is not installed.
     """
     import torch
     from monai.bundle import ConfigParser
@@ -81,6 +87,8 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     except ValueError as error:
         raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
     parser["bundle_root"] = str(folder)
+    if backend != TORCH:
+        parser["device"] = "$torch.device('cpu')"
     needed = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
     missing = [key for key in needed if key not in parser]
     if missing:
@@ -96,7 +104,7 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
     return Bundle(
         name=folder.resolve().name,
         device=device,
-        network=network.eval(),
+        network=compiled(network.eval(), backend, int(parser.get("image_size", 0))),
         preprocessing=_content(parser, "preprocessing", config),
         inferer=_content(parser, "inferer", config),
         to_probability=Compose(_content(parser, "to_probability", config)),
@@ -106,6 +114,7 @@ def load_bundle(folder: Path, weights: Path | None = None) -> Bundle:
         settings=settings,
         recorded=bool(record),
         training_patients=tuple(map(str, record.get("training_patients", ()))),
+        backend=backend,
     )
 
 

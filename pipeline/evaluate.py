@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.backends import BACKENDS, TORCH
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
 from pipeline.records import RECORD, SECTIONS, VolumeScore
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     FoldBundles = dict[int | None, Bundle]
 
+AT_ONCE = 3
+"""Volumes under way: one read, one in the network, one scored."""
 PROTOCOLS = {
     "native": "every voxel of the native volume; the bundle's own component rule",
     "reference": "first and last slice left out, largest 3-D component, as the reference program scores",
@@ -66,6 +69,12 @@ def arguments() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()),
     )
     parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
+    parser.add_argument(
+        "--backend",
+        choices=list(BACKENDS),
+        default=TORCH,
+        help="what runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap interval (default: 0)")
     return parser
 
@@ -94,10 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.bundle import load_bundle
 
     if args.folds:
-        groups = [_fold_bundles(*pair, manifest.folds) for pair in zip(args.bundle, args.folds, strict=True)]
+        groups = [
+            _fold_bundles(*pair, manifest.folds, args.backend) for pair in zip(args.bundle, args.folds, strict=True)
+        ]
     else:
         weights = args.weights or [None] * len(args.bundle)
-        groups = [{None: load_bundle(folder, file)} for folder, file in zip(args.bundle, weights, strict=True)]
+        pairs = zip(args.bundle, weights, strict=True)
+        groups = [{None: load_bundle(folder, file, args.backend)} for folder, file in pairs]
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
     for line in dict.fromkeys(_as_trained(bundle) for group in groups for bundle in group.values()):
@@ -116,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fold_bundles(folder: Path, runs: Path, folds: Sequence[int]) -> FoldBundles:
+def _fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str) -> FoldBundles:
     """A bundle with the weights of each fold of a cross-validation.
 
     Raises:
@@ -131,7 +143,7 @@ def _fold_bundles(folder: Path, runs: Path, folds: Sequence[int]) -> FoldBundles
             f"{runs}: holds weights of folds {has} (the manifest's: {wanted}). Train every fold: "
             f"python -m pipeline.train --fold all --out {runs}, on a manifest built with --folds K."
         )
-    return {fold: load_bundle(folder, found[fold]) for fold in folds}
+    return {fold: load_bundle(folder, found[fold], backend) for fold in folds}
 
 
 def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
@@ -153,7 +165,7 @@ def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
 def score_volumes(
     groups: Sequence[FoldBundles], volumes: Sequence[Volume], protocol: str, *, flips: bool, masks: Path | None
 ) -> list[VolumeScore]:
-    """Predict and score volumes one by one.
+    """Predict and score volumes; while a network works on one, the next is read and the one before is scored.
 
     Args:
         groups: as for ``predictors``; threshold and component rule are those of the first bundle.
@@ -165,23 +177,31 @@ def score_volumes(
     Raises:
         PipelineError: a volume that cannot be read or a prediction that is not finite.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from tqdm import tqdm
 
     from pipeline.metrics import reference_view, score_volume
     from pipeline.predict import mask_from_probability, predict_probability
     from pipeline.volumes import load_label, save_mask
 
-    scores = []
-    members = [predictors(groups, volume) for volume in volumes]
-    for volume, bundles in tqdm([*zip(volumes, members, strict=True)], desc="evaluate", unit="volume", disable=None):
+    def score(volume: Volume) -> VolumeScore:
+        bundles = predictors(groups, volume)
         probability = predict_probability(bundles, volume.image, flips=flips)
         mask = mask_from_probability(bundles[0], probability)
         truth = load_label(volume.label)
         if masks is not None:
             save_mask(mask, masks / f"{volume.patient}_mask.nii.gz", volume.image)
         scored = reference_view(probability, truth) if protocol == "reference" else (mask, truth)
-        scores.append(score_volume(volume.patient, *scored))
-    return scores
+        return score_volume(volume.patient, *scored)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = [pool.submit(score, volume) for volume in volumes]
+        try:
+            return [future.result() for future in tqdm(waiting, desc="evaluate", unit="volume", disable=None)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _as_trained(bundle: Bundle) -> str:
@@ -225,6 +245,7 @@ def _provenance(
             "pipeline": __version__,
             **{name: version(name) for name in ("torch", "monai", "numpy", "medpy")},
         },
+        "backend": args.backend,
         "device": str(next(iter(groups[0].values())).device),
     }
 

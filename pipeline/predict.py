@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.bundle import Bundle
+
+_NETWORK = threading.Lock()
+"""Volumes may be predicted in several threads: reading and postprocessing overlap, networks take turns."""
 
 LEFT_RIGHT = 3
 """Dimension of a batch (1, C, H, W, D) that a left-right flip mirrors: the image columns."""
@@ -55,7 +59,8 @@ def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]
     data = _preprocess(bundle, image)
     batch = data["image"][None].to(bundle.device)
     with torch.inference_mode():
-        logits = _mirrored(bundle.inferer(_mirrored(batch, flip), bundle.network), flip)
+        with _NETWORK:
+            logits = _mirrored(bundle.inferer(_mirrored(batch, flip), bundle.network), flip)
         # The engine hands postprocessing one volume without the batch dimension; so do we.
         data["pred"] = logits[0]
         probability = bundle.to_probability(data)["pred"]

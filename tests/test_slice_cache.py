@@ -64,7 +64,11 @@ def test_a_changed_file_or_recipe_is_not_served_an_old_entry(data: Path, tmp_pat
     label, other = (data / item["label"] for item in sections["training"][:2])
     shutil.copy(other, label)
     assert same(slices(data, tmp_path / "cache"), slices(data, None))
-    for overrides in ({"image_size": 48}, {"intensity#0#func": "$lambda image: image / 255"}, {"head": "$lambda image: image >= 0"}):
+    for overrides in (
+        {"image_size": 48},
+        {"intensity#0#func": "$lambda image: image / 255"},
+        {"head": "$lambda image: image >= 0"},
+    ):
         assert same(slices(data, tmp_path / "cache", **overrides), slices(data, None, **overrides))
 
 
