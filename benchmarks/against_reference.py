@@ -52,7 +52,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         args.out = Path(out)
         args.few = few_patients(args)
-        rows = [row for part in args.only or PARTS for row in MEASUREMENTS[part](args)]
+        rows = []
+        for part in args.only or PARTS:
+            for row in MEASUREMENTS[part](args):
+                rows.append(row)
+                print(*row, sep=" | ", file=sys.stderr, flush=True)
     head = ["what", "reference program", "this pipeline", "times better"]
     print_table(f"{args.data.name}: the reference program and this pipeline", head, rows)
 
