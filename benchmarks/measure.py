@@ -1,4 +1,4 @@
-"""What the benchmarks share: one process measured from outside, repeats, and one table of ratios."""
+"""What the benchmarks share: one process measured from outside, and one table of ratios."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -51,11 +51,6 @@ def run(command: Sequence[str], **environment: str) -> Run:
     if status:
         raise RuntimeError(f"{' '.join(command[:6])} ... failed:\n{output[-2000:]}")
     return Run(wall, usage.ru_maxrss * 1024 / 1e6, output)
-
-
-def repeated(measure: Callable[[], float], repeats: int) -> list[float]:
-    """What a measurement gives each time."""
-    return [measure() for _ in range(repeats)]
 
 
 def spread(values: Sequence[float], unit: str = "s") -> str:
