@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print and run the training's command, or one a fold.
 
     Raises:
-        PipelineError: an unknown bundle, file or key, a fold that the manifest does not have, or a finished training
-            in the folder.
+        PipelineError: an unknown bundle, file or key, a fold that the manifest does not have, or another training in
+            the folder.
     """
     args, rest = arguments().parse_known_args(argv)
     bundle = _named(args.bundle, "bundles", "")
@@ -79,9 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{folder}: holds a finished training (this one would replace it). Choose another --out, or remove it."
             )
         interrupted = any(folder.glob("checkpoint_*.pt"))
+        if interrupted and not args.resume:
+            raise PipelineError(
+                f"{folder}: holds an interrupted training. Pass --resume to go on with it, or choose another --out."
+            )
         if args.resume and not interrupted:
             print(f"{folder}: nothing to resume, starts afresh")
-        options += ["--resume", "True"] if args.resume and interrupted else []
+        options += ["--resume", "True"] if interrupted else []
         status = _run([*command, *options, *overrides])
         if status:
             return status

@@ -205,6 +205,8 @@ def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, 
     given = ["--manifest", str(folded), "--out", str(tmp_path), "--resume"]
     (tmp_path / "fold_1").mkdir()
     (tmp_path / "fold_1" / "checkpoint_1.pt").touch()
+    with pytest.raises(PipelineError, match="holds an interrupted training"):
+        train.main([*given[:-1], "--fold", "1"])
     assert train.main([*given, "--fold", "all"]) == 0
     assert [command[command.index("--fold") + 1] for command in commands] == ["0", "1"]
     assert ["--resume" in command for command in commands] == [False, True]
