@@ -139,7 +139,8 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         recipe: Any,
     ) -> None:
         self.data, self.transform, self.folder = data, transform, Path(folder)
-        self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode()
+        # This file is part of the recipe.
+        self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode() + Path(__file__).read_bytes()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
