@@ -54,6 +54,23 @@ def test_cached_slices_are_the_slices(data: Path, tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".pt", ".sha256"}
 
 
+def test_training_loads_what_prediction_loads(data: Path) -> None:
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose
+
+    parser = ConfigParser(json.loads((BUNDLE / "configs" / "train.json").read_text()))
+    parser["bundle_root"] = str(BUNDLE)
+    image = data / json.loads((data / "manifest.json").read_text())["training"][0]["image"]
+    train, predict = (
+        Compose(parser.get_parsed_content(key))({"image": str(image)})["image"]
+        for key in ("train#image_loading", "image_loading")
+    )
+    assert train.dtype == predict.dtype == torch.uint8
+    assert torch.equal(train, predict)
+    assert torch.equal(train.affine, predict.affine)
+    assert train.meta["filename_or_obj"] == predict.meta["filename_or_obj"]
+
+
 def test_a_changed_file_or_recipe_is_not_served_an_old_entry(data: Path, tmp_path: Path) -> None:
     slices(data, tmp_path / "cache")
     sections = json.loads((data / "manifest.json").read_text())
