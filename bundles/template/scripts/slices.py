@@ -25,8 +25,8 @@ LEVELS = 255
 class ChannelFirstReader(NibabelReader):
     """A volume of NIfTI (H, W, D, C) as (C, H, W, D).
 
-    NIfTI lies in memory with the first dimension innermost, MONAI wants the last one there; PyTorch turns a volume round
-    four times sooner than the NumPy call by which MONAI does it.
+    NIfTI lies in memory with the first dimension innermost, MONAI wants the last one there; PyTorch turns a volume
+    round four times sooner than the NumPy call by which MONAI does it.
     """
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
