@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,8 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         The status of ``main``; 2 for a ``PipelineError``; 130 when interrupted from the keyboard; 141 when the
         reader of the output went away (``... | head``).
     """
+    # What is left at the end goes with the process: to look for unused objects among it takes a second.
+    atexit.register(gc.freeze)
     try:
         status = main(argv)
         sys.stdout.flush()
