@@ -27,6 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--patients", type=int, default=20, help="training patients loaded (default: 20)")
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--amp", choices=("True", "False"), help="default: as the config says of this machine")
     parser.add_argument("--steps", type=int, default=10, help="of a block (default: 10)")
     parser.add_argument("--blocks", type=int, default=7, help="of each kind, after one to warm up (default: 7)")
     return parser
@@ -48,9 +49,11 @@ def main() -> None:
         overrides: dict[str, Any] = {"image_size": args.image_size, "batch_size": args.batch_size, "output_dir": out}
         overrides |= {"dataset_dir": str(args.manifest), "ckpt_dir": out, "max_epochs": args.blocks + 1}
         overrides |= {"steps_per_epoch": args.steps, "val_interval": 10**6, "train#dataset#data": chosen}
+        overrides |= {"amp": args.amp == "True"} if args.amp else {}
         config = str(args.bundle / "configs" / "train.json")
         workflow = ConfigWorkflow(config, workflow_type="train", logging_file=False, **overrides)
         workflow.initialize()
+        amp = bool(workflow.parser.get_parsed_content("amp"))
         trainer, network, optimizer, loss, slices, device, prepare = (
             workflow.parser.get_parsed_content(key)
             for key in (
@@ -72,8 +75,8 @@ def main() -> None:
 
         def bare_step() -> None:
             optimizer.zero_grad()
-            with torch.autocast(device.type, enabled=trainer.amp):
-                value = loss(network(image), label)
+            with torch.autocast("cuda", enabled=trainer.amp, **trainer.amp_kwargs):
+                value = loss(trainer.inferer(image, network), label)
             value.backward()
             optimizer.step()
 
@@ -100,7 +103,7 @@ def main() -> None:
     engine, bare, data = engine[1:], bare[1:], data[1:]
     title = (
         f"{args.bundle.name}, {args.image_size} x {args.image_size} px, batches of {args.batch_size}, {device}, "
-        f"{torch.get_num_threads()} threads, {args.blocks} blocks of {args.steps} steps"
+        f"amp {amp}, {torch.get_num_threads()} threads, {args.blocks} blocks of {args.steps} steps"
     )
     rows = [
         ["bare network: forward, loss, backward, optimizer", spread(bare), "1"],

@@ -209,11 +209,11 @@ def test_same_seed_gives_the_same_weights(trained, manifest, run_config, tmp_pat
     assert not all(torch.equal(first[key], third[key]) for key in first)
 
 
-def test_amp_is_for_cuda_alone(trained, manifest, run_config, tmp_path: Path) -> None:
+def test_the_engines_amp_is_for_cuda_alone(trained, manifest, run_config, tmp_path: Path) -> None:
     import torch
 
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
-    workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY, device="$torch.device('cpu')")
+    workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY, device="$torch.device('cpu')", amp=True)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     assert (trainer.state.device, trainer.amp) == (torch.device("cpu"), False)
 

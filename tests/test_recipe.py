@@ -195,10 +195,33 @@ def test_mask_is_the_largest_component_in_three_dimensions(recipe: ConfigParser)
 
 
 @pytest.mark.parametrize(("device", "amp"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
-def test_amp_is_on_for_cuda_devices(recipe: ConfigParser, device: str, amp: bool) -> None:
+def test_the_engines_amp_is_for_cuda_devices(recipe: ConfigParser, device: str, amp: bool) -> None:
     recipe["device"] = f"$torch.device('{device}')"
+    recipe["network"] = recipe["network_def"]
+    recipe["amp"] = True
     assert recipe.get_parsed_content("train#trainer#amp") is amp
     assert recipe.get_parsed_content("validate#evaluator#amp") is amp
+
+
+@pytest.mark.parametrize(("there", "asked", "half"), [(True, None, True), (False, None, False), (True, False, False)])
+def test_a_cpu_trains_in_16_bits_where_it_has_units_for_them(
+    recipe: ConfigParser, monkeypatch: pytest.MonkeyPatch, there: bool, asked: bool | None, half: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": there}, raising=False)
+    recipe["device"] = "$torch.device('cpu')"
+    if asked is not None:
+        recipe["amp"] = asked
+    seen = []
+
+    class Network(torch.nn.Conv2d):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            seen.append(super().forward(batch))
+            return seen[-1]
+
+    inferer = recipe.get_parsed_content("train#trainer#inferer")
+    logits = inferer(torch.rand(2, 3, 8, 8), Network(3, 1, 1))
+    assert logits.dtype == torch.float32
+    assert seen[0].dtype == (torch.bfloat16 if half else torch.float32)
 
 
 @pytest.fixture(scope="module")
