@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     FoldBundles = dict[int | None, Bundle]
 
-AT_ONCE = 3
-"""Volumes under way: one read, one in the network, one scored."""
 PROTOCOLS = {
     "native": "every voxel of the native volume; the bundle's own component rule",
     "reference": "first and last slice left out, largest 3-D component, as the reference program scores",
@@ -177,12 +175,8 @@ def score_volumes(
     Raises:
         PipelineError: a volume that cannot be read or a prediction that is not finite.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tqdm import tqdm
-
     from pipeline.metrics import reference_view, score_volume
-    from pipeline.predict import mask_from_probability, predict_probability
+    from pipeline.predict import mask_from_probability, overlapped, predict_probability
     from pipeline.volumes import load_label, save_mask
 
     def score(volume: Volume) -> VolumeScore:
@@ -195,13 +189,7 @@ def score_volumes(
         scored = reference_view(probability, truth) if protocol == "reference" else (mask, truth)
         return score_volume(volume.patient, *scored)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = [pool.submit(score, volume) for volume in volumes]
-        try:
-            return [future.result() for future in tqdm(waiting, desc="evaluate", unit="volume", disable=None)]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    return overlapped(score, volumes, "evaluate")
 
 
 def _as_trained(bundle: Bundle) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
     from pipeline.bundle import Bundle
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+AT_ONCE = 3
+"""Volumes under way: one read, one in the network, one postprocessed."""
 _NETWORK = threading.Lock()
-"""Volumes may be predicted in several threads: reading and postprocessing overlap, networks take turns."""
+"""Reading and postprocessing of volumes overlap, networks take turns."""
 
 LEFT_RIGHT = 3
 """Dimension of a batch (1, C, H, W, D) that a left-right flip mirrors: the image columns."""
@@ -51,6 +55,33 @@ def predict_probability(bundles: Sequence[Bundle], image: Path, *, flips: bool =
             f"{image}: the prediction holds NaN or Inf. Check the weights and the volume's intensities."
         )
     return mean
+
+
+def overlapped(work: Callable[[Item], Result], volumes: Sequence[Item], name: str) -> list[Result]:
+    """Predict volumes; while a network works on one, the next is read and the one before is finished.
+
+    Args:
+        work: to do for each, ``predict_probability`` within.
+        volumes: of a manifest, or paths.
+        name: of the progress bar.
+
+    Returns:
+        Of each volume what ``work`` gave, in order.
+
+    Raises:
+        Exception: the first that ``work`` raised; no further volume is begun.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = [pool.submit(work, volume) for volume in volumes]
+        try:
+            return [future.result() for future in tqdm(waiting, desc=name, unit="volume", disable=None)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]:

@@ -213,18 +213,57 @@ def test_the_engines_amp_is_for_cuda_alone(trained, manifest, run_config, tmp_pa
     import torch
 
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
-    workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY, device="$torch.device('cpu')", amp=True)
+    workflow = run_config(
+        trained[0] / "configs" / "train.json", **folders, **TINY, device="$torch.device('cpu')", amp=True
+    )
     trainer = workflow.parser.get_parsed_content("train#trainer")
     assert (trainer.state.device, trainer.amp) == (torch.device("cpu"), False)
 
 
-@pytest.mark.skipif(not cuda_is_there(), reason="no CUDA device on this machine: the CUDA path was not run")
+on_cuda = pytest.mark.skipif(not cuda_is_there(), reason="no CUDA device on this machine: the CUDA path was not run")
+
+
+@on_cuda
 def test_training_finds_cuda(trained, manifest, run_config, tmp_path: Path) -> None:
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
     workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     assert (trainer.state.device.type, trainer.amp) == ("cuda", True)
     assert (tmp_path / "model.pt").is_file()
+
+
+@on_cuda
+def test_slices_lie_on_cuda_and_are_augmented_there_as_on_a_cpu(trained, manifest) -> None:
+    import torch
+    from monai.bundle import ConfigWorkflow
+
+    batches = {}
+    for kind in ("cuda", "cpu"):
+        workflow = ConfigWorkflow(
+            str(trained[0] / "configs" / "train.json"),
+            logging_file=False,
+            **{**TINY, "dataset_dir": str(manifest), "device": f"$torch.device('{kind}')"},
+        )
+        workflow.initialize()
+        slices, prepare, device = (
+            workflow.parser.get_parsed_content(key) for key in ("train#slices", "train#prepare_batch", "device")
+        )
+        assert {value.device.type for volume in slices.volumes for value in volume.values()} == {kind}
+        torch.manual_seed(0)
+        batches[kind] = prepare(slices[[0, 3, 7]], device, False)
+        assert {part.device.type for part in batches[kind]} == {kind}
+    for there, here in zip(batches["cuda"], batches["cpu"], strict=True):
+        assert torch.allclose(there.cpu(), here, atol=1e-3)
+
+
+@on_cuda
+def test_evaluation_on_cuda_gives_what_a_cpu_gives(trained, manifest, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra backends) is not installed")
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    there = evaluated((trained[0], tmp_path), manifest, tmp_path / "there")
+    here = evaluated((trained[0], tmp_path), manifest, tmp_path / "here", "--backend", "onnx")
+    assert (there["device"], here["device"]) == ("cuda", "cpu")
+    assert there["dsc_mean"] == pytest.approx(here["dsc_mean"], abs=1e-3)
 
 
 def test_early_stop_ends_a_training_that_does_not_improve(trained, manifest, run_config, tmp_path: Path) -> None:
