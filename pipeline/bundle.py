@@ -76,13 +76,15 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
             trained with another config than the bundle's, or a backend that is not installed.
     """
     # Thousands of modules, nothing of which is to be thrown away: looking for that takes a fifth of the time.
+    collecting = gc.isenabled()
     gc.disable()
     try:
         import torch
         from monai.bundle import ConfigParser
         from monai.transforms import Compose
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
     config = folder / CONFIG
     if not config.is_file():

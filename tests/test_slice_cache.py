@@ -71,6 +71,23 @@ def test_training_loads_what_prediction_loads(data: Path) -> None:
     assert train.meta["filename_or_obj"] == predict.meta["filename_or_obj"]
 
 
+@pytest.mark.parametrize("dtype", ["<u1", "<i2", ">i2", ">f4", "<u2"])
+def test_training_loads_volumes_of_any_number_type(tmp_path: Path, dtype: str) -> None:
+    import nibabel as nib
+    import numpy as np
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose
+
+    parser = ConfigParser(json.loads((BUNDLE / "configs" / "train.json").read_text()))
+    parser["bundle_root"] = str(BUNDLE)
+    values = np.random.default_rng(0).integers(0, 200, (6, 5, 4, 3)).astype(dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+    header.set_data_dtype(dtype)
+    nib.save(nib.Nifti1Image(values, np.eye(4), header), tmp_path / "image.nii.gz")
+    seen = Compose(parser.get_parsed_content("train#image_loading"))({"image": str(tmp_path / "image.nii.gz")})["image"]
+    assert np.array_equal(seen.numpy(), np.moveaxis(values, -1, 0))
+
+
 def test_a_changed_file_or_recipe_is_not_served_an_old_entry(data: Path, tmp_path: Path) -> None:
     slices(data, tmp_path / "cache")
     sections = json.loads((data / "manifest.json").read_text())

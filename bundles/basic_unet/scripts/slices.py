@@ -33,6 +33,8 @@ class ChannelFirstReader(NibabelReader):
         """Data and meta data of what ``read`` gave, of one file."""
         array, meta = super().get_data(img)
         meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
+        # PyTorch takes no array of the other byte order.
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(array).movedim(-1, 0).contiguous().numpy(), meta
 
 
