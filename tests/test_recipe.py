@@ -207,7 +207,7 @@ def test_the_engines_amp_is_for_cuda_devices(recipe: ConfigParser, device: str, 
 def test_a_cpu_trains_in_16_bits_where_it_has_units_for_them(
     recipe: ConfigParser, monkeypatch: pytest.MonkeyPatch, there: bool, asked: bool | None, half: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": there}, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": there}, raising=False)
     recipe["device"] = "$torch.device('cpu')"
     if asked is not None:
         recipe["amp"] = asked
