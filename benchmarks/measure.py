@@ -57,7 +57,8 @@ def spread(values: Sequence[float], unit: str = "s") -> str:
     """Median, lowest and highest."""
     digits = 0 if statistics.median(values) >= 100 else 1 if statistics.median(values) >= 10 else 2
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} {unit}" if len(values) == 1 else f"{middle} {unit} ({low} to {high}, n {len(values)})"
+    middle = f"{middle} {unit}".rstrip()
+    return middle if len(values) == 1 else f"{middle} ({low} to {high}, n {len(values)})"
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> str:
@@ -70,9 +71,12 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     model = names[0] if names else platform.processor()
+    import torch
+
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy"))
     print(
-        f"\n{title}\n\n{len(os.sched_getaffinity(0))} cores ({model}), Python {platform.python_version()}, {versions}\n"
+        f"\n{title}\n\n{len(os.sched_getaffinity(0))} cores ({model}), {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, {versions}\n"
     )
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row in rows:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import print_table, ratio, spread
+from measure import print_table, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--amp", choices=("True", "False"), help="default: as the config says of this machine")
+    parser.add_argument("--features", type=int, nargs=6, help="of BasicUNet, such as 32 32 64 128 256 32")
     parser.add_argument("--steps", type=int, default=10, help="of a block (default: 10)")
     parser.add_argument("--blocks", type=int, default=7, help="of each kind, after one to warm up (default: 7)")
     return parser
@@ -50,6 +51,7 @@ def main() -> None:
         overrides |= {"dataset_dir": str(args.manifest), "ckpt_dir": out, "max_epochs": args.blocks + 1}
         overrides |= {"steps_per_epoch": args.steps, "val_interval": 10**6, "train#dataset#data": chosen}
         overrides |= {"amp": args.amp == "True"} if args.amp else {}
+        overrides |= {"network_def#features": args.features} if args.features else {}
         config = str(args.bundle / "configs" / "train.json")
         workflow = ConfigWorkflow(config, workflow_type="train", logging_file=False, **overrides)
         workflow.initialize()
@@ -101,16 +103,27 @@ def main() -> None:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, bare_block)
         trainer.run()
     engine, bare, data = engine[1:], bare[1:], data[1:]
+    network = f"{args.bundle.name} {args.features or ''}".strip()
     title = (
-        f"{args.bundle.name}, {args.image_size} x {args.image_size} px, batches of {args.batch_size}, {device}, "
-        f"amp {amp}, {torch.get_num_threads()} threads, {args.blocks} blocks of {args.steps} steps"
+        f"{network}, {args.image_size} x {args.image_size} px, batches of {args.batch_size}, {device}, amp {amp}, "
+        f"{args.blocks} blocks of {args.steps} steps"
     )
-    rows = [
-        ["bare network: forward, loss, backward, optimizer", spread(bare), "1"],
-        ["the bundle's training step", spread(engine), ratio(engine, bare)],
-        ["of it: slices drawn and augmented", spread(data), ratio(data, bare)],
-    ]
-    print_table(title, ["step", "time", "over the bare network"], rows)
+    show(title, bare, engine, data, args.batch_size)
+
+
+def show(title: str, bare: list[float], engine: list[float], data: list[float], batch_size: int) -> None:
+    """Print the table; a block over the one beside it, so that the machine's own ups and downs are in both."""
+    rows = []
+    for what, times in (
+        ("bare network: forward, loss, backward, optimizer", bare),
+        ("the bundle's training step", engine),
+        ("of it: slices drawn and augmented", data),
+    ):
+        over = [one / other for one, other in zip(times, bare, strict=True)]
+        rates = [batch_size / second for second in times]
+        cells = [spread([1000 * second for second in times], "ms"), spread(rates, "slices/s"), spread(over, "")]
+        rows.append([what, *cells])
+    print_table(title, ["step", "time", "rate", "over the bare network"], rows)
 
 
 if __name__ == "__main__":

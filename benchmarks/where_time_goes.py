@@ -8,6 +8,7 @@ With ``--root DIR`` the first two are of another checkout, an earlier commit's f
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,6 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
     import pipeline.bundle
     import pipeline.evaluate
     import pipeline.metrics
-    import pipeline.predict
     import pipeline.volumes
 
     parts = Parts()
@@ -164,8 +165,9 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
         (pipeline.metrics, "score_volume", "DSC, HD95, sensitivity"),
     ):
         setattr(module, function, parts.timed(name, getattr(module, function)))
-    # Overlapping parts cannot be told apart by the clock.
-    pipeline.predict.AT_ONCE = 1
+    # Overlapping parts cannot be told apart by the clock. Older checkouts do not overlap.
+    if find_spec("pipeline.inference"):
+        importlib.import_module("pipeline.inference").AT_ONCE = 1
     with tempfile.TemporaryDirectory() as out:
         weights = args.weights or Path(out) / "weights.pt"
         if not args.weights:

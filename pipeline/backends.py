@@ -35,15 +35,18 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
     """
     if backend == TORCH:
         return network
+    from importlib.util import find_spec
+
     import torch
 
+    lacking = [package for package in PACKAGES[backend] if find_spec(package) is None]
+    if lacking:
+        raise PipelineError(
+            f"--backend {backend}: needs the packages {' and '.join(PACKAGES[backend])} (not installed: "
+            f"{', '.join(lacking)}). Install them with pip install -e '.[backends]'."
+        )
     try:
         run = _session(_as_onnx(network, side_px), backend)
-    except ImportError as error:
-        raise PipelineError(
-            f"--backend {backend}: needs the packages {' and '.join(PACKAGES[backend])} ({error}). "
-            "Install them with pip install -e '.[backends]'."
-        ) from error
     except RuntimeError as error:
         raise PipelineError(f"--backend {backend}: cannot take this network ({error}). Use --backend torch.") from error
 

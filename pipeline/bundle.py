@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import hashlib
 import json
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends import TORCH, compiled
+from pipeline import __version__
+from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.errors import PipelineError
 from pipeline.records import RECORD
 
@@ -23,6 +28,11 @@ CONFIG = "configs/inference.json"
 WEIGHTS = "models/model.pt"
 SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "intensity")
 """Config keys that decide what the network sees; training and prediction must agree in them."""
+PLAIN_SETTINGS = {"image_size": int, "crop_to_head": bool}
+"""Numbers and switches that do the same; prediction takes them over as they were trained."""
+TRAINING = "configs/train.json"
+TRAINING_ALONE = ("image_loading", "deterministic_transforms", "preprocessing")
+"""The same in the section ``train``; the bundle's own training config tells what goes with its prediction."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Bundle:
         to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
         weights_sha256: of the weights file.
         config_sha256: of the inference config.
-        settings: ``image_size`` and ``network_def`` where the weights were trained with others than the config's.
+        settings: ``PLAIN_SETTINGS`` and ``network_def`` where the weights were trained with others than the config's.
         recorded: a ``training.json`` lies beside the weights.
         training_patients: ids of the patients it was trained on, empty where that is not recorded.
         backend: what runs the network.
@@ -59,12 +69,83 @@ class Bundle:
     training_patients: tuple[str, ...] = ()
     backend: str = TORCH
 
+    def provenance(self) -> dict[str, Any]:
+        """What its predictions come from, for a file beside them."""
+        return {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
+            "settings": self.settings,
+            "recorded": self.recorded,
+        }
+
+    def as_trained(self) -> str:
+        """One line that says how the network will see the slices, and who said so."""
+        if not self.recorded:
+            return f"{self.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
+        names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in self.settings.items()}
+        changed = ", ".join(f"{key} {value}" for key, value in names.items())
+        return f"{self.name}: as trained, {changed or 'the settings of its config'}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--bundle``, ``--weights``, ``--tta`` and ``--backend``, alike for every command that predicts."""
+    parser.add_argument(
+        "--bundle", type=Path, action="append", required=True, help="bundle folder; given several times: averaged"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        action="append",
+        default=[],
+        help="state dict, one per --bundle (default: models/model.pt)",
+    )
+    parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
+    parser.add_argument(
+        "--backend",
+        choices=list(BACKENDS),
+        default=TORCH,
+        help="what runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
+    )
+
+
+def versions(backend: str) -> dict[str, str]:
+    """Of everything that has a say in a figure."""
+    names = ("torch", "monai", "numpy", "medpy", *PACKAGES.get(backend, ()))
+    return {"python": platform.python_version(), "pipeline": __version__} | {name: version(name) for name in names}
+
+
+def one_each(option: str, given: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Refuse an option that is given, but not once for each ``--bundle``.
+
+    Raises:
+        PipelineError: it is.
+    """
+    if given and len(given) != len(folders):
+        raise PipelineError(f"{len(given)} {option} for {len(folders)} --bundle (expected one each, or none).")
+
+
+def load_bundles(folders: Sequence[Path], weights: Sequence[Path], backend: str) -> list[Bundle]:
+    """Bundles as the command line names them.
+
+    Args:
+        folders: of the bundles.
+        weights: one for each, or none.
+        backend: as for ``load_bundle``.
+
+    Raises:
+        PipelineError: a number of weights that is neither, or what ``load_bundle`` raises.
+    """
+    one_each("--weights", weights, folders)
+    files: Sequence[Path | None] = weights or [None] * len(folders)
+    return [load_bundle(folder, file, backend) for folder, file in zip(folders, files, strict=True)]
+
 
 def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH) -> Bundle:
     """Build a bundle's network and load its weights.
 
     A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
-    used as they were trained: image size and network are taken over from the ``training.json`` beside them.
+    used as they were trained: image size, crop and network are taken over from the ``training.json`` beside them.
 
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
@@ -105,7 +186,7 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
     device = torch.device(_content(parser, "device", config))
     state, weights_sha256 = _read_weights(weights, device)
     record = _read_record(weights, weights_sha256)
-    settings = _trained_settings(record, weights, parser)
+    settings = _trained_settings(record, weights, parser, folder)
     parser.update(settings)
     network = _content(parser, "network", config)
     _load_state(network, state, weights, folder)
@@ -149,8 +230,8 @@ def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     return record
 
 
-def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParser) -> dict[str, Any]:
-    """What training overrode: the image size, and the network where it is one of MONAI's with plain arguments.
+def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParser, folder: Path) -> dict[str, Any]:
+    """What training overrode: image size, crop, and the network where it is one of MONAI's with plain arguments.
 
     Numbers and names only, so that a record cannot bring code.
 
@@ -165,15 +246,28 @@ def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParse
         settings["network_def"] = {**network, **({"pretrained": False} if "pretrained" in network else {})}
         trained.pop("network_def")
     differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
+    differing += [f"train#{key}" for key in TRAINING_ALONE if _trains_otherwise(key, trained, folder / TRAINING)]
     if differing:
         raise PipelineError(
-            f"{weights}: trained with another {', '.join(differing)} than the bundle's {CONFIG}. "
+            f"{weights}: trained with another {', '.join(differing)} than the bundle's. "
             "Evaluate with a bundle whose config says the same."
         )
-    size = trained.get("image_size")
-    if isinstance(size, int) and size != parser.get().get("image_size"):
-        settings["image_size"] = size
+    for key, kind in PLAIN_SETTINGS.items():
+        if type(trained.get(key)) is kind and trained[key] != parser.get().get(key):
+            settings[key] = trained[key]
     return settings
+
+
+def _trains_otherwise(key: str, trained: dict[str, Any], config: Path) -> bool:
+    """True where a record tells of a training that saw volumes otherwise than the bundle's own training does."""
+    from monai.bundle import ConfigParser
+
+    section = trained.get("train")
+    if not isinstance(section, dict) or key not in section or not config.is_file():
+        return False
+    parser = ConfigParser(json.loads(config.read_bytes()))
+    parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]  # as the record was written
+    return bool(parser.get().get("train", {}).get(key, section[key]) != section[key])
 
 
 def _is_stock_network(definition: dict[str, Any]) -> bool:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
-from pipeline.backends import BACKENDS, TORCH
+from pipeline.bundle import add_arguments, load_bundle, load_bundles, one_each, versions
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
-from pipeline.records import RECORD, SECTIONS, VolumeScore
+from pipeline.records import SECTIONS, VolumeScore
 from pipeline.scores import SUMMARY, table, write_results
 
 if TYPE_CHECKING:
@@ -36,16 +33,7 @@ def arguments() -> argparse.ArgumentParser:
         description="Per-volume DSC of one bundle, or of the mean of several, on a manifest. Research only.",
     )
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.json or its folder")
-    parser.add_argument(
-        "--bundle", type=Path, action="append", required=True, help="bundle folder; given several times: averaged"
-    )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        action="append",
-        default=[],
-        help="state dict, one per --bundle (default: models/model.pt)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--folds",
         type=Path,
@@ -66,13 +54,6 @@ def arguments() -> argparse.ArgumentParser:
         default="native",
         help="; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()),
     )
-    parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
-    parser.add_argument(
-        "--backend",
-        choices=list(BACKENDS),
-        default=TORCH,
-        help="what runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap interval (default: 0)")
     return parser
 
@@ -84,9 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: what the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
     """
     args = arguments().parse_args(argv)
-    for option, given in (("--weights", args.weights), ("--folds", args.folds)):
-        if given and len(given) != len(args.bundle):
-            raise PipelineError(f"{len(given)} {option} for {len(args.bundle)} --bundle (expected one each, or none).")
+    one_each("--weights", args.weights, args.bundle)
+    one_each("--folds", args.folds, args.bundle)
     if args.weights and args.folds:
         raise PipelineError(
             "--weights and --folds together (expected one of them). The folds hold weights of their own."
@@ -98,19 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     volumes = select(manifest, args.split)
     for volume in volumes:
         verify_volume(volume)
-    from pipeline.bundle import load_bundle
-
+    groups: list[FoldBundles]
     if args.folds:
         groups = [
             _fold_bundles(*pair, manifest.folds, args.backend) for pair in zip(args.bundle, args.folds, strict=True)
         ]
     else:
-        weights = args.weights or [None] * len(args.bundle)
-        pairs = zip(args.bundle, weights, strict=True)
-        groups = [{None: load_bundle(folder, file, args.backend)} for folder, file in pairs]
+        groups = [{None: bundle} for bundle in load_bundles(args.bundle, args.weights, args.backend)]
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
-    for line in dict.fromkeys(_as_trained(bundle) for group in groups for bundle in group.values()):
+    for line in dict.fromkeys(bundle.as_trained() for group in groups for bundle in group.values()):
         print(line)
     seen = provenance["seen_in_training"]
     if seen and (args.folds or args.split not in ("training", "all")):
@@ -132,8 +109,6 @@ def _fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str) 
     Raises:
         PipelineError: not exactly the manifest's folds in ``fold_K/model.pt``, or weights that do not fit.
     """
-    from pipeline.bundle import load_bundle
-
     found = {int(path.parent.name[5:]): path for path in runs.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()}
     if sorted(found) != list(folds) or not found:
         has, wanted = (", ".join(map(str, sorted(numbers))) or "none" for numbers in (found, folds))
@@ -175,8 +150,8 @@ def score_volumes(
     Raises:
         PipelineError: a volume that cannot be read or a prediction that is not finite.
     """
+    from pipeline.inference import mask_from_probability, overlapped, predict_probability
     from pipeline.metrics import reference_view, score_volume
-    from pipeline.predict import mask_from_probability, overlapped, predict_probability
     from pipeline.volumes import load_label, save_mask
 
     def score(volume: Volume) -> VolumeScore:
@@ -192,15 +167,6 @@ def score_volumes(
     return overlapped(score, volumes, "evaluate")
 
 
-def _as_trained(bundle: Bundle) -> str:
-    """One line that says how the network will see the slices, and who said so."""
-    if not bundle.recorded:
-        return f"{bundle.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
-    names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in bundle.settings.items()}
-    changed = ", ".join(f"{key} {value}" for key, value in names.items())
-    return f"{bundle.name}: as trained, {changed or 'the settings of its config'}"
-
-
 def _provenance(
     args: argparse.Namespace, manifest: Manifest, groups: Sequence[FoldBundles], volumes: Sequence[Volume]
 ) -> dict[str, Any]:
@@ -214,25 +180,14 @@ def _provenance(
         "split": args.split,
         "tta": args.tta,
         "bundles": [
-            {
-                "name": bundle.name,
-                "weights_sha256": bundle.weights_sha256,
-                "config_sha256": bundle.config_sha256,
-                "settings": bundle.settings,
-                "recorded": bundle.recorded,
-                **({} if fold is None else {"fold": fold}),
-            }
+            {**bundle.provenance(), **({} if fold is None else {"fold": fold})}
             for group in groups
             for fold, bundle in group.items()
         ],
         "manifest_sha256": manifest.sha256,
         "seen_in_training": seen,
         "seed": args.seed,
-        "versions": {
-            "python": platform.python_version(),
-            "pipeline": __version__,
-            **{name: version(name) for name in ("torch", "monai", "numpy", "medpy")},
-        },
+        "versions": versions(args.backend),
         "backend": args.backend,
         "device": str(next(iter(groups[0].values())).device),
     }

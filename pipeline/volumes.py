@@ -45,6 +45,8 @@ _DECODER_ERRORS = (
 )
 """What Pillow raises for damaged files; none of it may reach the user as a traceback."""
 
+_NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
+
 Pixels = NDArray[np.uint8]
 
 
@@ -207,6 +209,48 @@ def load_label(path: Path) -> Pixels:
     return volume.astype(np.uint8, copy=False)
 
 
+def check_image(path: Path) -> None:
+    """Refuse, by its header alone, a volume that no network here can read.
+
+    Args:
+        path: of a NIfTI image volume, (H, W, D, 3): pre-contrast, FLAIR, post-contrast.
+
+    Raises:
+        PipelineError: missing, no NIfTI file, not three channels, no numbers, or axes other than those of ``AFFINE``.
+    """
+    image = _open_nifti(path)
+    if len(image.shape) != 4 or image.shape[3] != 3 or 0 in image.shape:
+        raise PipelineError(
+            f"{path}: shape {image.shape} (expected (H, W, D, 3): pre-contrast, FLAIR, post-contrast). "
+            "Stack the three sequences along the last axis; FLAIR stands in for one that is missing."
+        )
+    if image.get_data_dtype().kind not in "uif":
+        raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
+    if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
+        raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
+    axes, expected = (nib.aff2axcodes(affine) for affine in (image.affine, AFFINE))  # type: ignore[no-untyped-call]
+    if axes != expected:
+        raise PipelineError(
+            f"{path}: axes {', '.join(map(str, axes))} (expected {', '.join(expected)}: rows to posterior, columns to "
+            "the patient's left, slices to superior). Reorient the volume."
+        )
+
+
+def voxel_ml(path: Path) -> float | None:
+    """Volume of a voxel in ml; None where the spacing is not known.
+
+    Args:
+        path: of a NIfTI volume.
+
+    Raises:
+        PipelineError: missing or no NIfTI file.
+    """
+    header = _open_nifti(path).header
+    if header.get_xyzt_units()[0] != "mm" or header["descrip"].tobytes().startswith(DESCRIPTION):
+        return None
+    return float(np.prod(header.get_zooms()[:3])) / 1000
+
+
 def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
     """Write a mask that opens aligned with an image.
 
@@ -218,21 +262,39 @@ def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
     Raises:
         PipelineError: another shape, other values, an unreadable ``like``, or a disk that refuses.
     """
+    if not np.isin(mask, (0, 1)).all():
+        raise PipelineError(f"{path}: mask with values other than 0 and 1. Threshold it first.")
+    _save_like(mask.astype(np.uint8), path, like)
+
+
+def save_probability(probability: NDArray[np.float32], path: Path, like: Path) -> None:
+    """Write a probability volume that opens aligned with an image.
+
+    Args:
+        probability: (H, W, D) float32, 0 to 1.
+        path: ends in ``.nii.gz``; replaced as a whole.
+        like: NIfTI image of the same H, W, D whose affine and units are taken over.
+
+    Raises:
+        PipelineError: another shape, an unreadable ``like``, or a disk that refuses.
+    """
+    _save_like(probability, path, like)
+
+
+def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     if not path.name.endswith(".nii.gz"):
         raise PipelineError(f"{path}: the name does not end in .nii.gz. Choose one that does.")
     reference = _open_nifti(like)
-    if mask.ndim != 3 or mask.shape != reference.shape[:3]:
+    if volume.ndim != 3 or volume.shape != reference.shape[:3]:
         raise PipelineError(
-            f"{path}: mask of shape {mask.shape} (expected {reference.shape[:3]}, that of {like.name})."
+            f"{path}: a volume of shape {volume.shape} (expected {reference.shape[:3]}, that of {like.name})."
         )
-    if not np.isin(mask, (0, 1)).all():
-        raise PipelineError(f"{path}: mask with values other than 0 and 1. Threshold it first.")
     header = reference.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(volume.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"
-    image = nib.Nifti1Image(mask.astype(np.uint8), reference.affine, header)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(volume, reference.affine, header)  # type: ignore[no-untyped-call]
     write_atomically(path, _gzipped(image))
 
 
@@ -246,7 +308,7 @@ def _open_nifti(path: Path) -> Any:
         image = nib.load(path)
     except FileNotFoundError as error:
         raise PipelineError(f"{path}: no such file. Build the volumes with python -m pipeline.manifest.") from error
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI-1). Convert it to .nii.gz.")

@@ -88,7 +88,7 @@ def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> 
 
     from pipeline.bundle import load_bundle
     from pipeline.datalist import read_manifest
-    from pipeline.predict import mask_from_probability, predict_probability
+    from pipeline.inference import mask_from_probability, predict_probability
     from pipeline.volumes import load_label
 
     bundle, out = trained

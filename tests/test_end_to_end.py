@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, evaluated, last_bias, lively_weights, silent_weights
+from conftest import ROOT, TINY, evaluated, last_bias, lively_weights, save_weights, silent_weights
 
 from pipeline import manifest as manifest_cli
 from pipeline import phantom
@@ -25,9 +25,9 @@ from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_atomically
+from pipeline.inference import mask_from_probability, predict_probability
 from pipeline.metrics import largest_component
-from pipeline.predict import mask_from_probability, predict_probability
-from pipeline.volumes import AFFINE, load_label
+from pipeline.volumes import AFFINE, load_label, nifti_bytes
 
 
 def cuda_is_there() -> bool:
@@ -129,6 +129,8 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
 
 
 def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    import torch
+
     def refused(message: str, **changes: Any) -> None:
         with pytest.raises(RuntimeError) as failure:
             run_config(trained[0] / "configs" / "train.json", **{**overrides, **changes})
@@ -138,6 +140,10 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     refused("pass --resume True")
     refused("changed since the training began: learning_rate", resume=True, learning_rate=0.001)
+    amp = json.loads((tmp_path / "checkpoint.json").read_text())["amp"]
+    with monkeypatch.context() as other_cpu:
+        other_cpu.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not amp}, raising=False)
+        refused(f"changed since the training began: amp on this device (pass --amp {amp})", resume=True)
     shutil.copytree(manifest, tmp_path / "other")
     (tmp_path / "other" / "manifest.json").write_text((manifest / "manifest.json").read_text() + " ")
     refused("changed since the training began: the manifest", resume=True, dataset_dir=str(tmp_path / "other"))
@@ -396,18 +402,18 @@ def test_a_volume_that_cannot_be_read_is_named(trained, tmp_path: Path) -> None:
 
 
 def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path, monkeypatch) -> None:
-    from pipeline import predict
+    from pipeline import inference
 
     bundle, out = trained
     lively_weights(trained, manifest, tmp_path / "model.pt")
     asked: list[tuple[int, bool]] = []
-    probability = predict.predict_probability
+    probability = inference.predict_probability
 
     def watch(bundles: Any, image: Path, *, flips: bool) -> Any:
         asked.append((len(bundles), flips))
         return probability(bundles, image, flips=flips)
 
-    monkeypatch.setattr(predict, "predict_probability", watch)
+    monkeypatch.setattr(inference, "predict_probability", watch)
     evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
     second = ("--bundle", str(bundle), "--weights", str(out / "model.pt"))
     both = evaluated((bundle, tmp_path), manifest, tmp_path / "both", *second)
@@ -523,6 +529,10 @@ def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -
     for changes, message in (
         ({"weights": {"model.pt": "0" * 64}}, "belongs to other weights"),
         ({"config": {**record["config"], "intensity": []}}, "trained with another intensity"),
+        (
+            {"config": {**record["config"], "train": {**record["config"]["train"], "deterministic_transforms": []}}},
+            "trained with another train#deterministic_transforms",
+        ),
         ({"config": []}, "another|$^"),
     ):
         (tmp_path / "training.json").write_text(json.dumps({**record, **changes}))
@@ -531,6 +541,28 @@ def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -
         else:
             with pytest.raises(PipelineError, match=message):
                 evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+
+
+def test_weights_trained_without_the_crop_predict_without_it(trained, manifest, tmp_path: Path) -> None:
+    import torch
+
+    state = torch.load(trained[1] / "model.pt", weights_only=True)
+    weights = save_weights(state, trained, tmp_path / "model.pt")
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["config"]["crop_to_head"] is True
+    record["config"]["crop_to_head"] = False
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    volume = read_manifest(manifest).sections["validation"][0]
+    voxels = torch.zeros(40, 44, 3, 3, dtype=torch.uint8)
+    voxels[10:30, 12:40] = 200
+    (tmp_path / "image.nii.gz").write_bytes(nifti_bytes(voxels.numpy()))
+    cropped, whole = load_bundle(trained[0], trained[1] / "model.pt"), load_bundle(trained[0], weights)
+    assert whole.settings == {"image_size": TINY["image_size"], "crop_to_head": False}
+    for bundle, share in ((cropped, 1.0), (whole, 20 * 28 / (40 * 44))):
+        seen = bundle.preprocessing({"image": str(tmp_path / "image.nii.gz")})["image"]
+        assert seen.shape[1:3] == (TINY["image_size"],) * 2
+        assert float((seen[0] >= seen[0].mean()).float().mean()) == pytest.approx(share, abs=0.05)
+    assert predict_probability([whole], volume.image).shape == load_label(volume.label).shape
 
 
 def test_bundle_and_weights_come_in_pairs(trained, manifest, tmp_path: Path) -> None:

@@ -1,37 +1,208 @@
-"""Volumes under way at once: results in order, a fault ends it."""
+"""Masks of volumes without truth: what evaluate writes, from every kind of input; faults are told first."""
 
 from __future__ import annotations
 
-import threading
+import gzip
+import json
+import shutil
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import pandas as pd
 import pytest
+from conftest import evaluated, lively_weights
 
-from pipeline.errors import PipelineError
-from pipeline.predict import AT_ONCE, overlapped
-
-
-def test_volumes_overlap_and_results_keep_their_order() -> None:
-    together = threading.Barrier(AT_ONCE)
-
-    def work(number: int) -> int:
-        together.wait(timeout=60)  # breaks unless AT_ONCE are here at the same time
-        return number * number
-
-    assert overlapped(work, range(2 * AT_ONCE), "test") == [number * number for number in range(2 * AT_ONCE)]
+from pipeline import predict
+from pipeline.bundle import load_bundle
+from pipeline.datalist import read_manifest
+from pipeline.errors import ManifestError, PipelineError
+from pipeline.inference import predict_probability
+from pipeline.volumes import AFFINE, load_label, nifti_bytes
 
 
-def test_a_fault_ends_it_and_nothing_more_is_begun() -> None:
-    begun = []
-    failed = threading.Event()
+@pytest.fixture(scope="module")
+def lively(trained: tuple[Path, Path], manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(bundle folder, folder of weights whose masks hit)."""
+    folder = tmp_path_factory.mktemp("lively")
+    lively_weights(trained, manifest, folder / "model.pt")
+    return trained[0], folder
 
-    def work(number: int) -> None:
-        begun.append(number)
-        if number == 0:
-            failed.set()
-            raise PipelineError("broken")
-        failed.wait(timeout=60)
-        threading.Event().wait(0.2)
 
-    with pytest.raises(PipelineError, match="broken"):
-        overlapped(work, range(100), "test")
-    assert len(begun) < 50
+UNUSED = (Path("no_bundle"), Path("no_weights"))
+"""For faults that are told before a bundle is read."""
+
+
+def run(lively: tuple[Path, Path], out: Path, *given: Path | str) -> dict[str, dict[str, object]]:
+    bundle, weights = lively
+    options = ["--bundle", str(bundle), "--weights", str(weights / "model.pt"), "--out", str(out)]
+    assert predict.main([*map(str, given), *options]) == 0
+    summary = json.loads((out / "predictions.json").read_text())
+    return {row["volume"]: row for row in summary["volumes"]}
+
+
+def image_of(voxels: np.ndarray, path: Path, affine: np.ndarray = AFFINE, units: str = "mm") -> Path:
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units(units)
+    nib.save(image, path)
+    return path
+
+
+def test_masks_are_those_of_evaluate(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    evaluated(lively, manifest, tmp_path / "scores")
+    found = run(lively, tmp_path / "out", manifest, "--probability")
+    sections = read_manifest(manifest).sections
+    assert list(found) == [volume.patient for section in sections.values() for volume in section]
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("volume")
+    for volume in sections["validation"]:
+        name = f"{volume.patient}_mask.nii.gz"
+        mask = load_label(tmp_path / "out" / name)
+        np.testing.assert_array_equal(mask, load_label(tmp_path / "scores" / "masks" / name))
+        row = found[volume.patient]
+        assert row["lesion_voxels"] == table.lesion_voxels[volume.patient] == mask.sum() > 0
+        assert row["lesion_slices"] == np.count_nonzero(mask.any(axis=(0, 1)))
+        assert (row["lesion_ml"], row["image_sha256"]) == (None, volume.image_sha256)
+        probability = nib.load(tmp_path / "out" / f"{volume.patient}_probability.nii.gz")
+        values = np.asarray(probability.dataobj)
+        assert values.dtype == np.float32
+        assert values[mask == 1].min() > 0.5
+        np.testing.assert_array_equal(probability.affine, AFFINE)
+    assert "Research only" in capsys.readouterr().out
+
+
+def test_a_folder_and_a_file_give_the_same(lively, manifest: Path, tmp_path: Path) -> None:
+    first, second = read_manifest(manifest).sections["validation"][:2]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a_image.nii.gz").write_bytes(first.image.read_bytes())
+    (tmp_path / "in" / "a_label.nii.gz").write_bytes(first.label.read_bytes())
+    plain = tmp_path / "b.nii"
+    nib.save(nib.load(second.image), plain)
+    found = run(lively, tmp_path / "out", tmp_path / "in", plain)
+    assert set(found) == {"a", "b"}
+    whole = run(lively, tmp_path / "whole", manifest)
+    assert [found[name]["lesion_voxels"] for name in "ab"] == [
+        whole[volume.patient]["lesion_voxels"] for volume in (first, second)
+    ]
+    assert not list((tmp_path / "out").glob("*probability*"))
+
+
+def test_millilitres_where_the_spacing_is_known(lively, manifest: Path, tmp_path: Path) -> None:
+    volume = read_manifest(manifest).sections["validation"][0]
+    voxels = np.asarray(nib.load(volume.image).dataobj)
+    image_of(voxels, tmp_path / "known.nii.gz", AFFINE @ np.diag([0.5, 2, 5, 1]))
+    image_of(voxels, tmp_path / "unknown.nii.gz", units="unknown")
+    found = run(lively, tmp_path / "out", tmp_path / "known.nii.gz", tmp_path / "unknown.nii.gz")
+    assert found["known"]["lesion_ml"] == pytest.approx(found["known"]["lesion_voxels"] * 0.005)
+    assert found["unknown"]["lesion_ml"] is None
+    mask = nib.load(tmp_path / "out" / "known_mask.nii.gz")
+    assert mask.header.get_zooms() == (0.5, 2, 5)
+
+
+def test_what_is_there_stays_unless_asked(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    (tmp_path / "x_image.nii.gz").write_bytes(image.read_bytes())
+    mask = tmp_path / "out" / "x_mask.nii.gz"
+    mask.parent.mkdir()
+    mask.write_bytes(b"drawn by hand")
+    with pytest.raises(PipelineError, match=r"x_mask.nii.gz: is there already.*--overwrite"):
+        run(lively, mask.parent, tmp_path / "x_image.nii.gz")
+    assert mask.read_bytes() == b"drawn by hand"
+    run(lively, mask.parent, tmp_path / "x_image.nii.gz", "--overwrite", "--probability")
+    assert load_label(mask).any()
+    shutil.copy(tmp_path / "x_image.nii.gz", tmp_path / "y_image.nii.gz")
+    with pytest.raises(PipelineError, match=r"predictions.csv: is there already, with 1 more"):
+        run(lively, mask.parent, tmp_path / "y_image.nii.gz")
+    run(lively, mask.parent, tmp_path / "x_image.nii.gz", "--overwrite")
+    assert not (mask.parent / "x_probability.nii.gz").exists()
+    with pytest.raises(PipelineError, match="is a file"):
+        run(UNUSED, tmp_path / "x_image.nii.gz", tmp_path / "y_image.nii.gz")
+
+
+def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tmp_path: Path) -> None:
+    images = [volume.image for volume in read_manifest(manifest).sections["validation"][:2]]
+    whole = images[0].read_bytes()
+    (tmp_path / "a_image.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b_image.nii.gz").write_bytes(whole)
+    voxels = np.asarray(nib.load(images[1]).dataobj).astype(np.float32)
+    voxels[0, 0, 0, 0] = np.nan
+    image_of(voxels, tmp_path / "c_image.nii.gz")
+    with pytest.raises(ManifestError) as caught:
+        run(lively, tmp_path / "out", tmp_path)
+    assert [Path(path).name for path in caught.value.faults] == ["a_image.nii.gz", "c_image.nii.gz"]
+    summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [row["volume"] for row in summary["volumes"]] == ["b"]
+    assert set(summary["failed"]) == set(caught.value.faults)
+    assert load_label(tmp_path / "out" / "b_mask.nii.gz").any()
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
+
+
+def test_bundles_are_averaged_with_flips_and_named(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    again = ["--bundle", str(lively[0]), "--weights", str(lively[1] / "model.pt")]
+    run(lively, tmp_path / "out", image, *again, "--tta", "--probability")
+    summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [bundle["name"] for bundle in summary["bundles"]] == [lively[0].name] * 2
+    assert (summary["tta"], summary["backend"], summary["device"]) == (True, "torch", "cpu")
+    bundle = load_bundle(lively[0], lively[1] / "model.pt")
+    name = image.name.removesuffix("_image.nii.gz")
+    written = np.asarray(nib.load(tmp_path / "out" / f"{name}_probability.nii.gz").dataobj)
+    np.testing.assert_allclose(written, predict_probability([bundle], image, flips=True), atol=1e-6)
+    assert np.abs(written - predict_probability([bundle], image, flips=False)).max() > 1e-3
+
+
+def test_a_changed_volume_of_a_manifest_is_refused(manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(manifest, tmp_path / "copy")
+    volume = read_manifest(tmp_path / "copy").sections["training"][0]
+    volume.image.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
+    with pytest.raises(PipelineError, match="the content changed"):
+        run(UNUSED, tmp_path / "out", tmp_path / "copy")
+
+
+def test_every_fault_is_told_before_the_first_prediction(tmp_path: Path) -> None:
+    sound = np.zeros((8, 8, 3, 3), np.uint8)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "sound_image.nii.gz").write_bytes(nifti_bytes(sound))
+    (folder / "flair_image.nii.gz").write_bytes(nifti_bytes(sound[..., 0]))
+    (folder / "cut_image.nii.gz").write_bytes(nifti_bytes(sound)[:40])
+    image_of(sound, folder / "ras_image.nii.gz", np.eye(4))
+    image_of(sound.astype(np.complex64), folder / "complex_image.nii.gz")
+    header = gzip.decompress(nifti_bytes(sound))
+    for name, start, field in (("code", 70, (9999).to_bytes(2, "little")), ("flat", 296, bytes(16))):
+        changed = header[:start] + field + header[start + len(field) :]
+        (folder / f"{name}_image.nii.gz").write_bytes(gzip.compress(changed))
+    with pytest.raises(ManifestError) as caught:
+        run(UNUSED, tmp_path / "out", folder)
+    faults = {Path(path).name: message for path, [message] in caught.value.faults.items()}
+    assert set(faults) == {f"{name}_image.nii.gz" for name in ("flair", "cut", "ras", "complex", "flat", "code")}
+    assert "shape (8, 8, 3) (expected (H, W, D, 3)" in faults["flair_image.nii.gz"]
+    assert "axes R, A, S (expected P, L, S" in faults["ras_image.nii.gz"]
+    assert "complex64 (expected numbers)" in faults["complex_image.nii.gz"]
+    assert "an affine that places no voxel" in faults["flat_image.nii.gz"]
+    assert "no readable NIfTI" in faults["cut_image.nii.gz"]
+    assert "no readable NIfTI" in faults["code_image.nii.gz"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nothing", "nothing there"),
+        ("text.txt", "no volume"),
+        ("empty", r"no \*_image.nii.gz below it and no manifest.json in it"),
+        ("gone.nii.gz", "no such file"),
+    ],
+)
+def test_an_input_that_holds_no_volume_is_named(tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "text.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PipelineError, match=message):
+        run(UNUSED, tmp_path / "out", tmp_path / given)
+
+
+def test_two_volumes_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for path in (tmp_path / "a_image.nii.gz", tmp_path / "deep" / "a_image.nii.gz"):
+        path.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
+    with pytest.raises(PipelineError, match="two volumes of the name a"):
+        run(UNUSED, tmp_path / "out", tmp_path)

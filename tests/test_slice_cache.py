@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -31,6 +32,16 @@ def slices(data: Path, cache: Path | None, **overrides: Any) -> Any:
     )
     workflow.initialize()
     return workflow.parser.get_parsed_content("train#slices")
+
+
+def scripts() -> Any:
+    """The bundle's module slices."""
+    spec = importlib.util.spec_from_file_location("slices_of_a_bundle", BUNDLE / "scripts" / "slices.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def same(one: Any, other: Any) -> bool:
@@ -88,22 +99,85 @@ def test_training_loads_volumes_of_any_number_type(tmp_path: Path, dtype: str) -
     assert np.array_equal(seen.numpy(), np.moveaxis(values, -1, 0))
 
 
-def test_a_changed_file_or_recipe_is_not_served_an_old_entry(data: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_not_served_an_old_entry(data: Path, tmp_path: Path) -> None:
     slices(data, tmp_path / "cache")
     sections = json.loads((data / "manifest.json").read_text())
-    one, two = (data / item["image"] for item in sections["training"][:2])
-    times = one.stat()
-    shutil.copy(two, one)
-    os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
-    label, other = (data / item["label"] for item in sections["training"][:2])
-    shutil.copy(other, label)
-    assert same(slices(data, tmp_path / "cache"), slices(data, None))
-    for overrides in (
+    for kind in ("label", "image"):  # one after the other: each alone has to be noticed
+        one, two = (data / item[kind] for item in sections["training"][:2])
+        times = one.stat()
+        shutil.copy(two, one)
+        os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert same(slices(data, tmp_path / "cache"), slices(data, None))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
         {"image_size": 48},
         {"intensity#0#func": "$lambda image: image / 255"},
+        {"intensity#0#func": "$@own_intensity", "own_intensity": "$lambda image: image / 255"},
         {"head": "$lambda image: image >= 0"},
-    ):
-        assert same(slices(data, tmp_path / "cache", **overrides), slices(data, None, **overrides))
+        {"train#deterministic_transforms#0#margin": 3},
+        {
+            "train#preprocessing#transforms": "$@train#image_loading + @label_loading + "
+            "@train#deterministic_transforms + @train#to_slices"
+        },
+    ],
+    ids=" ".join,
+)
+def test_a_changed_recipe_is_not_served_an_old_entry(data: Path, tmp_path: Path, overrides: dict[str, Any]) -> None:
+    before = dict.fromkeys(overrides, "$lambda image: image / 100") if "own_intensity" in overrides else {}
+    before |= {"intensity#0#func": "$@own_intensity"} if before else {}
+    slices(data, tmp_path / "cache", **before)
+    assert same(slices(data, tmp_path / "cache", **overrides), slices(data, None, **overrides))
+    assert not same(slices(data, None, **before), slices(data, None, **overrides))
+
+
+def test_the_recipe_holds_versions_and_code() -> None:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser({"a": "$@b + 1", "b": "@c#0", "c": [1, 2], "d": 3, "own_scripts": "$1/0"})
+    module = scripts()
+    parts, versions, code = module.recipe_of(parser, "a", {"torch": "1"})
+    assert parts == {"a": "$@b + 1", "b": "@c#0", "c::0": 1}
+    assert versions == {"torch": "1"}
+    assert set(code) == {"__init__.py", "slices.py", "augmentation.py"}
+    parser["c#0"] = 5
+    assert module.recipe_of(parser, "a", {"torch": "1"})[0] != parts
+
+
+def test_without_a_workflow_a_cache_is_refused(tmp_path: Path) -> None:
+    module = scripts()
+    assert module.recipe_of(None, "a", {}) is None
+    with pytest.raises(ValueError, match="run the config by a ConfigWorkflow"):
+        module.SliceCache([], len, tmp_path, None)
+
+
+def test_entries_can_be_read_by_whoever_the_folder_is_shared_with(data: Path, tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        slices(data, tmp_path / "cache")
+    finally:
+        os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()} == {0o644}
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = scripts()
+    item = {"image": str(tmp_path / "a"), "label": str(tmp_path / "a")}
+    (tmp_path / "a").touch()
+    cache = module.SliceCache([item], lambda item: {"image": torch.zeros(3)}, tmp_path / "cache", ["recipe"])
+
+    def full(path: Path, data: bytes) -> None:
+        Path.open(path, "wb").close()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            cache[0]
+    assert not list((tmp_path / "cache").iterdir())
+    assert torch.equal(cache[0]["image"], torch.zeros(3))
 
 
 def damage(path: Path, how: str) -> None:

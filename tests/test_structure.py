@@ -17,7 +17,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 CLIS = [name for name in MODULES if "run_cli(main)" in (PACKAGE / f"{name}.py").read_text()]
 GROUND = {"errors", "records"}
 HEAVY = {"torch", "monai", "ignite"}
-MAY_BE_HEAVY = {"backends", "bundle", "overrides", "predict", "template"}
+MAY_BE_HEAVY = {"backends", "bundle", "inference", "overrides", "template"}
 
 
 def imports(name: str, *, top_only: bool = False) -> set[str]:
@@ -38,7 +38,7 @@ def own(name: str) -> set[str]:
 
 
 def test_there_are_command_lines() -> None:
-    assert {"manifest", "phantom", "fetch", "template", "train", "evaluate"} <= set(CLIS)
+    assert {"manifest", "phantom", "fetch", "template", "train", "evaluate", "predict"} <= set(CLIS)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.bundle import ConfigParser, ReferenceResolver
 from monai.data import NibabelReader
 from monai.transforms import Transform
 from monai.utils import MetaKeys, convert_to_tensor
@@ -134,6 +136,31 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
     return even if area.sum() == 0 else even_share * even + (1 - even_share) * area / area.sum()
 
 
+def recipe_of(parser: ConfigParser | None, name: str, versions: Any) -> list[Any] | None:
+    """All that decides what a part of a config does: its text, the text of whatever it refers to, versions, this code.
+
+    Args:
+        parser: of the config that runs; None where no workflow runs it.
+        name: of the part.
+        versions: of the libraries.
+
+    Returns:
+        JSON, None without a parser.
+    """
+    if parser is None:
+        return None
+    parts: dict[str, Any] = {}
+    waiting = [name]
+    while waiting:
+        part = waiting.pop()
+        # The code stands for itself, wherever the bundle lies.
+        if part not in parts and part != "own_scripts":
+            parts[part] = parser[part]
+            waiting += ReferenceResolver.find_refs_in_config(parts[part], part)
+    code = {path.name: path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    return [parts, versions, code]
+
+
 class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Preprocessed volumes on disk, mapped into memory: read when used, and only what is used.
 
@@ -145,7 +172,10 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         data: items of a datalist, "image" and "label" being paths.
         transform: from an item to what ``ToSlices`` returns.
         folder: of the cache; made where it is missing.
-        recipe: all that decides what the transform does, JSON.
+        recipe: all that decides what the transform does, JSON, as ``recipe_of`` gives it.
+
+    Raises:
+        ValueError: no recipe.
     """
 
     def __init__(
@@ -155,9 +185,10 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         folder: str | os.PathLike[str],
         recipe: Any,
     ) -> None:
+        if recipe is None:
+            raise ValueError("cache_dir: the transforms are not known, run the config by a ConfigWorkflow")
         self.data, self.transform, self.folder = data, transform, Path(folder)
-        # This file is part of the recipe.
-        self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode() + Path(__file__).read_bytes()
+        self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
@@ -179,8 +210,14 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return torch.load(entry, weights_only=True, mmap=True)
 
     def _write(self, entry: Path, proof: Path, volume: dict[str, torch.Tensor]) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
-            torch.save(volume, file)
-        digest = hashlib.sha256(Path(file.name).read_bytes()).hexdigest()
-        proof.write_text(digest)
-        Path(file.name).replace(entry)
+        buffer = io.BytesIO()
+        torch.save(volume, buffer)
+        content = buffer.getvalue()
+        for path, data in ((proof, hashlib.sha256(content).hexdigest().encode()), (entry, content)):
+            # A name of its own for each process that writes; readable for those the folder is shared with.
+            new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                new.write_bytes(data)
+                new.replace(path)
+            finally:
+                new.unlink(missing_ok=True)
