@@ -182,6 +182,8 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
     missing = [key for key in needed if key not in parser]
     if missing:
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
+    if "keep_memory" in parser:
+        _content(parser, "keep_memory", config)
     weights = weights or folder / WEIGHTS
     device = torch.device(_content(parser, "device", config))
     state, weights_sha256 = _read_weights(weights, device)

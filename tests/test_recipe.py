@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -274,3 +277,25 @@ def test_evaluate_json_says_where_there_is_no_dsc(trained, half_healthy, run_con
     with pytest.raises(RuntimeError) as failure:
         run_config(bundle / "configs" / "evaluate.json", **folders, split="test")
     assert "no patients in section test" in str(failure.value.__cause__)
+
+
+def test_tensors_are_kept_where_glibc_can_be_told_to(recipe: ConfigParser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert not recipe.get_parsed_content("keep_memory")
+    told = []
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: told.append(given)))
+    recipe.parse()
+    assert recipe.get_parsed_content("keep_memory")
+    assert told == [(-4, 0), (-1, -1), (-8, 1)]
+    for config in ("train", "evaluate", "inference", "multi_gpu_train"):
+        content = json.loads((BUNDLES[0] / "configs" / f"{config}.json").read_text())
+        assert "$@keep_memory" in content["initialize"]
+
+
+def test_grid_is_that_of_affine_grid(recipe: ConfigParser) -> None:
+    transform = recipe.get_parsed_content("augmentation")[0]
+    grid_of = sys.modules[type(transform).__module__].grid_of
+    theta = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(theta, [5, 1, 7, 11], align_corners=False)
+    assert torch.allclose(grid_of(theta, 7, 11), expected, atol=1e-6)
