@@ -23,7 +23,7 @@ PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "
 
 
 def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
-    """Compile a network.
+    """Compile a network, in the background.
 
     Args:
         network: on the CPU, in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32.
@@ -31,10 +31,11 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
         side_px: height and width of the slices it will be given; their number is free.
 
     Raises:
-        PipelineError: the backend's packages are not installed, or they cannot take the network.
+        PipelineError: the backend's packages are not installed; at its first use, that they cannot take the network.
     """
     if backend == TORCH:
         return network
+    from concurrent.futures import ThreadPoolExecutor
     from importlib.util import find_spec
 
     import torch
@@ -45,13 +46,24 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
             f"--backend {backend}: needs the packages {' and '.join(PACKAGES[backend])} (not installed: "
             f"{', '.join(lacking)}). Install them with pip install -e '.[backends]'."
         )
-    try:
-        run = _session(_as_onnx(network, side_px), backend)
-    except RuntimeError as error:
-        raise PipelineError(f"--backend {backend}: cannot take this network ({error}). Use --backend torch.") from error
+
+    threads = torch.get_num_threads()
+
+    def compile_it() -> Callable[[Any], Any]:
+        try:
+            return _session(_as_onnx(network, side_px), backend, threads)
+        except RuntimeError as error:
+            raise PipelineError(
+                f"--backend {backend}: cannot take this network ({error}). Use --backend torch."
+            ) from error
+
+    # While the first volumes are read.
+    pool = ThreadPoolExecutor(1)
+    session = pool.submit(compile_it)
+    pool.shutdown(wait=False)
 
     def call(batch: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(run(batch.contiguous().numpy()))
+        return torch.from_numpy(session.result()(batch.contiguous().numpy()))
 
     return call
 
@@ -80,11 +92,8 @@ def _as_onnx(network: torch.nn.Module, side_px: int) -> bytes:
     return buffer.getvalue()
 
 
-def _session(model: bytes, backend: str) -> Callable[[Any], Any]:
-    """A function from a NumPy batch to NumPy logits, with as many threads as PyTorch has."""
-    import torch
-
-    threads = torch.get_num_threads()
+def _session(model: bytes, backend: str, threads: int) -> Callable[[Any], Any]:
+    """A function from a NumPy batch to NumPy logits."""
     if backend == "onnx":
         import onnxruntime
 
