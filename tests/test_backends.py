@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, evaluated, lively_weights, save_weights
 
-from pipeline.backends import BACKENDS, PACKAGES, compiled
+from pipeline.backends import BACKENDS, PACKAGES
 from pipeline.bundle import load_bundle
 from pipeline.errors import PipelineError
 
@@ -55,15 +55,3 @@ def test_a_backend_that_is_not_installed_is_named(trained, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, PACKAGES[backend][1], None)
     with pytest.raises(PipelineError, match=rf"--backend {backend}: needs the packages .*\[backends\]"):
         load_bundle(trained[0], trained[1] / "model.pt", backend)
-
-
-def test_a_network_that_a_backend_cannot_take_is_refused_at_its_first_use() -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime (extra backends) is not installed")
-
-    class Odd(torch.nn.Module):
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("not to be traced")
-
-    network = compiled(Odd().eval(), "onnx", SIZE)
-    with pytest.raises(PipelineError, match=r"--backend onnx: cannot take this network .*Use --backend torch"):
-        network(torch.zeros(1, 3, SIZE, SIZE))
