@@ -145,7 +145,8 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
     """Build a bundle's network and load its weights.
 
     A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
-    used as they were trained: image size, crop and network are taken over from the ``training.json`` beside them.
+    used as they were trained: image size, crop and network are taken over from the ``training.json`` beside them. The
+    config's ``keep_memory`` holds for the whole process from then on: what it frees stays with it.
 
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
