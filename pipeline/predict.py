@@ -65,7 +65,11 @@ def arguments() -> argparse.ArgumentParser:
     )
     add_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help=f"folder for NAME_mask.nii.gz, {TABLE} and {SUMMARY}")
-    parser.add_argument("--probability", action="store_true", help="write NAME_probability.nii.gz as well, float32")
+    parser.add_argument(
+        "--probability",
+        action="store_true",
+        help="write NAME_probability.nii.gz as well, float32, before threshold and component rule",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser
 
@@ -84,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for bundle in bundles:
         print(bundle.as_trained())
     predictions, faults = predict_volumes(bundles, volumes, args.out, flips=args.tta, probabilities=args.probability)
+    if not predictions:
+        raise ManifestError({path: [message] for path, message in faults.items()})
     summary = {
         "bundles": [bundle.provenance() for bundle in bundles],
         "tta": args.tta,
@@ -242,7 +248,7 @@ def _write_table(path: Path, predictions: Sequence[Prediction]) -> None:
 
 def table(predictions: Sequence[Prediction]) -> str:
     """The predictions as text."""
-    width = max(len("volume"), *(len(shown(found.volume)) for found in predictions))
+    width = max([len("volume"), *(len(shown(found.volume)) for found in predictions)])
     lines = [f"{'volume':<{width}}  {'voxels':>8}  {'ml':>8}  slices with lesion"]
     for found in predictions:
         ml = "-" if found.lesion_ml is None else f"{found.lesion_ml:.2f}"

@@ -128,6 +128,15 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
     assert (tmp_path / "model.pt").is_file()
 
 
+def test_a_switch_that_is_text_is_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    for switch in ("crop_to_head", "amp"):
+        with pytest.raises(RuntimeError) as failure:
+            overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), **TINY}
+            run_config(trained[0] / "configs" / "train.json", **overrides, **{switch: "false"})
+        assert "pass True or False, capitalised" in str(failure.value.__cause__)
+    assert not list(tmp_path.glob("*.pt"))
+
+
 def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     import torch
 

@@ -134,6 +134,9 @@ def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tm
     assert set(summary["failed"]) == set(caught.value.faults)
     assert load_label(tmp_path / "out" / "b_mask.nii.gz").any()
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
+    with pytest.raises(ManifestError, match=r"a_image\.nii\.gz: .* cannot read it"):
+        run(lively, tmp_path / "alone", tmp_path / "a_image.nii.gz")
+    assert not (tmp_path / "alone").exists()
 
 
 def test_bundles_are_averaged_with_flips_and_named(lively, manifest: Path, tmp_path: Path) -> None:
