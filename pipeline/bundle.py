@@ -249,7 +249,7 @@ def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParse
         settings["network_def"] = {**network, **({"pretrained": False} if "pretrained" in network else {})}
         trained.pop("network_def")
     differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
-    differing += [f"train#{key}" for key in TRAINING_ALONE if _trains_otherwise(key, trained, folder / TRAINING)]
+    differing += _trained_otherwise(trained, folder / TRAINING)
     if differing:
         raise PipelineError(
             f"{weights}: trained with another {', '.join(differing)} than the bundle's. "
@@ -261,16 +261,17 @@ def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParse
     return settings
 
 
-def _trains_otherwise(key: str, trained: dict[str, Any], config: Path) -> bool:
-    """True where a record tells of a training that saw volumes otherwise than the bundle's own training does."""
+def _trained_otherwise(trained: dict[str, Any], config: Path) -> list[str]:
+    """Keys of the section ``train`` by which a training saw volumes otherwise than the bundle's own training does."""
     from monai.bundle import ConfigParser
 
     section = trained.get("train")
-    if not isinstance(section, dict) or key not in section or not config.is_file():
-        return False
+    if not isinstance(section, dict) or not config.is_file():
+        return []
     parser = ConfigParser(json.loads(config.read_bytes()))
     parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]  # as the record was written
-    return bool(parser.get().get("train", {}).get(key, section[key]) != section[key])
+    own = parser.get().get("train", {})
+    return [f"train#{key}" for key in TRAINING_ALONE if key in section and section[key] != own.get(key, section[key])]
 
 
 def _is_stock_network(definition: dict[str, Any]) -> bool:
