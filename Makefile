@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PY ?= $(VENV)/bin/python
 DEMO ?= demo
-LGG ?= data/kaggle_3m
+LGG_ROOT ?= data/kaggle_3m
 BUNDLE ?= basic_unet
 FOLDS ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-run test lint format bundles manifest train crossval evaluate clean
+.PHONY: help env demo demo-run test lint format bundles claims verify-claims manifest train crossval evaluate clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,14 +49,20 @@ format: env ## Let ruff mend format and imports
 bundles: env ## Write each bundle's configs from bundles/template and its network.yaml
 	$(PY) -W ignore -m pipeline.template
 
-manifest: env ## Index the real slices in LGG=data/kaggle_3m with the published validation patients
-	$(PY) -m pipeline.manifest $(LGG) --split reference
+claims: env ## Write the tables of README and bundle docs from docs/results
+	$(PY) -m pipeline.claims --write
+
+verify-claims: env ## Score the shipped weights on LGG_ROOT again; fails where a claim is off by more than 0.002
+	$(PY) -m pipeline.claims --verify $(LGG_ROOT)
+
+manifest: env ## Index the real slices in LGG_ROOT=data/kaggle_3m with the published validation patients
+	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference
 
 train: env ## Train basic_unet on data_manifest (2 CPU cores with bfloat16: about 20 minutes)
 	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json --dataset_dir data_manifest
 
 crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet in turn (goes on where it was stopped), one table out of fold
-	$(PY) -m pipeline.manifest $(LGG) --split reference --folds $(FOLDS) --out data_folds
+	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
 	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --resume --out runs/crossval_$(BUNDLE)
 	$(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
 	  --out runs/crossval_$(BUNDLE)_scores

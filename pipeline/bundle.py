@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG = "configs/inference.json"
 WEIGHTS = "models/model.pt"
+METADATA = "configs/metadata.json"
 SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "intensity")
 """Config keys that decide what the network sees; training and prediction must agree in them."""
 PLAIN_SETTINGS = {"image_size": int, "crop_to_head": bool}
@@ -33,6 +34,8 @@ PLAIN_SETTINGS = {"image_size": int, "crop_to_head": bool}
 TRAINING = "configs/train.json"
 TRAINING_ALONE = ("image_loading", "deterministic_transforms", "preprocessing")
 """The same in the section ``train``; the bundle's own training config tells what goes with its prediction."""
+TRAINING_FACTS = ("seed", "manifest_sha256", "device", "threads", "amp")
+"""Keys of a training's record that go into what names a figure's source."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Bundle:
         config_sha256: of the inference config.
         settings: ``PLAIN_SETTINGS`` and ``network_def`` where the weights were trained with others than the config's.
         recorded: a ``training.json`` lies beside the weights.
+        training: seed, manifest and machine of its training, empty where that is not recorded.
         training_patients: ids of the patients it was trained on, empty where that is not recorded.
         backend: what runs the network.
     """
@@ -66,6 +70,7 @@ class Bundle:
     config_sha256: str
     settings: dict[str, Any]
     recorded: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
     training_patients: tuple[str, ...] = ()
     backend: str = TORCH
 
@@ -77,6 +82,7 @@ class Bundle:
             "config_sha256": self.config_sha256,
             "settings": self.settings,
             "recorded": self.recorded,
+            "training": self.training,
         }
 
     def as_trained(self) -> str:
@@ -187,8 +193,11 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
         _content(parser, "keep_memory", config)
     weights = weights or folder / WEIGHTS
     device = torch.device(_content(parser, "device", config))
-    state, weights_sha256 = _read_weights(weights, device)
+    data, weights_sha256 = _read_bytes(weights)
     record = _read_record(weights, weights_sha256)
+    if not record and weights.resolve() == (folder / WEIGHTS).resolve():
+        _check_own_weights(folder, weights_sha256)
+    state = _read_state(data, weights, device)
     settings = _trained_settings(record, weights, parser, folder)
     parser.update(settings)
     network = _content(parser, "network", config)
@@ -205,6 +214,7 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
         config_sha256=hashlib.sha256(config.read_bytes()).hexdigest(),
         settings=settings,
         recorded=bool(record),
+        training={key: record[key] for key in TRAINING_FACTS if key in record},
         training_patients=tuple(map(str, record.get("training_patients", ()))),
         backend=backend,
     )
@@ -305,19 +315,41 @@ def _content(parser: ConfigParser, key: str, config: Path) -> Any:
         raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore it with `make bundles`.") from error
 
 
-def _read_weights(path: Path, device: torch.device) -> tuple[dict[str, torch.Tensor], str]:
-    """State dict and SHA-256 of a weights file; no code in it is run."""
-    import io
-    import pickle
-
-    import torch
-
+def _read_bytes(path: Path) -> tuple[bytes, str]:
+    """A weights file and its SHA-256."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PipelineError(
             f"{path}: no weights ({error.strerror}). Train the bundle first, or pass --weights FILE."
         ) from error
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _check_own_weights(folder: Path, weights_sha256: str) -> None:
+    """The weights that a bundle came with must be those that its metadata names.
+
+    Raises:
+        PipelineError: they are others, and no training has left its record beside them.
+    """
+    try:
+        expected = json.loads((folder / METADATA).read_bytes())["weights"]["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if weights_sha256 != expected:
+        raise PipelineError(
+            f"{folder / WEIGHTS}: SHA-256 {weights_sha256} (its metadata: {expected}). Restore the file; your own "
+            f"weights come with their {RECORD}, or are named by --weights."
+        )
+
+
+def _read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """The state dict of a weights file; no code in it is run."""
+    import io
+    import pickle
+
+    import torch
+
     try:
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
@@ -327,7 +359,7 @@ def _read_weights(path: Path, device: torch.device) -> tuple[dict[str, torch.Ten
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PipelineError(f"{path}: no plain state dict (expected tensors by name). Use model.pt, not a checkpoint.")
-    return state, hashlib.sha256(data).hexdigest()
+    return state
 
 
 def _load_state(network: torch.nn.Module, state: dict[str, torch.Tensor], weights: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: what the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
     """
     args = arguments().parse_args(argv)
+    args.given = list(sys.argv[1:] if argv is None else argv)
     one_each("--weights", args.weights, args.bundle)
     one_each("--folds", args.folds, args.bundle)
     if args.weights and args.folds:
@@ -176,6 +178,7 @@ def _provenance(
         if any(volume.patient in bundle.training_patients for bundle in predictors(groups, volume))
     ]
     return {
+        "command": shlex.join(["python", "-m", "pipeline.evaluate", *args.given]),
         "protocol": args.protocol,
         "split": args.split,
         "tta": args.tta,

@@ -521,6 +521,33 @@ def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path
     assert "no training.json beside the weights" in capsys.readouterr().out
 
 
+def test_other_weights_than_the_bundle_came_with_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    bundle = tmp_path / trained[0].name
+    shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
+    (bundle / "models").mkdir()
+    weights = bundle / "models" / "model.pt"
+    shutil.copy(trained[1] / "model.pt", weights)
+    metadata = bundle / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text())
+    config = bundle / "configs" / "inference.json"
+    places = {"dataset_dir": str(manifest), "output_dir": str(tmp_path / "masks"), "image_size": TINY["image_size"]}
+    metadata.write_text(json.dumps({**content, "weights": {"sha256": sha256_file(weights)}}))
+    assert not load_bundle(bundle).recorded
+    run_config(config, **places)
+    weights.write_bytes(b"not even a state dict")
+    with pytest.raises(PipelineError, match=r"SHA-256 .*\(its metadata"):
+        load_bundle(bundle)
+    with pytest.raises(RuntimeError, match="is not the file"):
+        run_config(config, **places)
+    shutil.copy(trained[1] / "model.pt", weights)
+    metadata.write_text(json.dumps({**content, "weights": {"sha256": "0" * 64}}))
+    with pytest.raises(RuntimeError, match="is not the file"):
+        run_config(config, **places)
+    shutil.copy(trained[1] / "training.json", weights.parent)  # a training of the user's own, with its record
+    assert load_bundle(bundle).recorded
+    run_config(config, **places)
+
+
 def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PipelineError, match="is a file"):

@@ -1,0 +1,114 @@
+"""Figures in README, bundle docs and metadata are those of docs/results, and of the weights that are shipped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BUNDLES, ROOT, evaluated
+
+from pipeline import claims
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_file
+
+ONE_BUNDLE = pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], ids=["basic_unet"], indirect=True)
+PAGE = "# One\n\n<!-- summaries shipped/basic_unet_native -->\nold\n<!-- end -->\n"
+
+
+@pytest.fixture
+def repository(trained: tuple[Path, Path], manifest: Path, tmp_path: Path) -> Path:
+    """A repository of one bundle with weights, its result, and pages that agree with it."""
+    root = tmp_path / "repository"
+    bundle = root / "bundles" / "basic_unet"
+    shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
+    (bundle / "models").mkdir()
+    for name in ("model.pt", "training.json"):
+        shutil.copy(trained[1] / name, bundle / "models")
+    shutil.copytree(ROOT / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    summary = evaluated(trained, manifest, root / "docs/results/shipped/basic_unet_native")
+    shutil.rmtree(root / "docs/results/shipped/basic_unet_native/masks")
+    changed(bundle / "configs/metadata.json", weights={"sha256": sha256_file(bundle / "models/model.pt")})
+    changed(bundle / "configs/metadata.json", eval_metrics={"dsc_mean_native": round(summary["dsc_mean"], 4)})
+    for page in ("README.md", "bundles/basic_unet/docs/README.md"):
+        (root / page).write_text(PAGE)
+    assert claims.main(["--root", str(root), "--write"]) == 0
+    return root
+
+
+def changed(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_the_claims_of_this_repository_hold() -> None:
+    assert claims.faults(ROOT) == []
+    assert len(claims.pages(ROOT)) == 1 + len(BUNDLES)
+
+
+@ONE_BUNDLE
+def test_pages_are_written_from_results(repository: Path) -> None:
+    summary = json.loads((repository / "docs/results/shipped/basic_unet_native/summary.json").read_text())
+    text = (repository / "README.md").read_text()
+    assert f"| basic_unet, native protocol | {summary['dsc_mean']:.4f} (" in text
+    assert "old" not in text
+    assert claims.faults(repository) == []
+    scores = claims.with_results("<!-- scores shipped/basic_unet_native -->\n<!-- end -->", repository)
+    assert f"mean DSC {summary['dsc_mean']:.4f}" in scores
+    assert summary["command"].startswith("python -m pipeline.evaluate --manifest ")
+
+
+def other_weights(root: Path) -> None:
+    with (root / "bundles/basic_unet/models/model.pt").open("ab") as file:
+        file.write(b"\0")
+
+
+def page_says(text: str) -> Callable[[Path], None]:
+    return lambda root: (root / "README.md").write_text((root / "README.md").read_text() + text)
+
+
+def summary_says(**values: Any) -> Callable[[Path], None]:
+    return lambda root: changed(root / "docs/results/shipped/basic_unet_native/summary.json", **values)
+
+
+def metadata_says(**values: Any) -> Callable[[Path], None]:
+    return lambda root: changed(root / "bundles/basic_unet/configs/metadata.json", **values)
+
+
+@ONE_BUNDLE
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_weights, "is of other weights than bundles/basic_unet/models/model.pt"),
+        (other_weights, "metadata names weights of another SHA-256"),
+        (summary_says(dsc_mean=0.98765), "the mean of scores.csv is not the summary's"),
+        (summary_says(dsc_median=0.98765), "a table is not what docs/results gives"),
+        (page_says("It reaches 0.9876."), "0.9876 stands in no file below docs/results"),
+        (page_says("<!-- scores nothing -->\n<!-- end -->"), "names nothing"),
+        (metadata_says(eval_metrics={"dsc_mean_native": 0.98765}), "metadata says dsc_mean_native 0.98765"),
+        (metadata_says(eval_metrics={"dsc_mean_reference": 0.5}), "docs/results does not"),
+        (metadata_says(weights={}), "metadata names weights of another SHA-256"),
+    ],
+)
+def test_what_does_not_agree_is_named(repository: Path, change: Callable[[Path], None], message: str) -> None:
+    change(repository)
+    with pytest.raises(PipelineError, match="claims that do not hold") as error:
+        claims.main(["--root", str(repository)])
+    assert message in str(error.value)
+
+
+@ONE_BUNDLE
+def test_shipped_weights_are_scored_again(repository: Path, manifest: Path, capsys) -> None:
+    assert claims.main(["--root", str(repository), "--verify", str(manifest)]) == 0
+    assert "shipped/basic_unet_native: claimed 0." in capsys.readouterr().out
+    summary = json.loads((repository / "docs/results/shipped/basic_unet_native/summary.json").read_text())
+    summary_says(dsc_mean=summary["dsc_mean"] + 0.0021)(repository)
+    with pytest.raises(PipelineError, match=r"basic_unet_native: mean DSC 0\.\d{4} \(claimed: 0\.\d{4}\)"):
+        claims.main(["--root", str(repository), "--verify", str(manifest)])
+    shutil.rmtree(repository / "docs/results/shipped")
+    with pytest.raises(PipelineError, match=r"holds no summary\.json"):
+        claims.main(["--root", str(repository), "--verify", str(manifest)])
+    with pytest.raises(PipelineError, match="Run from the repository's root"):
+        claims.main(["--root", str(manifest)])
