@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,7 @@ def score_volumes(
         PipelineError: a volume that cannot be read or a prediction that is not finite.
     """
     from pipeline.inference import mask_from_probability, overlapped, predict_probability
-    from pipeline.metrics import reference_view, score_volume
+    from pipeline.metrics import reference_view, reliability, score_volume
     from pipeline.volumes import load_label, save_mask
 
     def score(volume: Volume) -> VolumeScore:
@@ -164,7 +165,7 @@ def score_volumes(
         if masks is not None:
             save_mask(mask, masks / f"{volume.patient}_mask.nii.gz", volume.image)
         scored = reference_view(probability, truth) if protocol == "reference" else (mask, truth)
-        return score_volume(volume.patient, *scored)
+        return replace(score_volume(volume.patient, *scored), reliability=reliability(probability, truth))
 
     return overlapped(score, volumes, "evaluate")
 

@@ -23,6 +23,9 @@ from pipeline.records import VolumeScore
 Mask = NDArray[np.bool_]
 
 BOOTSTRAP_RESAMPLES = 10_000
+TENTHS = 10
+MARKED = 0.01
+"""Probability from which a voxel counts in the calibration; the rest is air and healthy brain, right by the million."""
 
 
 def as_mask(volume: NDArray[Any], name: str) -> Mask:
@@ -144,6 +147,47 @@ def _hd95_px(predicted: Mask, true: Mask) -> float | None:
     return float(hd95(np.pad(predicted, 1)[box], np.pad(true, 1)[box]))
 
 
+def reliability(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[tuple[int, float, int], ...]:
+    """Counts for a reliability diagram, by tenths of probability, of voxels that are ``MARKED`` at all.
+
+    Args:
+        probability: (H, W, D), 0 to 1.
+        truth: (H, W, D), 0 and 1.
+
+    Returns:
+        For each tenth: voxels, sum of their probabilities, lesion voxels among them.
+    """
+    marked = probability >= MARKED
+    values = probability[marked].astype(np.float64)
+    tenth = np.minimum((values * TENTHS).astype(np.intp), TENTHS - 1)
+    sums = (None, values, as_mask(truth, "truth")[marked])
+    voxels, expected, lesion = (np.bincount(tenth, weights=each, minlength=TENTHS) for each in sums)
+    return tuple((int(n), float(p), int(t)) for n, p, t in zip(voxels, expected, lesion, strict=True))
+
+
+def calibration(scores: Sequence[VolumeScore]) -> dict[str, Any] | None:
+    """How far probabilities are frequencies, over all voxels of all volumes that are ``MARKED`` at all.
+
+    Args:
+        scores: with ``reliability``.
+
+    Returns:
+        ``expected_calibration_error`` (Naeini, Cooper, Hauskrecht, AAAI 2015; ten bins of equal width) and for each bin
+        its ``voxels``, ``probability`` (mean) and ``lesion`` (share that is lesion), None where it is empty; None where
+        no reliability is known or no voxel is marked.
+    """
+    known = [score.reliability for score in scores if score.reliability]
+    voxels, expected, lesion = np.sum(known, axis=0).T if known else np.zeros((3, TENTHS))
+    if not voxels.sum():
+        return None
+    bins = [
+        {"voxels": int(n), "probability": p / n if n else None, "lesion": t / n if n else None}
+        for n, p, t in zip(voxels.tolist(), expected.tolist(), lesion.tolist(), strict=True)
+    ]
+    error = float(np.abs(expected - lesion).sum() / voxels.sum())
+    return {"expected_calibration_error": error, "marked_from": MARKED, "bins": bins}
+
+
 def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = BOOTSTRAP_RESAMPLES) -> tuple[float, float]:
     """95 % interval of the mean by the percentile bootstrap over volumes (Efron 1979).
 
@@ -188,5 +232,6 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
         "tp_voxels": sum(score.tp_voxels for score in scores),
         "fp_voxels": sum(score.fp_voxels for score in scores),
         "fn_voxels": sum(score.fn_voxels for score in scores),
+        "calibration": calibration(scores),
         "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": seed},
     }

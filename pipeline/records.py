@@ -74,6 +74,8 @@ class VolumeScore:
         tp_voxels: voxels in both.
         fp_voxels: voxels of the prediction alone.
         fn_voxels: voxels of the truth alone.
+        reliability: for each tenth of probability its voxels, the sum of their probabilities and the lesion voxels
+            among them; empty where no probability is known.
     """
 
     patient: str
@@ -84,6 +86,7 @@ class VolumeScore:
     tp_voxels: int
     fp_voxels: int
     fn_voxels: int
+    reliability: tuple[tuple[int, float, int], ...] = ()
 
     @property
     def lesion_voxels(self) -> int:

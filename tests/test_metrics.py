@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,10 @@ from pipeline.errors import PipelineError
 from pipeline.metrics import (
     as_mask,
     bootstrap_interval,
+    calibration,
     largest_component,
     reference_view,
+    reliability,
     score_volume,
     summarise,
 )
@@ -139,3 +143,20 @@ def test_bootstrap_is_seeded_and_narrows() -> None:
     assert bootstrap_interval(values, 3) == bootstrap_interval(values, 3)
     few, many = bootstrap_interval(values[::5], 3), bootstrap_interval(values * 10, 3)
     assert many[1] - many[0] < few[1] - few[0]
+
+
+def test_calibration_compares_probability_with_the_share_of_lesion() -> None:
+    probability = np.array([0.0, 0.005, 0.04, 0.15, 0.15, 0.95, 0.95, 0.95, 1.0]).reshape(3, 3, 1)
+    truth = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1]).reshape(3, 3, 1)
+    counts = reliability(probability, truth)
+    assert [n for n, _, _ in counts] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 4]  # what is below 0.01 is not marked
+    assert [t for _, _, t in counts] == [0, 1, 0, 0, 0, 0, 0, 0, 0, 3]
+    score = replace(score_volume("one", truth, truth), reliability=counts)
+    found = calibration([score, score, score_volume("unknown", truth, truth)])
+    assert found
+    assert found["bins"][1] == {"voxels": 4, "probability": pytest.approx(0.15), "lesion": 0.5}
+    assert found["bins"][2] == {"voxels": 0, "probability": None, "lesion": None}
+    gaps = 0.04 + abs(0.30 - 1) + abs(3.85 - 3)
+    assert found["expected_calibration_error"] == pytest.approx(gaps / 7)
+    assert summarise([score])["calibration"] == calibration([score])
+    assert calibration([score_volume("unknown", truth, truth)]) is None
