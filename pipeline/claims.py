@@ -6,7 +6,9 @@ below ``shipped/`` are of the weights in ``bundles/*/models``. A page shows resu
     <!-- summaries shipped/basic_unet_native shipped/basic_unet_reference -->
     <!-- end -->
 
-holds a table with a row for each, ``<!-- scores demo -->`` the table of volumes as the command line prints it.
+holds a table with a row for each, ``<!-- scores demo -->`` the table of volumes as the command line prints it,
+``<!-- compare BASE OTHER -->`` differences to the first, patient by patient, with their interval, and
+``<!-- patients ONE OTHER -->`` a column of DSC for each.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ SHIPPED = "shipped"
 WITHIN = 0.002
 """By which a mean DSC may differ when it is measured again, by another machine or number format."""
 NEEDED = ("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "dsc_mean", "dsc_median", "dsc_mean_95")
-BLOCK = re.compile(r"<!-- (summaries|scores) ([^>]+?) -->\n(.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 FIGURE = re.compile(r"(?<![\d.])0\.[1-9]\d{2,3}(?!\d)")
 """What a page says of a DSC: 0 and three or four digits."""
 
@@ -44,6 +46,11 @@ Summary = dict[str, Any]
 def pages(root: Path) -> list[Path]:
     """The pages whose figures must stand in ``docs/results``."""
     return [root / "README.md", *sorted(root.glob("bundles/*/docs/README.md"))]
+
+
+def pages_with_tables(root: Path) -> list[Path]:
+    """Those, and the pages on what was measured, where only the tables are written from ``docs/results``."""
+    return [*pages(root), *sorted((root / "docs").glob("*.md"))]
 
 
 def results(root: Path) -> dict[str, Path]:
@@ -61,14 +68,14 @@ def faults(root: Path) -> list[str]:
     known = results(root)
     found = [fault for name, folder in known.items() for fault in _faults_of_result(name, folder, root)]
     figures = {text for folder in (root / RESULTS).rglob("*.*") for text in _figures_in(folder)}
-    for page in pages(root):
+    for page in pages_with_tables(root):
         text, name = page.read_text(encoding="utf-8"), page.relative_to(root)
         try:
             if with_results(text, root) != text:
                 found.append(f"{name}: a table is not what docs/results gives; run `make claims`")
         except PipelineError as error:
             found.append(f"{name}: {error}")
-        stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - figures)
+        stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - figures) if page in pages(root) else []
         found += [f"{name}: {figure} stands in no file below docs/results" for figure in stray]
     for metadata in sorted(root.glob("bundles/*/configs/metadata.json")):
         found += _faults_of_metadata(metadata, known)
@@ -92,7 +99,7 @@ def with_results(text: str, root: Path) -> str:
         for name, folder in zip(names, folders, strict=True):
             if not (folder / "summary.json").is_file():
                 raise PipelineError(f"names {name}, and {RESULTS / name} holds no summary.json.")
-        body = _table(folders) if kind == "summaries" else _volumes(folders)
+        body = KINDS[kind](folders)
         return f"<!-- {kind} {match[2]} -->\n{body}<!-- end -->"
 
     return BLOCK.sub(filled, text)
@@ -236,6 +243,41 @@ def _volumes(folders: Sequence[Path]) -> str:
     return "\n".join(blocks)
 
 
+def _compare(folders: Sequence[Path]) -> str:
+    from pipeline.metrics import bootstrap_interval
+
+    base = _by_patient(folders[0])
+    lines = ["| | mean DSC | difference (95 % interval) | better, worse |", "|---|---|---|---|"]
+    for folder in folders:
+        dsc = _by_patient(folder)
+        line = f"| {folder.name} | {sum(dsc.values()) / len(dsc):.4f} |"
+        if folder != folders[0]:
+            apart = [value - base[patient] for patient, value in dsc.items() if patient in base]
+            low, high = bootstrap_interval(apart, _read(folder)["seed"])
+            line += f" {sum(apart) / len(apart):+.4f} ({low:+.4f} to {high:+.4f}) |"
+            line += f" {sum(value > 0 for value in apart)}, {sum(value < 0 for value in apart)} |"
+        else:
+            line += " | |"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _patients(folders: Sequence[Path]) -> str:
+    columns = [_by_patient(folder) for folder in folders]
+    lines = ["| patient | " + " | ".join(folder.name for folder in folders) + " |", "|---" * (len(folders) + 1) + "|"]
+    for patient in sorted(columns[0], key=lambda name: columns[0][name]):
+        cells = (f"{dsc[patient]:.4f}" if patient in dsc else "" for dsc in columns)
+        lines.append(f"| {patient} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _by_patient(folder: Path) -> dict[str, float]:
+    return {row["patient"]: float(row["dsc"]) for row in _scores(folder) if row["dsc"]}
+
+
+KINDS = {"summaries": _table, "scores": _volumes, "compare": _compare, "patients": _patients}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, write or verify.
 
@@ -256,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (args.root / RESULTS).is_dir():
         raise PipelineError(f"{args.root / RESULTS}: not found. Run from the repository's root, or pass --root.")
     if args.write:
-        for page in pages(args.root):
+        for page in pages_with_tables(args.root):
             write_atomically(page, with_results(page.read_text(encoding="utf-8"), args.root).encode())
     found = faults(args.root) + (measured_again(args.root, args.verify) if args.verify else [])
     if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_pages_are_written_from_results(repository: Path) -> None:
     assert claims.faults(repository) == []
     scores = claims.with_results("<!-- scores shipped/basic_unet_native -->\n<!-- end -->", repository)
     assert f"mean DSC {summary['dsc_mean']:.4f}" in scores
+    base, other = repository / "docs/results/base", repository / "docs/results/other"
+    for folder in (base, other):
+        shutil.copytree(repository / "docs/results/shipped/basic_unet_native", folder)
+    for folder, values in ((base, (0.5, 0.7)), (other, (0.6, 0.7))):
+        rows = [line.split(",") for line in (folder / "scores.csv").read_text().splitlines()]
+        text = "\n".join(
+            ",".join([row[0], str(dsc), *row[2:]]) for row, dsc in zip(rows, ["dsc", *values], strict=True)
+        )
+        (folder / "scores.csv").write_text(text)
+    compared = claims.with_results("<!-- compare base other -->\n<!-- end -->", repository)
+    assert "| other | 0.6500 | +0.0500 (+0.0000 to +0.1000) | 1, 0 |" in compared
+    assert "| base | 0.6000 | | |" in compared
+    patients = claims.with_results("<!-- patients base other -->\n<!-- end -->", repository)
+    assert re.search(r"\| patient \| base \| other \|\n\|---\|---\|---\|\n\| \S+ \| 0\.5000 \| 0\.6000 \|", patients)
     assert summary["command"].startswith("python -m pipeline.evaluate --manifest ")
 
 
