@@ -72,6 +72,8 @@ def test_pages_are_written_from_results(repository: Path) -> None:
     assert "| base | 0.6000 | | |" in compared
     patients = claims.with_results("<!-- patients base other -->\n<!-- end -->", repository)
     assert re.search(r"\| patient \| base \| other \|\n\|---\|---\|---\|\n\| \S+ \| 0\.5000 \| 0\.6000 \|", patients)
+    assert summary["bundles"][0]["training"]["seed"] == 0
+    assert summary["calibration"]["bins"]
     assert summary["command"].startswith("python -m pipeline.evaluate --manifest ")
 
 
