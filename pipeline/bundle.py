@@ -333,7 +333,7 @@ def _check_own_weights(folder: Path, weights_sha256: str) -> None:
         PipelineError: they are others, and no training has left its record beside them.
     """
     try:
-        expected = json.loads((folder / METADATA).read_bytes())["weights"]["sha256"]
+        expected = str(json.loads((folder / METADATA).read_bytes())["weights"]["sha256"]).lower()
     except (OSError, ValueError, LookupError, TypeError):
         return
     if weights_sha256 != expected:

@@ -1,4 +1,4 @@
-"""Command line: docs/results -> the figures in README, bundle docs and metadata, checked, written or measured again.
+"""Command line: docs/results -> tables in README, docs and bundle docs; figures checked, shipped ones measured again.
 
 A result is a folder below ``docs/results`` with the ``summary.json`` and ``scores.csv`` of ``pipeline.evaluate``. Those
 below ``shipped/`` are of the weights in ``bundles/*/models``. A page shows results between two comments:
@@ -22,22 +22,28 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, run_cli
 from pipeline.files import write_atomically
+from pipeline.records import VolumeScore
 
 RESULTS = Path("docs/results")
 SHIPPED = "shipped"
 WITHIN = 0.002
 """By which a mean DSC may differ when it is measured again, by another machine or number format."""
-NEEDED = ("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "dsc_mean", "dsc_median", "dsc_mean_95")
-BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n(.*?)<!-- end -->", re.DOTALL)
+NEEDED = (
+    *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
+    *("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"),
+)
+OF_SCORES = ("volumes", "scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min", "hd95_px_median")
+"""Statistics of a summary that must be those of ``scores.csv``."""
+BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
+HALF = re.compile(r"<!--\s*(summaries|scores|compare|patients|end)\b")
 FIGURE = re.compile(r"(?<![\d.])0\.[1-9]\d{2,3}(?!\d)")
-"""What a page says of a DSC: 0 and three or four digits."""
-
+"""What a page says of a DSC: 0 and three or four digits; written otherwise it is not looked for."""
 RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
 
 Summary = dict[str, Any]
@@ -67,16 +73,16 @@ def faults(root: Path) -> list[str]:
     """
     known = results(root)
     found = [fault for name, folder in known.items() for fault in _faults_of_result(name, folder, root)]
-    figures = {text for folder in (root / RESULTS).rglob("*.*") for text in _figures_in(folder)}
+    figures = {text for path in (root / RESULTS).rglob("*.*") for text in _figures_in(path)}
     for page in pages_with_tables(root):
-        text, name = page.read_text(encoding="utf-8"), page.relative_to(root)
+        text, name = _text(page), page.relative_to(root)
         try:
             if with_results(text, root) != text:
                 found.append(f"{name}: a table is not what docs/results gives; run `make claims`")
         except PipelineError as error:
             found.append(f"{name}: {error}")
         stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - figures) if page in pages(root) else []
-        found += [f"{name}: {figure} stands in no file below docs/results" for figure in stray]
+        found += [f"{name}: {figure} is no figure of a result below docs/results" for figure in stray]
     for metadata in sorted(root.glob("bundles/*/configs/metadata.json")):
         found += _faults_of_metadata(metadata, known)
     return found
@@ -90,13 +96,17 @@ def with_results(text: str, root: Path) -> str:
         root: of the repository.
 
     Raises:
-        PipelineError: it names a result that is not there.
+        PipelineError: it names no result or one that is not there, or one of a table's two comments is missing.
     """
+    if HALF.search(BLOCK.sub("", text)):
+        raise PipelineError("a table's comment stands alone (expected <!-- KIND NAME ... --> and <!-- end -->).")
 
     def filled(match: re.Match[str]) -> str:
         kind, names = match[1], match[2].split()
-        folders = [root / RESULTS / name for name in names]
-        for name, folder in zip(names, folders, strict=True):
+        if not names:
+            raise PipelineError(f"<!-- {kind} --> names no result.")
+        folders = {name: root / RESULTS / name for name in names}
+        for name, folder in folders.items():
             if not (folder / "summary.json").is_file():
                 raise PipelineError(f"names {name}, and {RESULTS / name} holds no summary.json.")
         body = KINDS[kind](folders)
@@ -124,21 +134,25 @@ def measured_again(root: Path, data: Path) -> list[str]:
     off = []
     with tempfile.TemporaryDirectory() as scratch:
         manifest = data.resolve()
-        if not (manifest / "manifest.json").is_file():
+        if not (manifest.is_file() or (manifest / "manifest.json").is_file()):
             manifest = Path(scratch) / "manifest"
             _run(root, "pipeline.manifest", str(data.resolve()), "--out", str(manifest))
         for name, folder in shipped.items():
-            summary = _read(folder)
+            summary, claimed = _read(folder), _by_patient(folder)
             out = Path(scratch) / name.replace("/", "_")
             bundles = [option for one in summary["bundles"] for option in ("--bundle", f"bundles/{one['name']}")]
             options = ["--protocol", summary["protocol"], "--split", summary["split"], *["--tta"] * summary["tta"]]
             _run(root, "pipeline.evaluate", "--manifest", str(manifest), *bundles, *options, "--out", str(out))
-            again = _read(out)
+            again, scores = _read(out), _by_patient(out)
             print(f"{name}: claimed {summary['dsc_mean']:.4f}, measured {again['dsc_mean']:.4f}", flush=True)
             if again["manifest_sha256"] != summary["manifest_sha256"]:
-                print("  of another manifest: other patients, or the same ones otherwise divided")
+                print("  of another manifest; the patients scored are compared")
             if abs(again["dsc_mean"] - summary["dsc_mean"]) > WITHIN:
                 off.append(f"{name}: mean DSC {again['dsc_mean']:.4f} (claimed: {summary['dsc_mean']:.4f})")
+            for patient in sorted(claimed.keys() | scores.keys()):
+                one, other = (found.get(patient, math.nan) for found in (claimed, scores))
+                if not abs(one - other) <= WITHIN:
+                    off.append(f"{name}: {patient} {other:.4f} (claimed: {one:.4f})")
     return off
 
 
@@ -148,6 +162,13 @@ def _run(root: Path, module: str, *options: str) -> None:
     )
     if done.returncode:
         raise PipelineError(f"python -m {module} {' '.join(options)}:\n{done.stderr.strip()}")
+
+
+def _text(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{page}: no readable page ({error}). Restore it.") from error
 
 
 def _read(folder: Path) -> Summary:
@@ -162,56 +183,100 @@ def _read(folder: Path) -> Summary:
     return summary
 
 
-def _scores(folder: Path) -> list[dict[str, str]]:
-    with (folder / "scores.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _scores(folder: Path) -> list[VolumeScore]:
+    path = folder / "scores.csv"
+    scores = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                dsc, hd95, sensitivity, precision = (float(row[key]) if row[key] else None for key in RATIOS)
+                tp, fp, fn = (int(row[key]) for key in COUNTS)
+                scores.append(VolumeScore(row["patient"], dsc, hd95, sensitivity, precision, tp, fp, fn))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
+    return scores
+
+
+def _by_patient(folder: Path) -> dict[str, float]:
+    return {score.patient: score.dsc for score in _scores(folder) if score.dsc is not None}
 
 
 def _faults_of_result(name: str, folder: Path, root: Path) -> list[str]:
-    """A summary that is not of its scores, or is of other weights than those shipped."""
+    """A summary that is not of its scores, or one of shipped weights that is not of them or not of unseen patients."""
+    from pipeline.metrics import summarise
+
     try:
-        summary = _read(folder)
-        dsc = [float(row["dsc"]) for row in _scores(folder) if row["dsc"]]
-    except (PipelineError, OSError, ValueError, KeyError) as error:
-        return [f"{name}: {error}"]
-    found = []
-    if not dsc or not math.isclose(sum(dsc) / len(dsc), summary["dsc_mean"], abs_tol=1e-9):
-        found.append(f"{name}: the mean of scores.csv is not the summary's")
-    for bundle in summary["bundles"] if name.startswith(f"{SHIPPED}/") else []:
+        summary, scores = _read(folder), _scores(folder)
+    except PipelineError as error:
+        return [str(error)]
+    again = summarise(scores, summary["seed"])
+    wrong = [key for key in OF_SCORES if not _close(summary.get(key), again[key])]
+    found = [f"{name}: {', '.join(wrong)} of the summary is not that of scores.csv"] if wrong else []
+    if not name.startswith(f"{SHIPPED}/"):
+        return found
+    if not summary["bundles"] or any("fold" in bundle for bundle in summary["bundles"]) or summary["seen_in_training"]:
+        found.append(f"{name}: is not of shipped weights on unseen patients")
+    for bundle in summary["bundles"]:
         weights = root / "bundles" / bundle["name"] / "models" / "model.pt"
-        if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != bundle["weights_sha256"]:
+        if _sha256(weights) != bundle["weights_sha256"]:
             found.append(f"{name}: is of other weights than {weights.relative_to(root)}")
     return found
 
 
+def _close(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and len(one) == len(other):
+        return all(map(_close, one, other))
+    return one == other or (None not in (one, other) and math.isclose(one, other, abs_tol=1e-9))
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     """``eval_metrics`` that are not those of the bundle's results, or another hash than that of its weights."""
-    content, bundle = json.loads(metadata.read_bytes()), metadata.parent.parent
+    bundle = metadata.parent.parent
+    content = json.loads(metadata.read_bytes())
+    weights, metrics = content.get("weights") or {}, content.get("eval_metrics") or {}
     found = []
-    weights = bundle / "models" / "model.pt"
-    actual = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-    if content.get("weights", {}).get("sha256") != actual:
+    actual = _sha256(bundle / "models" / "model.pt")
+    if weights.get("sha256", actual) != actual:
         found.append(f"{bundle.name}: metadata names weights of another SHA-256 than {actual} of models/model.pt")
-    for key, value in content.get("eval_metrics", {}).items():
+    for key, value in metrics.items():
         statistic, _, protocol = key.rpartition("_")
         folder = known.get(f"{SHIPPED}/{bundle.name}_{protocol}")
-        if folder is None or round(_read(folder).get(statistic, math.nan), 4) != value:
+        summary = _read(folder) if folder else {}
+        same = (
+            summary.get("protocol") == protocol
+            and summary["split"] == "validation"
+            and not summary["tta"]
+            and [one["name"] for one in summary["bundles"]] == [bundle.name]
+            and round(summary.get(statistic, math.nan), 4) == value
+        )
+        if not same:
             found.append(f"{bundle.name}: metadata says {key} {value}, docs/results does not")
     return found
 
 
 def _figures_in(path: Path) -> Iterator[str]:
-    """Numbers of a file, rounded to three and four digits."""
-    if path.suffix not in (".json", ".csv"):
-        return
-    for number in re.findall(r"(?<![\w.])0?\.\d+", path.read_text(encoding="utf-8")):
-        yield f"{float(number):.4f}"
-        yield f"{float(number):.3f}"
+    """What a page may say: statistics of the DSC and of the calibration, the DSC of each volume, published figures."""
+    values: list[float] = []
+    if path.name.endswith("scores.csv"):
+        with path.open(encoding="utf-8") as file:
+            values = [float(row["dsc"]) for row in csv.DictReader(file) if row.get("dsc")]
+    elif path.name.endswith("summary.json") or path.name == "published.json":
+        content = json.loads(path.read_bytes())
+        content |= content.get("calibration") or {}
+        numbers = [*content.values(), *(content.get("dsc_mean_95") or [])]
+        values = [value for value in numbers if isinstance(value, float)]
+    for value in values:
+        yield f"{value:.4f}"
+        yield f"{value:.3f}"
 
 
-def _table(folders: Sequence[Path]) -> str:
+def _table(folders: Mapping[str, Path]) -> str:
     lines = ["| | mean DSC (95 % interval) | median | lowest | patients |", "|---|---|---|---|---|"]
-    for folder in folders:
+    for folder in folders.values():
         summary = _read(folder)
         low, high = summary["dsc_mean_95"]
         lines.append(
@@ -228,32 +293,23 @@ def _what(summary: Summary) -> str:
     return ", ".join(parts + ["flips"] * summary["tta"])
 
 
-def _volumes(folders: Sequence[Path]) -> str:
-    from pipeline.records import VolumeScore
+def _volumes(folders: Mapping[str, Path]) -> str:
     from pipeline.scores import table
 
-    blocks = []
-    for folder in folders:
-        scores = []
-        for row in _scores(folder):
-            dsc, hd95, sensitivity, precision = (float(row[key]) if row[key] else None for key in RATIOS)
-            tp, fp, fn = (int(row[key]) for key in COUNTS)
-            scores.append(VolumeScore(row["patient"], dsc, hd95, sensitivity, precision, tp, fp, fn))
-        blocks.append(f"```\n{table(scores, _read(folder)['seed'])}\n```\n")
-    return "\n".join(blocks)
+    return "\n".join(f"```\n{table(_scores(folder), _read(folder)['seed'])}\n```\n" for folder in folders.values())
 
 
-def _compare(folders: Sequence[Path]) -> str:
+def _compare(folders: Mapping[str, Path]) -> str:
     from pipeline.metrics import bootstrap_interval
 
-    base = _by_patient(folders[0])
     lines = ["| | mean DSC | difference (95 % interval) | better, worse |", "|---|---|---|---|"]
-    for folder in folders:
-        dsc = _by_patient(folder)
-        line = f"| {folder.name} | {sum(dsc.values()) / len(dsc):.4f} |"
-        if folder != folders[0]:
-            apart = [value - base[patient] for patient, value in dsc.items() if patient in base]
-            low, high = bootstrap_interval(apart, _read(folder)["seed"])
+    columns = _columns(folders)
+    base = next(iter(columns.values()))
+    for name, dsc in columns.items():
+        line = f"| {name} | {sum(dsc.values()) / len(dsc):.4f} |"
+        if dsc is not base:
+            apart = [value - base[patient] for patient, value in dsc.items()]
+            low, high = bootstrap_interval(apart, _read(folders[name])["seed"])
             line += f" {sum(apart) / len(apart):+.4f} ({low:+.4f} to {high:+.4f}) |"
             line += f" {sum(value > 0 for value in apart)}, {sum(value < 0 for value in apart)} |"
         else:
@@ -262,17 +318,25 @@ def _compare(folders: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _patients(folders: Sequence[Path]) -> str:
-    columns = [_by_patient(folder) for folder in folders]
-    lines = ["| patient | " + " | ".join(folder.name for folder in folders) + " |", "|---" * (len(folders) + 1) + "|"]
-    for patient in sorted(columns[0], key=lambda name: columns[0][name]):
-        cells = (f"{dsc[patient]:.4f}" if patient in dsc else "" for dsc in columns)
-        lines.append(f"| {patient} | {' | '.join(cells)} |")
+def _patients(folders: Mapping[str, Path]) -> str:
+    columns = _columns(folders)
+    base = next(iter(columns.values()))
+    lines = ["| patient | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for patient in sorted(base, key=lambda name: base[name]):
+        lines.append(f"| {patient} | {' | '.join(f'{dsc[patient]:.4f}' for dsc in columns.values())} |")
     return "\n".join(lines) + "\n"
 
 
-def _by_patient(folder: Path) -> dict[str, float]:
-    return {row["patient"]: float(row["dsc"]) for row in _scores(folder) if row["dsc"]}
+def _columns(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """DSC by patient of results that are put side by side.
+
+    Raises:
+        PipelineError: they are of other patients, or of none.
+    """
+    columns = {name: _by_patient(folder) for name, folder in folders.items()}
+    if len({frozenset(dsc) for dsc in columns.values()}) > 1 or not all(columns.values()):
+        raise PipelineError(f"{', '.join(columns)}: not of the same patients, or of none.")
+    return columns
 
 
 KINDS = {"summaries": _table, "scores": _volumes, "compare": _compare, "patients": _patients}
@@ -287,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.claims", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--root", type=Path, default=Path(), help="of the repository (default: the working directory)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--write", action="store_true", help="write the tables of README and bundle docs")
+    what.add_argument("--write", action="store_true", help="write the tables of README, docs and bundle docs")
     what.add_argument(
         "--verify",
         type=Path,
@@ -298,8 +362,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (args.root / RESULTS).is_dir():
         raise PipelineError(f"{args.root / RESULTS}: not found. Run from the repository's root, or pass --root.")
     if args.write:
+        written = {}
         for page in pages_with_tables(args.root):
-            write_atomically(page, with_results(page.read_text(encoding="utf-8"), args.root).encode())
+            try:
+                written[page] = with_results(_text(page), args.root)
+            except PipelineError as error:
+                raise PipelineError(f"{page}: {error}") from error
+        for page, text in written.items():
+            write_atomically(page, text.encode())
     found = faults(args.root) + (measured_again(args.root, args.verify) if args.verify else [])
     if found:
         raise PipelineError("claims that do not hold:\n" + "\n".join(f"  {fault}" for fault in found))

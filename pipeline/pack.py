@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a bundle, write its zip and the zip's SHA-256.
 
     Raises:
-        PipelineError: no such bundle, a missing file, weights of another network or image size, or a zip over
+        PipelineError: no such bundle, a missing file, weights of another network or image size, or
+            others than the metadata names, or a zip over
             ``MAX_BYTES``.
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.pack", description=__doc__.split("\n", 1)[0])
@@ -85,13 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     from pipeline.bundle import load_bundle
 
-    settings = load_bundle(bundle).settings  # raises where the weights do not fit the network
-    if settings:
+    loaded = load_bundle(bundle)  # raises where the weights do not fit the network
+    if loaded.settings:
         raise PipelineError(
-            f"{bundle}: its weights were trained with another {', '.join(settings)} than its config says, and programs "
-            "that take bundles read the config. Train with the config's own, or change its source, then `make bundles`."
+            f"{bundle}: its weights were trained with another {', '.join(loaded.settings)} than its config says, and "
+            "programs that take bundles read the config. Train with the config's own, or change its source, then "
+            "`make bundles`."
         )
-    version = json.loads((bundle / "configs" / "metadata.json").read_bytes())["version"]
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_bytes())
+    if metadata.get("weights", {}).get("sha256", loaded.weights_sha256) != loaded.weights_sha256:
+        raise PipelineError(
+            f"{bundle}: configs/metadata.json tells of other weights (SHA-256 {metadata['weights']['sha256']}) than "
+            f"models/model.pt ({loaded.weights_sha256}). Correct its source, network.yaml, then `make bundles`."
+        )
+    version = metadata["version"]
     target = args.out / f"{bundle.resolve().name}_v{version}.zip"
     digest = hashlib.sha256(data).hexdigest()
     write_atomically(target, data)

@@ -17,7 +17,9 @@ from typing import Any
 from pipeline.errors import PipelineError, run_cli
 
 WORKFLOWS = ("train", "evaluate", "inference")
-"""Names of the configs that are ``common.yaml``, ``network.yaml`` and ``<name>.yaml`` merged, later files winning."""
+"""Names of the configs that are ``common.yaml``, ``network.yaml``, what some share (``SHARED``) and ``<name>.yaml``
+merged, later files winning."""
+SHARED = {"evaluate": ("prediction.yaml",), "inference": ("prediction.yaml",)}
 NETWORK_KEYS = ("network_def", "metadata")
 """All that a bundle's ``network.yaml`` says."""
 DELTA = "multi_gpu_train"
@@ -73,7 +75,8 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     for name in WORKFLOWS:
         config = ConfigParser.load_config_files([template / "common.yaml"])
         config.update(network)
-        config.update(ConfigParser.load_config_file(template / f"{name}.yaml"))
+        for file in (*SHARED.get(name, ()), f"{name}.yaml"):
+            config.update(ConfigParser.load_config_file(template / file))
         files[bundle / "configs" / f"{name}.json"] = _json(config)
     files[bundle / "configs" / f"{DELTA}.json"] = _json(ConfigParser.load_config_file(template / f"{DELTA}.yaml"))
     metadata = ConfigParser.load_config_file(template / "metadata.yaml")

@@ -525,27 +525,42 @@ def test_other_weights_than_the_bundle_came_with_are_refused(trained, manifest, 
     bundle = tmp_path / trained[0].name
     shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
     (bundle / "models").mkdir()
-    weights = bundle / "models" / "model.pt"
+    weights, record = bundle / "models" / "model.pt", bundle / "models" / "training.json"
     shutil.copy(trained[1] / "model.pt", weights)
     metadata = bundle / "configs" / "metadata.json"
     content = json.loads(metadata.read_text())
-    config = bundle / "configs" / "inference.json"
     places = {"dataset_dir": str(manifest), "output_dir": str(tmp_path / "masks"), "image_size": TINY["image_size"]}
-    metadata.write_text(json.dumps({**content, "weights": {"sha256": sha256_file(weights)}}))
+
+    def predicts() -> list[str]:
+        told = []
+        for config in ("inference", "evaluate"):
+            try:
+                run_config(bundle / "configs" / f"{config}.json", **places)
+            except RuntimeError as error:
+                told.append(str(error.__cause__))
+        return told
+
+    metadata.write_text(json.dumps({**content, "weights": {"sha256": sha256_file(weights).upper()}}))
     assert not load_bundle(bundle).recorded
-    run_config(config, **places)
+    assert predicts() == []
     weights.write_bytes(b"not even a state dict")
     with pytest.raises(PipelineError, match=r"SHA-256 .*\(its metadata"):
         load_bundle(bundle)
-    with pytest.raises(RuntimeError, match="is not the file"):
-        run_config(config, **places)
+    assert ["is not the file that" in text for text in predicts()] == [True, True]
     shutil.copy(trained[1] / "model.pt", weights)
     metadata.write_text(json.dumps({**content, "weights": {"sha256": "0" * 64}}))
-    with pytest.raises(RuntimeError, match="is not the file"):
-        run_config(config, **places)
-    shutil.copy(trained[1] / "training.json", weights.parent)  # a training of the user's own, with its record
+    assert ["is not the file that" in text for text in predicts()] == [True, True]
+    shutil.copy(trained[1] / "training.json", record)  # a training of the user's own, with its record
     assert load_bundle(bundle).recorded
-    run_config(config, **places)
+    assert predicts() == []
+    for other in ({}, {"model.pt": "0" * 64}):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "weights": other}))
+        assert ["is not the file that" in text for text in predicts()] == [True, True]
+    record.unlink()
+    for unknown in (None, "text", {"md5": "0"}):  # of such metadata nothing is known
+        metadata.write_text(json.dumps({**content, "weights": unknown}))
+        assert load_bundle(bundle).weights_sha256 == sha256_file(weights)
+        assert predicts() == []
 
 
 def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:

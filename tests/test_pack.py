@@ -70,6 +70,14 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     (ready / "models" / "training.json").write_text(json.dumps(record))
     with pytest.raises(PipelineError, match="trained with another image_size"):
         pack.main([str(ready), "--out", str(tmp_path / "out")])
+    record["config"]["image_size"] = 192
+    (ready / "models" / "training.json").write_text(json.dumps(record))
+    metadata = ready / "configs" / "metadata.json"
+    content = metadata.read_text()
+    metadata.write_text(json.dumps({**json.loads(content), "weights": {"sha256": "0" * 64}}))
+    with pytest.raises(PipelineError, match=r"metadata\.json tells of other weights"):
+        pack.main([str(ready), "--out", str(tmp_path / "out")])
+    metadata.write_text(content)
     record["weights"] = {"model.pt": "0"}
     (ready / "models" / "training.json").write_text(json.dumps(record))
     with pytest.raises(PipelineError, match="belongs to other weights"):
