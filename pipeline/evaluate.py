@@ -179,7 +179,7 @@ def _provenance(
         if any(volume.patient in bundle.training_patients for bundle in predictors(groups, volume))
     ]
     return {
-        "command": shlex.join(["python", "-m", "pipeline.evaluate", *args.given]),
+        "command": _command(args.given),
         "protocol": args.protocol,
         "split": args.split,
         "tta": args.tta,
@@ -195,6 +195,17 @@ def _provenance(
         "backend": args.backend,
         "device": str(next(iter(groups[0].values())).device),
     }
+
+
+def _command(given: Sequence[str]) -> str:
+    """The command as it was given, but for ``--out``; of absolute paths the last part."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=True)
+    parser.add_argument("--out")
+    kept = []
+    for text in parser.parse_known_args(given)[1]:
+        option, equals, value = text.rpartition("=")
+        kept.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return shlex.join(["python", "-m", "pipeline.evaluate", *kept])
 
 
 def _refuse_other_results(summary: Path, provenance: dict[str, Any]) -> None:
