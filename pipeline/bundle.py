@@ -326,17 +326,26 @@ def _read_bytes(path: Path) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
+def named_weights(folder: Path) -> str | None:
+    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none.
+
+    Args:
+        folder: of the bundle.
+    """
+    try:
+        return str(json.loads((folder / METADATA).read_bytes())["weights"]["sha256"]).lower()
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _check_own_weights(folder: Path, weights_sha256: str) -> None:
     """The weights that a bundle came with must be those that its metadata names.
 
     Raises:
         PipelineError: they are others, and no training has left its record beside them.
     """
-    try:
-        expected = str(json.loads((folder / METADATA).read_bytes())["weights"]["sha256"]).lower()
-    except (OSError, ValueError, LookupError, TypeError):
-        return
-    if weights_sha256 != expected:
+    expected = named_weights(folder)
+    if expected not in (None, weights_sha256):
         raise PipelineError(
             f"{folder / WEIGHTS}: SHA-256 {weights_sha256} (its metadata: {expected}). Restore the file; your own "
             f"weights come with their {RECORD}, or are named by --weights."

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundle import named_weights
 from pipeline.errors import PipelineError, run_cli
 from pipeline.files import write_atomically
 from pipeline.records import VolumeScore
@@ -237,10 +238,10 @@ def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     """``eval_metrics`` that are not those of the bundle's results, or another hash than that of its weights."""
     bundle = metadata.parent.parent
     content = json.loads(metadata.read_bytes())
-    weights, metrics = content.get("weights") or {}, content.get("eval_metrics") or {}
+    metrics = content.get("eval_metrics") or {}
     found = []
     actual = _sha256(bundle / "models" / "model.pt")
-    if weights.get("sha256", actual) != actual:
+    if named_weights(bundle) not in (None, actual):
         found.append(f"{bundle.name}: metadata names weights of another SHA-256 than {actual} of models/model.pt")
     for key, value in metrics.items():
         statistic, _, protocol = key.rpartition("_")

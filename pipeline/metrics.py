@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]
 BOOTSTRAP_RESAMPLES = 10_000
 TENTHS = 10
 MARKED = 0.01
-"""Probability from which a voxel counts in the calibration; the rest is air and healthy brain, right by the million."""
+"""Probability from which a voxel counts in the calibration: the others are so many that they would hide any error."""
 
 
 def as_mask(volume: NDArray[Any], name: str) -> Mask:

@@ -64,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a bundle, write its zip and the zip's SHA-256.
 
     Raises:
-        PipelineError: no such bundle, a missing file, weights of another network or image size, or
-            others than the metadata names, or a zip over
-            ``MAX_BYTES``.
+        PipelineError: no such bundle, a missing file, weights of another network or image size or others
+            than the metadata names, or a zip over ``MAX_BYTES``.
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.pack", description=__doc__.split("\n", 1)[0])
     parser.add_argument("bundle", help="folder, or name below bundles/")
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(
             f"{bundle}: {len(data)} bytes packed (expected at most {MAX_BYTES}). Use a smaller network."
         )
-    from pipeline.bundle import load_bundle
+    from pipeline.bundle import load_bundle, named_weights
 
     loaded = load_bundle(bundle)  # raises where the weights do not fit the network
     if loaded.settings:
@@ -93,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "programs that take bundles read the config. Train with the config's own, or change its source, then "
             "`make bundles`."
         )
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_bytes())
-    if metadata.get("weights", {}).get("sha256", loaded.weights_sha256) != loaded.weights_sha256:
+    named = named_weights(bundle)
+    if named not in (None, loaded.weights_sha256):
         raise PipelineError(
-            f"{bundle}: configs/metadata.json tells of other weights (SHA-256 {metadata['weights']['sha256']}) than "
-            f"models/model.pt ({loaded.weights_sha256}). Correct its source, network.yaml, then `make bundles`."
+            f"{bundle}: configs/metadata.json tells of other weights (SHA-256 {named}) than models/model.pt "
+            f"({loaded.weights_sha256}). Correct its source, network.yaml, then `make bundles`."
         )
-    version = metadata["version"]
+    version = json.loads((bundle / "configs" / "metadata.json").read_bytes())["version"]
     target = args.out / f"{bundle.resolve().name}_v{version}.zip"
     digest = hashlib.sha256(data).hexdigest()
     write_atomically(target, data)
