@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, evaluated, last_bias, lively_weights, save_weights, silent_weights
+from conftest import BUNDLES, ROOT, TINY, evaluated, last_bias, lively_weights, save_weights, silent_weights
 
 from pipeline import manifest as manifest_cli
 from pipeline import phantom
@@ -561,6 +561,26 @@ def test_other_weights_than_the_bundle_came_with_are_refused(trained, manifest, 
         metadata.write_text(json.dumps({**content, "weights": unknown}))
         assert load_bundle(bundle).weights_sha256 == sha256_file(weights)
         assert predicts() == []
+
+
+def test_a_training_says_that_it_will_replace_the_bundles_own_weights(
+    manifest, run_config, tmp_path: Path, caplog
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(BUNDLES[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
+    weights = bundle / "models" / "model.pt"
+    weights.parent.mkdir()
+    weights.write_bytes(b"as shipped")
+    metadata = bundle / "configs" / "metadata.json"
+    metadata.write_text(
+        json.dumps({**json.loads(metadata.read_text()), "weights": {"sha256": sha256_file(weights).upper()}})
+    )
+    shipped = "weights that the bundle came with"
+    for places, warned in (({"ckpt_dir": str(tmp_path / "mine")}, False), ({}, True)):
+        caplog.clear()
+        run_config(bundle / "configs" / "train.json", dataset_dir=str(manifest), **places, **{**TINY, "max_epochs": 1})
+        assert (shipped in caplog.text) == warned
+        assert (weights.read_bytes() == b"as shipped") != warned
 
 
 def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_nine_slices_of_ten_are_drawn_by_lesion_area(recipe: ConfigParser) -> No
 
 def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> None:
     """Image channels are copies of the label, so a gain and an offset must explain each of them exactly."""
+    recipe["augmentation"][1]["bias_field"] = 0.0
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     blob = torch.exp(-((rows - 12.0) ** 2) / 4 - (columns - 9.0) ** 2 / 20).repeat(200, 1, 1, 1)
     batch = composed(recipe, "augmentation")({"image": blob.repeat(1, 3, 1, 1), "label": blob.clone()})
@@ -137,6 +138,22 @@ def test_rotation_keeps_the_shape_of_slices_that_are_not_square(recipe: ConfigPa
         assert math.hypot(*centre) == pytest.approx(5, abs=0.1)
         assert float((weight * (rows - centre[0]) ** 2).sum()) == pytest.approx(6, abs=0.4)
         assert float((weight * (columns - centre[1]) ** 2).sum()) == pytest.approx(6, abs=0.4)
+
+
+def test_bias_field_shades_each_channel_smoothly(recipe: ConfigParser) -> None:
+    """A field of e^-0.4 to e^0.4 over the slice, and what is black stays black."""
+    recipe["augmentation"] = [{**recipe["augmentation"][1], "gain": 0.0, "offset": 0.0}]
+    image = torch.full((200, 3, SIZE, SIZE), 4.0)
+    image[:, :, ::4, ::4] = -1.0
+    shaded = composed(recipe, "augmentation")({"image": image.clone()})["image"]
+    assert torch.equal(shaded[:, :, ::4, ::4], image[:, :, ::4, ::4])
+    field = ((shaded + 1) / 5).log()[:, :, 1::2, 1::2]
+    assert 0.3 < field.max() < 0.6  # bicubic goes a little beyond its points
+    assert -0.6 < field.min() < -0.3
+    assert max(field.diff(dim=axis).abs().max() for axis in (2, 3)) < 0.25
+    assert (field.amax((2, 3)) - field.amin((2, 3))).mean() > 0.5  # within a slice
+    assert (field[:, 0] - field[:, 1]).abs().amax((1, 2)).min() > 0.2  # each channel by itself
+    assert (field[0] - field[1]).abs().max() > 0.2  # each slice by itself
 
 
 def test_missing_sequences_are_shown_more_often_than_they_occur(recipe: ConfigParser) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, interpolate
 
 Batch = dict[str, torch.Tensor]
+FIELD_POINTS = 3
+"""Along each side of a slice, between which a bias field is smooth."""
 
 
 def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
@@ -89,17 +91,19 @@ def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class RandBatchIntensityd(MapTransform):
-    """Multiply each channel of each slice by a factor around 1 and add an offset.
+    """Shade each channel of each slice by a bias field, multiply it by a factor around 1 and add an offset.
 
     Args:
         keys: of tensors (B, C, H, W) float32, changed in place.
         gain: largest change of the factor.
         offset: largest offset, in the image's own unit.
+        bias_field: largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic between
+            them; it multiplies what is above the darkest pixel of the channel.
     """
 
-    def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0) -> None:
+    def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0, bias_field: float = 0.0) -> None:
         super().__init__(keys)
-        self.gain, self.offset = gain, offset
+        self.gain, self.offset, self.bias_field = gain, offset, bias_field
 
     def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
         """The batch with other intensities."""
@@ -107,6 +111,11 @@ class RandBatchIntensityd(MapTransform):
         for key in self.keys:
             image = result[key]
             shape = (*image.shape[:2], 1, 1)
+            if self.bias_field:
+                darkest = image.amin((2, 3), keepdim=True)
+                points = self.bias_field * uniform(*image.shape[:2], FIELD_POINTS, FIELD_POINTS, like=image)
+                field = interpolate(points, image.shape[2:], mode="bicubic").exp_()
+                image.sub_(darkest).mul_(field).add_(darkest)
             image.mul_(1 + self.gain * uniform(*shape, like=image)).add_(self.offset * uniform(*shape, like=image))
         return result
 
