@@ -316,3 +316,12 @@ def test_grid_is_that_of_affine_grid(recipe: ConfigParser) -> None:
     theta = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.affine_grid(theta, [5, 1, 7, 11], align_corners=False)
     assert torch.allclose(grid_of(theta, 7, 11), expected, atol=1e-6)
+
+
+def test_bicubic_weights_are_those_of_interpolate(recipe: ConfigParser) -> None:
+    transform = recipe.get_parsed_content("augmentation")[1]
+    bicubic_of = sys.modules[type(transform).__module__].bicubic_of
+    points = torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    down, across = (bicubic_of(3, side, points.device) for side in (7, 11))
+    expected = torch.nn.functional.interpolate(points, (7, 11), mode="bicubic")
+    assert torch.allclose(down.T @ points @ across, expected, atol=1e-6)
