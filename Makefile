@@ -8,7 +8,7 @@ BUNDLE ?= basic_unet
 FOLDS ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-run test lint format bundles claims verify-claims manifest train crossval evaluate clean
+.PHONY: help env demo demo-run test lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,6 +66,27 @@ crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet in turn (goes on where it wa
 	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --resume --out runs/crossval_$(BUNDLE)
 	$(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
 	  --out runs/crossval_$(BUNDLE)_scores
+
+# A row each of the case report's table: its name, the bundle, what is changed.
+define CASES
+baseline basic_unet --experiment dice --experiment adam_constant
+dice basic_unet --experiment dice
+soft_iou basic_unet --experiment soft_iou
+bce_dice basic_unet --experiment bce_dice
+dice_ce basic_unet
+attention attention_unet
+unet_plusplus basic_unet_plusplus
+resnet34 basic_unet --experiment resnet34
+endef
+export CASES
+
+case-report: env ## The case report's table again: eight trainings of one budget (goes on where it was stopped), scored
+	@echo "$$CASES" | while read -r name bundle changes; do \
+	  run=runs/case_report/$$name; \
+	  $(PY) -W ignore -m pipeline.train --bundle $$bundle $$changes --val_interval 20 --resume --out $$run < /dev/null && \
+	  $(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/$$bundle --weights $$run/model.pt \
+	    --protocol reference --out $$run/scores < /dev/null || exit 1; \
+	done
 
 evaluate: env ## Score basic_unet on the validation patients of data_manifest
 	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --split validation --out runs/basic_unet
