@@ -14,6 +14,7 @@ from conftest import BUNDLES, silent_weights
 
 from pipeline import pack
 from pipeline.errors import PipelineError
+from pipeline.files import sha256_file
 
 
 @pytest.fixture
@@ -25,6 +26,9 @@ def ready(trained: tuple[Path, Path], tmp_path: Path) -> Path:
     record = json.loads((bundle / "models" / "training.json").read_text())
     record["config"]["image_size"] = 192  # the config's own; the tests train smaller
     (bundle / "models" / "training.json").write_text(json.dumps(record))
+    metadata = bundle / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps({**content, "weights": {"sha256": sha256_file(bundle / "models" / "model.pt")}}))
     (bundle / "models" / "checkpoint_1.pt").touch()
     (bundle / "eval").mkdir()
     (bundle / "eval" / "events").touch()
