@@ -5,6 +5,7 @@ PY ?= $(VENV)/bin/python
 DEMO ?= demo
 LGG_ROOT ?= data/kaggle_3m
 BUNDLE ?= basic_unet
+RECIPE ?= cpu
 FOLDS ?= 5
 
 .DEFAULT_GOAL := help
@@ -58,8 +59,8 @@ verify-claims: env ## Score the shipped weights on LGG_ROOT again; fails where a
 manifest: env ## Index the real slices in LGG_ROOT=data/kaggle_3m with the published validation patients
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference
 
-train: env ## Train basic_unet on data_manifest (2 CPU cores with bfloat16: about 20 minutes)
-	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json --dataset_dir data_manifest
+train: env ## Train BUNDLE=basic_unet by RECIPE=cpu on data_manifest (33 minutes on 2 cores with bfloat16; goes on where it was stopped)
+	$(PY) -W ignore -m pipeline.train --bundle $(BUNDLE) --recipe $(RECIPE) --resume
 
 crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet in turn (goes on where it was stopped), one table out of fold
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
