@@ -6,6 +6,7 @@ DEMO ?= demo
 LGG_ROOT ?= data/kaggle_3m
 BUNDLE ?= basic_unet
 RECIPE ?= cpu
+FOLDS_RECIPE ?= cpu_quarter
 FOLDS ?= 5
 
 .DEFAULT_GOAL := help
@@ -62,9 +63,10 @@ manifest: env ## Index the real slices in LGG_ROOT=data/kaggle_3m with the publi
 train: env ## Train BUNDLE=basic_unet by RECIPE=cpu on data_manifest (33 minutes on 2 cores with bfloat16; goes on where it was stopped)
 	$(PY) -W ignore -m pipeline.train --bundle $(BUNDLE) --recipe $(RECIPE) --resume
 
-crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet in turn (goes on where it was stopped), one table out of fold
+crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet by FOLDS_RECIPE=cpu_quarter (goes on where it was stopped), one table
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
-	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --resume --out runs/crossval_$(BUNDLE)
+	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --recipe $(FOLDS_RECIPE) --resume \
+	  --out runs/crossval_$(BUNDLE)
 	$(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
 	  --out runs/crossval_$(BUNDLE)_scores
 
