@@ -171,7 +171,7 @@ def test_front_door_runs_the_plain_command(commands: list[list[str]], capsys: py
         (["--bundle", "basic_unets"], "found there: attention_unet, basic_unet, basic_unet_plusplus"),
         (["--bundle", "tests"], "no configs/train.json"),
         (["--experiment", "soft"], "found there: adam_constant, attention"),
-        (["--recipe", "tpu"], "found there: cpu, gpu"),
+        (["--recipe", "tpu"], "found there: cpu, cpu_quarter, gpu"),
         (["--fold", "0", "--manifest", "nowhere"], "no manifest"),
     ],
 )
