@@ -74,7 +74,7 @@ def faults(root: Path) -> list[str]:
     """
     known = results(root)
     found = [fault for name, folder in known.items() for fault in _faults_of_result(name, folder, root)]
-    figures = {text for path in (root / RESULTS).rglob("*.*") for text in _figures_in(path)}
+    figures = {path: set(_figures_in(path)) for path in (root / RESULTS).rglob("*.*")}
     for page in pages_with_tables(root):
         text, name = _text(page), page.relative_to(root)
         try:
@@ -82,8 +82,10 @@ def faults(root: Path) -> list[str]:
                 found.append(f"{name}: a table is not what docs/results gives; run `make claims`")
         except PipelineError as error:
             found.append(f"{name}: {error}")
-        stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - figures) if page in pages(root) else []
-        found += [f"{name}: {figure} is no figure of a result below docs/results" for figure in stray]
+        if page in pages(root):
+            allowed = {text for path, texts in figures.items() if _is_of(path.parent, page, root) for text in texts}
+            stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - allowed)
+            found += [f"{name}: {figure} is no figure of a result below docs/results" for figure in stray]
     for metadata in sorted(root.glob("bundles/*/configs/metadata.json")):
         found += _faults_of_metadata(metadata, known)
     return found
@@ -259,14 +261,26 @@ def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     return found
 
 
+def _is_of(result: Path, page: Path, root: Path) -> bool:
+    """Whether a page may cite a result: a bundle's page those that its weights have a part in."""
+    if page.parent == root or not (result / "summary.json").is_file():
+        return True
+    return page.parent.parent.name in {bundle["name"] for bundle in _read(result)["bundles"]}
+
+
 def _figures_in(path: Path) -> Iterator[str]:
     """What a page may say: statistics of the DSC and of the calibration, the DSC of each volume, published figures."""
     values: list[float] = []
-    if path.name.endswith("scores.csv"):
-        with path.open(encoding="utf-8") as file:
-            values = [float(row["dsc"]) for row in csv.DictReader(file) if row.get("dsc")]
-    elif path.name.endswith("summary.json") or path.name == "published.json":
-        content = json.loads(path.read_bytes())
+    if path.name == "scores.csv":
+        try:
+            values = list(_by_patient(path.parent).values())
+        except PipelineError:  # that has a line of its own
+            return
+    elif path.name in ("summary.json", "published.json"):
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise PipelineError(f"{path}: no readable figures ({error}). Restore it.") from error
         content |= content.get("calibration") or {}
         numbers = [*content.values(), *(content.get("dsc_mean_95") or [])]
         values = [value for value in numbers if isinstance(value, float)]

@@ -89,6 +89,21 @@ def test_pages_are_written_from_results(repository: Path) -> None:
     assert summary["command"].startswith("python -m pipeline.evaluate --manifest ")
 
 
+@ONE_BUNDLE
+def test_a_bundles_page_cites_its_own_results(repository: Path) -> None:
+    other = repository / "docs/results/other"
+    shutil.copytree(repository / "docs/results/shipped/basic_unet_native", other)
+    changed(other / "summary.json", bundles=[{"name": "attention_unet"}], dsc_min=0.4321)
+    card = repository / "bundles/basic_unet/docs/README.md"
+    for page in (card, repository / "README.md"):
+        page.write_text(page.read_text() + "\n0.4321\n")
+    found = [fault for fault in claims.faults(repository) if "is no figure" in fault]
+    assert found == ["bundles/basic_unet/docs/README.md: 0.4321 is no figure of a result below docs/results"]
+    (other / "summary.json").write_text("{")
+    with pytest.raises(PipelineError, match=r"summary\.json: no readable"):
+        claims.faults(repository)
+
+
 def other_weights(root: Path) -> None:
     with (root / "bundles/basic_unet/models/model.pt").open("ab") as file:
         file.write(b"\0")
