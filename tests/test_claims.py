@@ -121,7 +121,6 @@ def metadata_says(**values: Any) -> Callable[[Path], None]:
     return lambda root: changed(root / "bundles/basic_unet/configs/metadata.json", **values)
 
 
-@ONE_BUNDLE
 def scores_say(old: str, new: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         path = root / "docs/results/shipped/basic_unet_native/scores.csv"

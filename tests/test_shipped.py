@@ -21,6 +21,10 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
+def test_the_bundles_that_come_trained_name_their_weights() -> None:
+    assert {bundle.name for bundle in SHIPPED} >= {"attention_unet", "basic_unet"}
+
+
 def record_of(bundle: Path) -> dict[str, Any]:
     return json.loads((bundle / "models" / "training.json").read_text())
 
