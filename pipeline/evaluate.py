@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups: list[FoldBundles]
     if args.folds:
         groups = [
-            _fold_bundles(*pair, manifest.folds, args.backend) for pair in zip(args.bundle, args.folds, strict=True)
+            fold_bundles(*pair, manifest.folds, args.backend) for pair in zip(args.bundle, args.folds, strict=True)
         ]
     else:
         groups = [{None: bundle} for bundle in load_bundles(args.bundle, args.weights, args.backend)]
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str) -> FoldBundles:
+def fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str) -> FoldBundles:
     """A bundle with the weights of each fold of a cross-validation.
 
     Raises:

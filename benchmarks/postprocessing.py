@@ -1,0 +1,138 @@
+"""Component rules, thresholds, smoothing and flips on a cross-validation's patients, each predicted out of fold.
+
+Nothing is trained and nothing written but ``--csv``. Choose on ``--split training``, whose patients no reported figure
+is of.
+
+``python benchmarks/postprocessing.py --bundle bundles/basic_unet --folds runs/crossval_basic_unet``
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import print_table
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.datalist import Volume, read_manifest, select
+from pipeline.evaluate import fold_bundles, predictors
+from pipeline.inference import overlapped, predict_probability
+from pipeline.volumes import load_label
+
+Probability = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Rule = Callable[[Probability], Mask]
+
+NEIGHBOURS = np.ones((3, 3, 3))
+MOVED = 0.003
+"""Difference of a DSC from which a patient counts as better or worse."""
+
+
+def components(
+    probability: Probability, threshold: float = 0.5, power: float | None = 0, share: float | None = None
+) -> Mask:
+    """Connected components, 26 neighbours, of what reaches a threshold.
+
+    Args:
+        probability: (H, W, D), 0 to 1.
+        threshold: from which a voxel is marked.
+        power: a component weighs the sum of its probabilities to this power; 0: its voxels. None: all are kept.
+        share: those of at least this share of the heaviest one's weight are kept; None: the heaviest alone.
+    """
+    marked = probability >= threshold
+    if power is None:
+        return marked
+    labels, count = ndimage.label(marked, structure=NEIGHBOURS)
+    if count < 2:
+        return marked
+    weights = ndimage.sum_labels(probability.astype(np.float64) ** power, labels, np.arange(1, count + 1))
+    kept = [int(weights.argmax())] if share is None else np.flatnonzero(weights >= share * weights.max())
+    return np.isin(labels, 1 + np.asarray(kept))
+
+
+def smoothed(probability: Probability, weight: float) -> Mask:
+    """The largest component after each slice took ``weight`` of both its neighbours."""
+    kernel = np.array([weight, 1 - 2 * weight, weight])
+    return components(ndimage.convolve1d(probability, kernel, axis=2, mode="nearest"))
+
+
+def filled(probability: Probability) -> Mask:
+    """The largest component, its holes filled slice by slice."""
+    mask = components(probability)
+    return np.stack([ndimage.binary_fill_holes(mask[..., z]) for z in range(mask.shape[2])], axis=2)
+
+
+RULES: dict[str, Rule] = {
+    "the largest component": components,
+    "every component": partial(components, power=None),
+    **{f"the component of the largest sum of p^{power}": partial(components, power=power) for power in (1, 4, 16)},
+    **{f"components of {share} of the largest": partial(components, share=share) for share in (0.1, 0.3, 0.5)},
+    **{
+        f"components of {share} of the largest sum of p^4": partial(components, power=4, share=share)
+        for share in (0.1, 0.3, 0.5)
+    },
+    **{
+        f"threshold {threshold}, the largest": partial(components, threshold=threshold)
+        for threshold in (0.2, 0.3, 0.4, 0.6, 0.7)
+    },
+    **{f"slices smoothed by {weight}, the largest": partial(smoothed, weight=weight) for weight in (0.15, 0.25)},
+    "holes filled, the largest": filled,
+}
+
+
+def dsc(mask: Mask, truth: NDArray[Any]) -> float:
+    """Dice similarity coefficient of two volumes, not both of them empty."""
+    return float(2 * np.count_nonzero(mask & (truth > 0)) / (np.count_nonzero(mask) + np.count_nonzero(truth)))
+
+
+def main() -> None:
+    """Predict every patient with and without flips, try every rule on both, print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--manifest", type=Path, default=Path("data_folds"), help="with folds")
+    parser.add_argument("--bundle", type=Path, action="append", required=True, help="given several times: averaged")
+    parser.add_argument("--folds", type=Path, action="append", required=True, help="its cross-validation, one a bundle")
+    parser.add_argument("--split", default="training", help="default: training")
+    parser.add_argument("--csv", type=Path, help="DSC of each patient by each rule")
+    args = parser.parse_args()
+    manifest = read_manifest(args.manifest)
+    volumes = [volume for volume in select(manifest, args.split) if volume.lesion_voxels]
+    groups = [fold_bundles(*pair, manifest.folds, "torch") for pair in zip(args.bundle, args.folds, strict=True)]
+
+    def tried(volume: Volume) -> dict[tuple[str, bool], float]:
+        bundles, truth = predictors(groups, volume), load_label(volume.label)
+        found = {}
+        for flips in (False, True):
+            probability = predict_probability(bundles, volume.image, flips=flips)
+            found |= {(name, flips): dsc(rule(probability), truth) for name, rule in RULES.items()}
+        return found
+
+    scores = overlapped(tried, volumes, "rules")
+    columns = {key: [score[key] for score in scores] for key in scores[0]}
+    if args.csv:
+        import pandas as pd
+
+        table = pd.DataFrame({f"{name}{', flips' * flips}": column for (name, flips), column in columns.items()})
+        table.insert(0, "patient", [volume.patient for volume in volumes])
+        table.to_csv(args.csv, index=False)
+    first = next(iter(RULES))
+    rows = []
+    for name in RULES:
+        row = [name]
+        for flips in (False, True):
+            column, base = columns[name, flips], columns[first, flips]
+            apart = [value - beside for value, beside in zip(column, base, strict=True)]
+            row += [f"{statistics.mean(column):.4f} ({statistics.median(column):.4f})"]
+            row += [f"{sum(value > MOVED for value in apart)}, {sum(value < -MOVED for value in apart)}"]
+        rows.append(row)
+    title = f"{' + '.join(folder.name for folder in args.bundle)}, {len(volumes)} patients of {args.split}, out of fold"
+    print_table(title, ["rule", "mean (median) DSC", "better, worse", "with flips", "better, worse"], rows)
+
+
+if __name__ == "__main__":
+    main()
