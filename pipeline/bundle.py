@@ -36,6 +36,8 @@ TRAINING_ALONE = ("image_loading", "deterministic_transforms", "preprocessing")
 """The same in the section ``train``; the bundle's own training config tells what goes with its prediction."""
 TRAINING_FACTS = ("seed", "manifest_sha256", "device", "threads", "amp")
 """Keys of a training's record that go into what names a figure's source."""
+TRAINING_CONFIG = ("image_size", "batch_size", "max_epochs", "steps_per_epoch", "learning_rate", "loss", "optimizer")
+"""Keys of its config that do: what tells one training's budget and method from another's."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class Bundle:
         config_sha256: of the inference config.
         settings: ``PLAIN_SETTINGS`` and ``network_def`` where the weights were trained with others than the config's.
         recorded: a ``training.json`` lies beside the weights.
-        training: seed, manifest and machine of its training, empty where that is not recorded.
+        training: seed, manifest, machine, budget and method of its training, empty where that is not recorded.
         training_patients: ids of the patients it was trained on, empty where that is not recorded.
         backend: what runs the network.
+        replaced: its own weights are others than those that its metadata names; a training left them there.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Bundle:
     training: dict[str, Any] = field(default_factory=dict)
     training_patients: tuple[str, ...] = ()
     backend: str = TORCH
+    replaced: bool = False
 
     def provenance(self) -> dict[str, Any]:
         """What its predictions come from, for a file beside them."""
@@ -91,7 +95,8 @@ class Bundle:
             return f"{self.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
         names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in self.settings.items()}
         changed = ", ".join(f"{key} {value}" for key, value in names.items())
-        return f"{self.name}: as trained, {changed or 'the settings of its config'}"
+        own = " (other weights than the bundle came with)" if self.replaced else ""
+        return f"{self.name}: as trained, {changed or 'the settings of its config'}{own}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +200,8 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
     device = torch.device(_content(parser, "device", config))
     data, weights_sha256 = _read_bytes(weights)
     record = _read_record(weights, weights_sha256)
-    if not record and weights.resolve() == (folder / WEIGHTS).resolve():
+    own = weights.resolve() == (folder / WEIGHTS).resolve()
+    if own and not record:
         _check_own_weights(folder, weights_sha256)
     state = _read_state(data, weights, device)
     settings = _trained_settings(record, weights, parser, folder)
@@ -214,10 +220,19 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
         config_sha256=hashlib.sha256(config.read_bytes()).hexdigest(),
         settings=settings,
         recorded=bool(record),
-        training={key: record[key] for key in TRAINING_FACTS if key in record},
+        training=_training(record),
         training_patients=tuple(map(str, record.get("training_patients", ()))),
         backend=backend,
+        replaced=own and named_weights(folder) not in (None, weights_sha256),
     )
+
+
+def _training(record: dict[str, Any]) -> dict[str, Any]:
+    """Of a training's record what names a figure's source."""
+    config = record.get("config", {})
+    facts = {key: record[key] for key in TRAINING_FACTS if key in record}
+    method = {key: config[key] for key in TRAINING_CONFIG if key in config}
+    return {**facts, "config": method} if method else facts
 
 
 def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:

@@ -43,8 +43,8 @@ OF_SCORES = ("volumes", "scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_
 """Statistics of a summary that must be those of ``scores.csv``."""
 BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 HALF = re.compile(r"<!--\s*(summaries|scores|compare|patients|end)\b")
-FIGURE = re.compile(r"(?<![\d.])0\.[1-9]\d{2,3}(?!\d)")
-"""What a page says of a DSC: 0 and three or four digits; written otherwise it is not looked for."""
+FIGURE = re.compile(r"(?<![\d.])0\.(?:[1-9]\d{2,3}|0\d{3})(?!\d)")
+"""What a page says of a DSC or a calibration: 0 and three or four digits; written otherwise it is not looked for."""
 RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
 
 Summary = dict[str, Any]
@@ -52,7 +52,8 @@ Summary = dict[str, Any]
 
 def pages(root: Path) -> list[Path]:
     """The pages whose figures must stand in ``docs/results``."""
-    return [root / "README.md", *sorted(root.glob("bundles/*/docs/README.md"))]
+    study = root / "docs" / "case_report.md"
+    return [root / "README.md", *sorted(root.glob("bundles/*/docs/README.md")), *[study] * study.is_file()]
 
 
 def pages_with_tables(root: Path) -> list[Path]:
@@ -83,7 +84,7 @@ def faults(root: Path) -> list[str]:
         except PipelineError as error:
             found.append(f"{name}: {error}")
         if page in pages(root):
-            allowed = {text for path, texts in figures.items() if _is_of(path.parent, page, root) for text in texts}
+            allowed = {text for path, texts in figures.items() if _may_cite(page, path.parent, root) for text in texts}
             stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - allowed)
             found += [f"{name}: {figure} is no figure of a result below docs/results" for figure in stray]
     for metadata in sorted(root.glob("bundles/*/configs/metadata.json")):
@@ -152,6 +153,9 @@ def measured_again(root: Path, data: Path) -> list[str]:
                 print("  of another manifest; the patients scored are compared")
             if abs(again["dsc_mean"] - summary["dsc_mean"]) > WITHIN:
                 off.append(f"{name}: mean DSC {again['dsc_mean']:.4f} (claimed: {summary['dsc_mean']:.4f})")
+            error, errors = (_calibration_error(one) for one in (summary, again))
+            if not abs(errors - error) <= WITHIN:
+                off.append(f"{name}: expected calibration error {errors:.4f} (claimed: {error:.4f})")
             for patient in sorted(claimed.keys() | scores.keys()):
                 one, other = (found.get(patient, math.nan) for found in (claimed, scores))
                 if not abs(one - other) <= WITHIN:
@@ -198,6 +202,10 @@ def _scores(folder: Path) -> list[VolumeScore]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
     return scores
+
+
+def _calibration_error(summary: Summary) -> float:
+    return float((summary.get("calibration") or {}).get("expected_calibration_error", math.nan))
 
 
 def _by_patient(folder: Path) -> dict[str, float]:
@@ -261,11 +269,15 @@ def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     return found
 
 
-def _is_of(result: Path, page: Path, root: Path) -> bool:
-    """Whether a page may cite a result: a bundle's page those that its weights have a part in."""
-    if page.parent == root or not (result / "summary.json").is_file():
+def _may_cite(page: Path, result: Path, root: Path) -> bool:
+    """Whether a page may cite a result: a bundle's page those of its weights, and those that a table of it shows."""
+    if root / "bundles" not in page.parents or not (result / "summary.json").is_file():
         return True
-    return page.parent.parent.name in {bundle["name"] for bundle in _read(result)["bundles"]}
+    weights = _sha256(page.parent.parent / "models" / "model.pt")
+    shown = [name for _, names, _ in BLOCK.findall(_text(page)) for name in names.split()]
+    return result.relative_to(root / RESULTS).as_posix() in shown or weights in [
+        bundle.get("weights_sha256") for bundle in _read(result)["bundles"]
+    ]
 
 
 def _figures_in(path: Path) -> Iterator[str]:

@@ -45,7 +45,14 @@ def arguments() -> argparse.ArgumentParser:
         "training that held its fold out, patients without a fold by the average of all",
     )
     parser.add_argument(
-        "--split", choices=[*SECTIONS, "all"], help="default: validation; with --folds all, one table out of fold"
+        "--fold",
+        type=int,
+        help="this fold's patients alone; of --folds then only fold_K is needed (default: all folds)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=[*SECTIONS, "all"],
+        help="default: validation; with --folds or --fold all, one table out of fold",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for scores.csv, summary.json and masks/ (always whole volumes)"
@@ -74,17 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(
             "--weights and --folds together (expected one of them). The folds hold weights of their own."
         )
-    args.split = args.split or ("all" if args.folds else "validation")
+    args.split = args.split or ("all" if args.folds or args.fold is not None else "validation")
     if args.seed < 0:
         raise PipelineError(f"--seed {args.seed} (expected 0 or more).")
     manifest = read_manifest(args.manifest)
-    volumes = select(manifest, args.split)
+    volumes = _of_fold(select(manifest, args.split), manifest, args.fold)
     for volume in volumes:
         verify_volume(volume)
     groups: list[FoldBundles]
     if args.folds:
         groups = [
-            fold_bundles(*pair, manifest.folds, args.backend) for pair in zip(args.bundle, args.folds, strict=True)
+            fold_bundles(*pair, manifest.folds, args.backend, args.fold)
+            for pair in zip(args.bundle, args.folds, strict=True)
         ]
     else:
         groups = [{None: bundle} for bundle in load_bundles(args.bundle, args.weights, args.backend)]
@@ -106,14 +114,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str) -> FoldBundles:
-    """A bundle with the weights of each fold of a cross-validation.
+def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) -> tuple[Volume, ...]:
+    """The volumes of one fold, all of them without one.
 
     Raises:
-        PipelineError: not exactly the manifest's folds in ``fold_K/model.pt``, or weights that do not fit.
+        PipelineError: the manifest has no such fold, or the section no patient of it.
+    """
+    if fold is None:
+        return tuple(volumes)
+    if fold not in manifest.folds:
+        numbers = ", ".join(map(str, manifest.folds)) or "none: build the manifest with --folds K"
+        raise PipelineError(f"--fold {fold} (the manifest's folds: {numbers}).")
+    chosen = tuple(volume for volume in volumes if volume.fold == fold)
+    if not chosen:
+        raise PipelineError(f"--fold {fold}: no patient of it in this --split. Leave --split out for all of the fold.")
+    return chosen
+
+
+def fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str, only: int | None = None) -> FoldBundles:
+    """A bundle with the weights of each fold of a cross-validation.
+
+    Args:
+        folder: of the bundle.
+        runs: holds ``fold_K/model.pt``.
+        folds: of the manifest.
+        backend: as for ``load_bundle``.
+        only: this fold alone; the others need not be there.
+
+    Raises:
+        PipelineError: not exactly the folds wanted in ``fold_K/model.pt``, or weights that do not fit.
     """
     found = {int(path.parent.name[5:]): path for path in runs.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()}
-    if sorted(found) != list(folds) or not found:
+    if only is not None and only in found:
+        return {only: load_bundle(folder, found[only], backend)}
+    if only is not None or sorted(found) != list(folds) or not found:
         has, wanted = (", ".join(map(str, sorted(numbers))) or "none" for numbers in (found, folds))
         raise PipelineError(
             f"{runs}: holds weights of folds {has} (the manifest's: {wanted}). Train every fold: "
@@ -182,6 +216,7 @@ def _provenance(
         "command": _command(args.given),
         "protocol": args.protocol,
         "split": args.split,
+        "fold": args.fold,
         "tta": args.tta,
         "bundles": [
             {**bundle.provenance(), **({} if fold is None else {"fold": fold})}
@@ -216,14 +251,15 @@ def _refuse_other_results(summary: Path, provenance: dict[str, Any]) -> None:
         )
     try:
         earlier = json.loads(summary.read_bytes())
-        same = all(earlier[key] == provenance[key] for key in ("split", "manifest_sha256"))
+        same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "manifest_sha256"))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, AttributeError):
         same = False
     if not same:
         raise PipelineError(
-            f"{summary.parent}: holds the results of another split or manifest. Choose another --out, or delete them."
+            f"{summary.parent}: holds the results of another split, fold or manifest. Choose another --out, or "
+            "delete them."
         )
 
 

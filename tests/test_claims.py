@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BUNDLES, ROOT, evaluated
+from conftest import BUNDLES, ROOT, TINY, evaluated
 
 from pipeline import claims
 from pipeline.errors import PipelineError
@@ -51,7 +51,7 @@ def test_the_claims_of_this_repository_hold() -> None:
     if subprocess.run(git, capture_output=True, check=False).stdout:
         pytest.skip("bundles/*/models holds a training of your own")
     assert claims.faults(ROOT) == []
-    assert len(claims.pages(ROOT)) == 1 + len(BUNDLES)
+    assert {path.parent.parent for path in claims.pages(ROOT)} >= {ROOT.parent, *BUNDLES}
 
 
 @ONE_BUNDLE
@@ -84,7 +84,10 @@ def test_pages_are_written_from_results(repository: Path) -> None:
     assert "| base | 0.6000 | | |" in compared
     patients = claims.with_results("<!-- patients base other -->\n<!-- end -->", repository)
     assert re.search(r"\| patient \| base \| other \|\n\|---\|---\|---\|\n\| \S+ \| 0\.5000 \| 0\.6000 \|", patients)
-    assert summary["bundles"][0]["training"]["seed"] == 0
+    training = summary["bundles"][0]["training"]
+    assert training["seed"] == 0
+    assert training["config"]["loss"]["_target_"] == "DiceCELoss"
+    assert training["config"]["max_epochs"] == TINY["max_epochs"]
     assert summary["calibration"]["bins"]
     assert summary["command"].startswith("python -m pipeline.evaluate --manifest ")
 
@@ -93,12 +96,16 @@ def test_pages_are_written_from_results(repository: Path) -> None:
 def test_a_bundles_page_cites_its_own_results(repository: Path) -> None:
     other = repository / "docs/results/other"
     shutil.copytree(repository / "docs/results/shipped/basic_unet_native", other)
-    changed(other / "summary.json", bundles=[{"name": "attention_unet"}], dsc_min=0.4321)
+    changed(other / "summary.json", bundles=[{"name": "basic_unet", "weights_sha256": "0"}], dsc_min=0.4321)
     card = repository / "bundles/basic_unet/docs/README.md"
     for page in (card, repository / "README.md"):
         page.write_text(page.read_text() + "\n0.4321\n")
     found = [fault for fault in claims.faults(repository) if "is no figure" in fault]
     assert found == ["bundles/basic_unet/docs/README.md: 0.4321 is no figure of a result below docs/results"]
+    alone = card.read_text()
+    card.write_text(alone + "<!-- patients other -->\n<!-- end -->\n")
+    assert not [fault for fault in claims.faults(repository) if "is no figure" in fault]
+    card.write_text(alone)
     (other / "summary.json").write_text("{")
     with pytest.raises(PipelineError, match=r"summary\.json: no readable"):
         claims.faults(repository)
@@ -109,8 +116,12 @@ def other_weights(root: Path) -> None:
         file.write(b"\0")
 
 
-def page_says(text: str) -> Callable[[Path], None]:
+def page_says(text: str) -> Callable[[Path], Any]:
     return lambda root: (root / "README.md").write_text((root / "README.md").read_text() + text)
+
+
+def study_says(text: str) -> Callable[[Path], Any]:
+    return lambda root: (root / "docs/case_report.md").write_text(text)
 
 
 def summary_says(**values: Any) -> Callable[[Path], None]:
@@ -142,6 +153,8 @@ def scores_say(old: str, new: str) -> Callable[[Path], None]:
         (summary_says(protocol="reference"), "metadata says dsc_mean_native"),
         (scores_say("hd95_px", "hd"), "no readable scores"),
         (page_says("It reaches 0.9876."), "0.9876 is no figure of a result"),
+        (page_says("Its calibration error is 0.0987."), "0.0987 is no figure of a result"),
+        (study_says("It reaches 0.9876."), "docs/case_report.md: 0.9876 is no figure of a result"),
         (page_says("<!-- scores nothing -->\n<!-- end -->"), "names nothing"),
         (page_says("<!-- scores -->\n<!-- end -->"), "a table's comment stands alone"),
         (page_says("<!-- scores shipped/basic_unet_native -->\n0.9876"), "a table's comment stands alone"),
@@ -188,6 +201,12 @@ def test_shipped_weights_are_scored_again(repository: Path, manifest: Path, caps
     assert re.search(r"basic_unet_native: mean DSC \d\.\d{4} \(claimed: \d\.\d{4}\)", str(error.value))
     assert re.search(rf"basic_unet_native: {rows[1][0]} \d\.\d{{4}} \(claimed: \d\.\d{{4}}\)", str(error.value))
     assert rows[2][0] not in str(error.value)
+    assert "calibration" not in str(error.value)
+    summary_says(calibration={"expected_calibration_error": 0.9})(repository)
+    with pytest.raises(
+        PipelineError, match=r"basic_unet_native: expected calibration error 0\.\d{4} \(claimed: 0\.9000\)"
+    ):
+        claims.main(["--root", str(repository), "--verify", str(manifest)])
     shutil.rmtree(repository / "docs/results/shipped")
     with pytest.raises(PipelineError, match=r"holds no summary\.json"):
         claims.main(["--root", str(repository), "--verify", str(manifest)])

@@ -581,6 +581,9 @@ def test_a_training_says_that_it_will_replace_the_bundles_own_weights(
         run_config(bundle / "configs" / "train.json", dataset_dir=str(manifest), **places, **{**TINY, "max_epochs": 1})
         assert (shipped in caplog.text) == warned
         assert (weights.read_bytes() == b"as shipped") != warned
+    replaced = "other weights than the bundle came with"
+    assert replaced in load_bundle(bundle).as_trained()
+    assert replaced not in load_bundle(bundle, tmp_path / "mine" / "model.pt").as_trained()
 
 
 def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:

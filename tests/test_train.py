@@ -286,6 +286,24 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
     by_fold = {volume.fold: evaluate.predictors(groups, volume) for volume in volumes}
     assert by_fold == {0: ["a0", "b0"], 1: ["a1", "b1"], None: ["a0", "a1", "b0", "b1"]}
     (tmp_path / "run" / "fold_0").rename(tmp_path / "run" / "fold_2")
+    one = [*given, str(tmp_path / "one"), "--folds", str(tmp_path / "run")]
+    assert evaluate.main([*one, "--fold", "1"]) == 0
+    alone = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert (alone["fold"], alone["volumes"], alone["seen_in_training"]) == (
+        1,
+        len([v for v in volumes if v.fold == 1]),
+        [],
+    )
+    rows = [(tmp_path / name / "scores.csv").read_text().splitlines() for name in ("one", "folds")]
+    assert set(rows[0]) < set(rows[1])
+    with pytest.raises(PipelineError, match="another split, fold or manifest"):
+        evaluate.main([*given, str(tmp_path / "one"), "--weights", str(tmp_path / "run/fold_1/model.pt")])
+    with pytest.raises(PipelineError, match=r"holds weights of folds 1, 2 \(the manifest's: 0, 1\)"):
+        evaluate.main([*one, "--fold", "0"])
+    with pytest.raises(PipelineError, match=r"--fold 2 \(the manifest's folds: 0, 1\)"):
+        evaluate.main([*one, "--fold", "2"])
+    with pytest.raises(PipelineError, match="no patient of it in this --split"):
+        evaluate.main([*one, "--fold", "1", "--split", "test"])
     with pytest.raises(PipelineError, match=r"holds weights of folds 1, 2 \(the manifest's: 0, 1\)"):
         evaluate.main([*given, str(tmp_path / "missing"), "--folds", str(tmp_path / "run")])
     shutil.rmtree(tmp_path / "run" / "fold_2")
