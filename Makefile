@@ -63,12 +63,14 @@ manifest: env ## Index the real slices in LGG_ROOT=data/kaggle_3m with the publi
 train: env ## Train BUNDLE=basic_unet by RECIPE=cpu on data_manifest (33 minutes on 2 cores with bfloat16; goes on where it was stopped)
 	$(PY) -W ignore -m pipeline.train --bundle $(BUNDLE) --recipe $(RECIPE) --resume
 
-crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet by FOLDS_RECIPE=cpu_quarter (goes on where it was stopped), one table
+crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet by FOLDS_RECIPE=cpu_quarter (goes on where it was stopped), one table a protocol
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
 	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --recipe $(FOLDS_RECIPE) --resume \
 	  --out runs/crossval_$(BUNDLE)
-	$(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
-	  --out runs/crossval_$(BUNDLE)_scores
+	for protocol in native reference; do \
+	  $(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
+	    --protocol $$protocol --out runs/crossval_$(BUNDLE)_$$protocol || exit 1; \
+	done
 
 # A row each of the case report's table: its name, the bundle, what is changed.
 define CASES
@@ -83,12 +85,15 @@ resnet34 basic_unet --experiment resnet34
 endef
 export CASES
 
-case-report: env ## The case report's table again: eight trainings of one budget (goes on where it was stopped), scored
+case-report: manifest ## The case report's table again: eight trainings of one budget (goes on where it was stopped), scored
 	@echo "$$CASES" | while read -r name bundle changes; do \
 	  run=runs/case_report/$$name; \
-	  $(PY) -W ignore -m pipeline.train --bundle $$bundle $$changes --val_interval 20 --resume --out $$run < /dev/null && \
-	  $(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/$$bundle --weights $$run/model.pt \
-	    --protocol reference --out $$run/scores < /dev/null || exit 1; \
+	  $(PY) -W ignore -m pipeline.train --bundle $$bundle $$changes --val_interval 20 --resume --out $$run < /dev/null \
+	    || exit 1; \
+	  for protocol in native reference; do \
+	    $(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/$$bundle --weights $$run/model.pt \
+	      --protocol $$protocol --out $${run}_$$protocol < /dev/null || exit 1; \
+	  done; \
 	done
 
 evaluate: env ## Score basic_unet on the validation patients of data_manifest
