@@ -7,7 +7,8 @@ below ``shipped/`` are of the weights in ``bundles/*/models``. A page shows resu
     <!-- end -->
 
 holds a table with a row for each, ``<!-- scores demo -->`` the table of volumes as the command line prints it,
-``<!-- compare BASE OTHER -->`` differences to the first, patient by patient, with their interval, and
+``<!-- compare BASE OTHER -->`` differences to the first, patient by patient, with their interval and how many patients
+are better and worse at all, and
 ``<!-- patients ONE OTHER -->`` a column of DSC for each.
 """
 
@@ -19,6 +20,7 @@ import hashlib
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -329,11 +331,13 @@ def _volumes(folders: Mapping[str, Path]) -> str:
 def _compare(folders: Mapping[str, Path]) -> str:
     from pipeline.metrics import bootstrap_interval
 
-    lines = ["| | mean DSC | difference (95 % interval) | better, worse |", "|---|---|---|---|"]
+    head = ("", "mean DSC", "median", "lowest", "difference (95 % interval)", "better, worse")
+    lines = ["|" + "|".join(f" {name} " if name else " " for name in head) + "|", "|---" * len(head) + "|"]
     columns = _columns(folders)
     base = next(iter(columns.values()))
     for name, dsc in columns.items():
-        line = f"| {name} | {sum(dsc.values()) / len(dsc):.4f} |"
+        values = list(dsc.values())
+        line = f"| {name} | {statistics.mean(values):.4f} | {statistics.median(values):.4f} | {min(values):.4f} |"
         if dsc is not base:
             apart = [value - base[patient] for patient, value in dsc.items()]
             low, high = bootstrap_interval(apart, _read(folders[name])["seed"])
