@@ -23,7 +23,7 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 
 def test_the_bundles_that_come_trained_name_their_weights() -> None:
-    assert {bundle.name for bundle in SHIPPED} >= {"attention_unet", "basic_unet"}
+    assert {bundle.name for bundle in SHIPPED} >= {"attention_unet", "basic_unet", "basic_unet_plusplus"}
 
 
 def record_of(bundle: Path) -> dict[str, Any]:
