@@ -56,6 +56,14 @@ def components(
     return np.isin(labels, 1 + np.asarray(kept))
 
 
+def large(probability: Probability, voxels: int) -> Mask:
+    """Every component of at least so many voxels, the largest one where there is none."""
+    labels, count = ndimage.label(probability >= 0.5, structure=NEIGHBOURS)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    kept = np.flatnonzero(sizes >= min(voxels, sizes.max(initial=0)))
+    return np.isin(labels, 1 + kept)
+
+
 def smoothed(probability: Probability, weight: float) -> Mask:
     """The largest component after each slice took ``weight`` of both its neighbours."""
     kernel = np.array([weight, 1 - 2 * weight, weight])
@@ -77,6 +85,7 @@ RULES: dict[str, Rule] = {
         f"components of {share} of the largest sum of p^4": partial(components, power=4, share=share)
         for share in (0.1, 0.3, 0.5)
     },
+    **{f"components of at least {voxels} voxels": partial(large, voxels=voxels) for voxels in (50, 200, 1000)},
     **{
         f"threshold {threshold}, the largest": partial(components, threshold=threshold)
         for threshold in (0.2, 0.3, 0.4, 0.6, 0.7)
