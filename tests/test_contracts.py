@@ -276,12 +276,11 @@ def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> 
         shutil.copytree(ROOT / "bundles" / "basic_unet_plusplus", bundle, ignore=shutil.ignore_patterns("models"))
         script = bundle / "scripts" / "unet_plusplus.py"
         script.write_text(script.read_text().replace(".sum(dim=0)", f".{reduction}(dim=0)"))
-        (bundle / "models").mkdir()
         torch.manual_seed(0)
         parser = ConfigParser({**json.loads((bundle / "configs" / "inference.json").read_text())})
         parser["bundle_root"] = str(bundle)
-        torch.save(parser.get_parsed_content("network_def").state_dict(), bundle / "models" / "model.pt")
-        found.append(load_bundle(bundle).network)
+        torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+        found.append(load_bundle(bundle, tmp_path / "model.pt").network)
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         summed, averaged = (network(image) for network in found)
