@@ -1,7 +1,7 @@
 """Component rules, thresholds, smoothing and flips on a cross-validation's patients, each predicted out of fold.
 
-Nothing is trained and nothing written but ``--csv``. Choose on ``--split training``, whose patients no reported figure
-is of.
+Nothing is trained and nothing written but ``--csv``. A rule is chosen on ``--split training``: the published validation
+patients have no say in it, but for what the networks of the other folds learned from them.
 
 ``python benchmarks/postprocessing.py --bundle bundles/basic_unet --folds runs/crossval_basic_unet``
 """
