@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from measure import print_table
+from medpy.metric.binary import dc
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -95,11 +95,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def dsc(mask: Mask, truth: NDArray[Any]) -> float:
-    """Dice similarity coefficient of two volumes, not both of them empty."""
-    return float(2 * np.count_nonzero(mask & (truth > 0)) / (np.count_nonzero(mask) + np.count_nonzero(truth)))
-
-
 def main() -> None:
     """Predict every patient with and without flips, try every rule on both, print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -118,7 +113,7 @@ def main() -> None:
         found = {}
         for flips in (False, True):
             probability = predict_probability(bundles, volume.image, flips=flips)
-            found |= {(name, flips): dsc(rule(probability), truth) for name, rule in RULES.items()}
+            found |= {(name, flips): dc(rule(probability), truth) for name, rule in RULES.items()}
         return found
 
     scores = overlapped(tried, volumes, "rules")
