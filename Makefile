@@ -6,7 +6,7 @@ DEMO ?= demo
 LGG_ROOT ?= data/kaggle_3m
 BUNDLE ?= basic_unet
 RECIPE ?= cpu
-FOLDS_RECIPE ?= cpu_quarter
+SHORT_RECIPE ?= cpu_quarter
 FOLDS ?= 5
 
 .DEFAULT_GOAL := help
@@ -63,9 +63,9 @@ manifest: env ## Index the real slices in LGG_ROOT=data/kaggle_3m with the publi
 train: env ## Train BUNDLE=basic_unet by RECIPE=cpu on data_manifest (33 minutes on 2 cores with bfloat16; goes on where it was stopped)
 	$(PY) -W ignore -m pipeline.train --bundle $(BUNDLE) --recipe $(RECIPE) --resume
 
-crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet by FOLDS_RECIPE=cpu_quarter (goes on where it was stopped), one table a protocol
+crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet by SHORT_RECIPE=cpu_quarter (goes on where it was stopped), one table a protocol
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
-	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --recipe $(FOLDS_RECIPE) --resume \
+	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --recipe $(SHORT_RECIPE) --resume \
 	  --out runs/crossval_$(BUNDLE)
 	for protocol in native reference; do \
 	  $(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
@@ -85,10 +85,10 @@ resnet34 basic_unet --experiment resnet34
 endef
 export CASES
 
-case-report: manifest ## The case report's table again: eight trainings of one budget (goes on where it was stopped), scored
+case-report: manifest ## The case report's table again: eight trainings by SHORT_RECIPE=cpu_quarter (goes on where it was stopped), scored
 	@echo "$$CASES" | while read -r name bundle changes; do \
 	  run=runs/case_report/$$name; \
-	  $(PY) -W ignore -m pipeline.train --bundle $$bundle $$changes --val_interval 20 --resume --out $$run < /dev/null \
+	  $(PY) -W ignore -m pipeline.train --bundle $$bundle --recipe $(SHORT_RECIPE) $$changes --resume --out $$run < /dev/null \
 	    || exit 1; \
 	  for protocol in native reference; do \
 	    $(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/$$bundle --weights $$run/model.pt \

@@ -97,7 +97,7 @@ def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> 
     built = load_bundle(bundle, out / "model.pt")
     with torch.inference_mode():
         image = built.preprocessing({"image": str(section[0].image)})["image"][None]
-        logits = built.inferer(image, built.network).numpy()
+        logits = built.inferer(image.to(built.device), built.network).cpu().numpy()
     state = torch.load(out / "model.pt", weights_only=True)
     bias = state[last_bias(state)].clone()
     for share in (0.25, 0.5, 0.75, 0.95):  # of the slices' voxels marked
