@@ -66,10 +66,10 @@ train: env ## Train BUNDLE=basic_unet by RECIPE=cpu on data_manifest (33 minutes
 crossval: env ## FOLDS=5 folds of BUNDLE=basic_unet by SHORT_RECIPE=cpu_quarter (goes on where it was stopped), one table a protocol
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
 	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --recipe $(SHORT_RECIPE) --resume \
-	  --out runs/crossval_$(BUNDLE)
+	  --out runs/crossval_$(BUNDLE)_$(SHORT_RECIPE)
 	for protocol in native reference; do \
-	  $(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE) \
-	    --protocol $$protocol --out runs/crossval_$(BUNDLE)_$$protocol || exit 1; \
+	  $(PY) -m pipeline.evaluate --manifest data_folds --bundle bundles/$(BUNDLE) --folds runs/crossval_$(BUNDLE)_$(SHORT_RECIPE) \
+	    --protocol $$protocol --out runs/crossval_$(BUNDLE)_$(SHORT_RECIPE)_$$protocol || exit 1; \
 	done
 
 # A row each of the case report's table: its name, the bundle, what is changed.
@@ -87,7 +87,7 @@ export CASES
 
 case-report: manifest ## The case report's table again: eight trainings by SHORT_RECIPE=cpu_quarter (goes on where it was stopped), scored
 	@echo "$$CASES" | while read -r name bundle changes; do \
-	  run=runs/case_report/$$name; \
+	  run=runs/case_report_$(SHORT_RECIPE)/$$name; \
 	  $(PY) -W ignore -m pipeline.train --bundle $$bundle --recipe $(SHORT_RECIPE) $$changes --resume --out $$run < /dev/null \
 	    || exit 1; \
 	  for protocol in native reference; do \

@@ -305,11 +305,14 @@ def _figures_in(path: Path) -> Iterator[str]:
 
 def _table(folders: Mapping[str, Path]) -> str:
     lines = ["| | mean DSC (95 % interval) | median | lowest | patients |", "|---|---|---|---|---|"]
-    for folder in folders.values():
-        summary = _read(folder)
+    summaries = {name: _read(folder) for name, folder in folders.items()}
+    said = [_what(summary) for summary in summaries.values()]
+    for name, summary in summaries.items():
+        what = _what(summary)
+        alike = f" (`{name}`)" if said.count(what) > 1 else ""
         low, high = summary["dsc_mean_95"]
         lines.append(
-            f"| {_what(summary)} | {summary['dsc_mean']:.4f} ({low:.4f} to {high:.4f}) "
+            f"| {what}{alike} | {summary['dsc_mean']:.4f} ({low:.4f} to {high:.4f}) "
             f"| {summary['dsc_median']:.4f} | {summary['dsc_min']:.4f} | {summary['scored']} |"
         )
     return "\n".join(lines) + "\n"

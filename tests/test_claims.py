@@ -82,6 +82,9 @@ def test_pages_are_written_from_results(repository: Path) -> None:
     compared = claims.with_results("<!-- compare base other -->\n<!-- end -->", repository)
     assert "| other | 0.6500 | 0.6500 | 0.6000 | +0.0500 (+0.0000 to +0.1000) | 1, 0 |" in compared
     assert "| base | 0.6000 | 0.6000 | 0.5000 | | |" in compared
+    alike = claims.with_results("<!-- summaries base other -->\n<!-- end -->", repository)
+    assert "| basic_unet, native protocol (`base`) | " in alike
+    assert "| basic_unet, native protocol (`other`) | " in alike
     patients = claims.with_results("<!-- patients base other -->\n<!-- end -->", repository)
     assert re.search(r"\| patient \| base \| other \|\n\|---\|---\|---\|\n\| \S+ \| 0\.5000 \| 0\.6000 \|", patients)
     training = summary["bundles"][0]["training"]
