@@ -3,7 +3,7 @@
 Nothing is trained and nothing written but ``--csv``. A rule is chosen on ``--split training``: the published validation
 patients have no say in it, but for what the networks of the other folds learned from them.
 
-``python benchmarks/postprocessing.py --bundle bundles/basic_unet --folds runs/crossval_basic_unet``
+``python benchmarks/postprocessing.py --bundle bundles/basic_unet --folds runs/crossval_basic_unet_cpu_quarter``
 """
 
 from __future__ import annotations
