@@ -307,8 +307,7 @@ def _table(folders: Mapping[str, Path]) -> str:
     lines = ["| | mean DSC (95 % interval) | median | lowest | patients |", "|---|---|---|---|---|"]
     summaries = {name: _read(folder) for name, folder in folders.items()}
     said = [_what(summary) for summary in summaries.values()]
-    for name, summary in summaries.items():
-        what = _what(summary)
+    for what, (name, summary) in zip(said, summaries.items(), strict=True):
         alike = f" (`{name}`)" if said.count(what) > 1 else ""
         low, high = summary["dsc_mean_95"]
         lines.append(
