@@ -9,7 +9,8 @@ below ``shipped/`` are of the weights in ``bundles/*/models``. A page shows resu
 holds a table with a row for each, ``<!-- scores demo -->`` the table of volumes as the command line prints it,
 ``<!-- compare BASE OTHER -->`` differences to the first, patient by patient, with their interval and how many patients
 are better and worse at all, and
-``<!-- patients ONE OTHER -->`` a column of DSC for each.
+``<!-- patients ONE OTHER -->`` a column of DSC for each. The figures in a page's words are those of the results that it
+shows so, of those that it names by ``<!-- cites ONE OTHER -->``, and of ``docs/results/published.json``.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ NEEDED = (
 OF_SCORES = ("volumes", "scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min", "hd95_px_median")
 """Statistics of a summary that must be those of ``scores.csv``."""
 BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
+CITED = re.compile(r"<!-- (?:summaries|scores|compare|patients|cites) ([^>]+?) -->")
 HALF = re.compile(r"<!--\s*(summaries|scores|compare|patients|end)\b")
 FIGURE = re.compile(r"(?<![\d.])0\.(?:[1-9]\d{2,3}|0\d{3})(?!\d)")
-"""What a page says of a DSC or a calibration: 0 and three or four digits; written otherwise it is not looked for."""
+"""What a page says of a DSC or a calibration: 0 and four digits, or three where published so; others are not looked for."""
 RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
 
 Summary = dict[str, Any]
@@ -77,18 +79,15 @@ def faults(root: Path) -> list[str]:
     """
     known = results(root)
     found = [fault for name, folder in known.items() for fault in _faults_of_result(name, folder, root)]
-    figures = {path: set(_figures_in(path)) for path in (root / RESULTS).rglob("*.*")}
     for page in pages_with_tables(root):
         text, name = _text(page), page.relative_to(root)
         try:
             if with_results(text, root) != text:
                 found.append(f"{name}: a table is not what docs/results gives; run `make claims`")
+            stray = set(FIGURE.findall(BLOCK.sub("", text))) - _may_say(text, root) if page in pages(root) else ()
+            found += [f"{name}: {figure} is no figure of a result that it shows or cites" for figure in sorted(stray)]
         except PipelineError as error:
             found.append(f"{name}: {error}")
-        if page in pages(root):
-            allowed = {text for path, texts in figures.items() if _may_cite(page, path.parent, root) for text in texts}
-            stray = sorted(set(FIGURE.findall(BLOCK.sub("", text))) - allowed)
-            found += [f"{name}: {figure} is no figure of a result below docs/results" for figure in stray]
     for metadata in sorted(root.glob("bundles/*/configs/metadata.json")):
         found += _faults_of_metadata(metadata, known)
     return found
@@ -271,36 +270,23 @@ def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     return found
 
 
-def _may_cite(page: Path, result: Path, root: Path) -> bool:
-    """Whether a page may cite a result: a bundle's page those of its weights, and those that a table of it shows."""
-    if root / "bundles" not in page.parents or not (result / "summary.json").is_file():
-        return True
-    weights = _sha256(page.parent.parent / "models" / "model.pt")
-    shown = [name for _, names, _ in BLOCK.findall(_text(page)) for name in names.split()]
-    return result.relative_to(root / RESULTS).as_posix() in shown or weights in [
-        bundle.get("weights_sha256") for bundle in _read(result)["bundles"]
-    ]
+def _may_say(text: str, root: Path) -> set[str]:
+    """Figures that a page may say: of its own tables, of results that it shows or cites, and published ones.
 
-
-def _figures_in(path: Path) -> Iterator[str]:
-    """What a page may say: statistics of the DSC and of the calibration, the DSC of each volume, published figures."""
-    values: list[float] = []
-    if path.name == "scores.csv":
-        try:
-            values = list(_by_patient(path.parent).values())
-        except PipelineError:  # that has a line of its own
-            return
-    elif path.name in ("summary.json", "published.json"):
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise PipelineError(f"{path}: no readable figures ({error}). Restore it.") from error
-        content |= content.get("calibration") or {}
-        numbers = [*content.values(), *(content.get("dsc_mean_95") or [])]
-        values = [value for value in numbers if isinstance(value, float)]
-    for value in values:
-        yield f"{value:.4f}"
-        yield f"{value:.3f}"
+    Raises:
+        PipelineError: it names a result that is not there, or a file of one is unreadable.
+    """
+    figures = {figure for block in BLOCK.finditer(text) for figure in FIGURE.findall(block[3])}
+    for name in {name for names in CITED.findall(text) for name in names.split()}:
+        folder = root / RESULTS / name
+        summary = _read(folder)
+        statistics_of = [*summary.values(), *(summary.get("calibration") or {}).values(), *(summary["dsc_mean_95"] or [])]
+        values = [*(value for value in statistics_of if isinstance(value, float)), *_by_patient(folder).values()]
+        figures |= {f"{value:.4f}" for value in values}
+    published = root / RESULTS / "published.json"
+    for value in json.loads(published.read_bytes()).values() if published.is_file() else ():
+        figures |= {f"{value:.4f}", f"{value:.3f}"} if isinstance(value, float) else set()
+    return figures
 
 
 def _table(folders: Mapping[str, Path]) -> str:
