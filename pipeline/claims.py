@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n((?:
 CITED = re.compile(r"<!-- (?:summaries|scores|compare|patients|cites) ([^>]+?) -->")
 HALF = re.compile(r"<!--\s*(summaries|scores|compare|patients|end)\b")
 FIGURE = re.compile(r"(?<![\d.])0\.(?:[1-9]\d{2,3}|0\d{3})(?!\d)")
-"""What a page says of a DSC or a calibration: 0 and four digits, or three where published so; others are not looked for."""
+"""What a page says of a DSC or a calibration: four digits, or three where published so; others are not looked for."""
 RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
 
 Summary = dict[str, Any]
@@ -280,8 +280,8 @@ def _may_say(text: str, root: Path) -> set[str]:
     for name in {name for names in CITED.findall(text) for name in names.split()}:
         folder = root / RESULTS / name
         summary = _read(folder)
-        statistics_of = [*summary.values(), *(summary.get("calibration") or {}).values(), *(summary["dsc_mean_95"] or [])]
-        values = [*(value for value in statistics_of if isinstance(value, float)), *_by_patient(folder).values()]
+        found = [*summary.values(), *(summary.get("calibration") or {}).values(), *(summary["dsc_mean_95"] or [])]
+        values = [*(value for value in found if isinstance(value, float)), *_by_patient(folder).values()]
         figures |= {f"{value:.4f}" for value in values}
     published = root / RESULTS / "published.json"
     for value in json.loads(published.read_bytes()).values() if published.is_file() else ():
