@@ -8,12 +8,15 @@ Reads files alone: nothing is trained, predicted or written.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
 from measure import print_table
 
 from pipeline.datalist import read_manifest
+from pipeline.errors import PipelineError, run_cli
 
 SMALL, LARGE = 8_000, 25_000
 """Lesion voxels of the native volume."""
@@ -42,23 +45,43 @@ def patients(manifest: Path) -> pandas.DataFrame:
     )
 
 
-def main() -> None:
-    """Print a row a group."""
+def read_dsc(folder: Path) -> pandas.Series[float]:
+    """DSC by patient.
+
+    Raises:
+        PipelineError: the folder holds no scores.
+    """
+    try:
+        return pandas.read_csv(folder / "scores.csv", index_col="patient")["dsc"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PipelineError(
+            f"{folder}: no readable scores.csv ({error}). Name a folder of pipeline.evaluate."
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row a group.
+
+    Raises:
+        PipelineError: no manifest, or a folder without scores.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("scores", nargs="+", type=Path, help="folders with the scores.csv of pipeline.evaluate")
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     groups = patients(args.manifest)
-    scores = {str(folder): pandas.read_csv(folder / "scores.csv", index_col="patient")["dsc"] for folder in args.scores}
-    table = pandas.DataFrame(scores).join(groups, how="inner")
+    read = {str(folder): read_dsc(folder) for folder in args.scores}
+    table = pandas.DataFrame(read).join(groups, how="inner")
+    scores = list(read)
     rows = []
     for kind in groups:
         for name, members in table.groupby(kind, observed=True):
             figures = [f"{members[of].mean():.4f} ({members[of].median():.4f})" for of in scores]
             rows.append([f"{kind}: {name}", str(len(members)), *figures])
     print_table("Mean (median) DSC", ["patients with", "number", *scores], rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main))
