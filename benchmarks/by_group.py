@@ -34,7 +34,8 @@ def patients(manifest: Path) -> pandas.DataFrame:
             "lesion": pandas.cut(
                 voxels,
                 [0, SMALL, LARGE, float("inf")],
-                labels=[f"under {SMALL:,} voxels", f"{SMALL:,} to {LARGE:,}", f"over {LARGE:,}"],
+                right=False,
+                labels=[f"under {SMALL:,} voxels", f"{SMALL:,} to {LARGE:,}", f"{LARGE:,} and more"],
             ),
             "slices": pandas.cut(
                 slices, [0, FEW, MANY, float("inf")], labels=[f"up to {FEW}", f"{FEW + 1} to {MANY}", f"over {MANY}"]
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a row a group.
 
     Raises:
-        PipelineError: no manifest, or a folder without scores.
+        PipelineError: no manifest, a folder without scores, or patients that the manifest does not have.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("scores", nargs="+", type=Path, help="folders with the scores.csv of pipeline.evaluate")
@@ -72,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     groups = patients(args.manifest)
     read = {str(folder): read_dsc(folder) for folder in args.scores}
-    table = pandas.DataFrame(read).join(groups, how="inner")
+    table = pandas.DataFrame(read).join(groups)
+    unknown = table.index.difference(groups.index)
+    if len(unknown):
+        raise PipelineError(f"{args.manifest}: has no {', '.join(unknown)}. Pass the manifest that was scored.")
     scores = list(read)
     rows = []
     for kind in groups:

@@ -283,10 +283,19 @@ def _may_say(text: str, root: Path) -> set[str]:
         found = [*summary.values(), *(summary.get("calibration") or {}).values(), *(summary["dsc_mean_95"] or [])]
         values = [*(value for value in found if isinstance(value, float)), *_by_patient(folder).values()]
         figures |= {f"{value:.4f}" for value in values}
-    published = root / RESULTS / "published.json"
-    for value in json.loads(published.read_bytes()).values() if published.is_file() else ():
-        figures |= {f"{value:.4f}", f"{value:.3f}"} if isinstance(value, float) else set()
+    for value in _published(root):
+        figures |= {f"{value:.4f}", f"{value:.3f}"}
     return figures
+
+
+def _published(root: Path) -> list[float]:
+    path = root / RESULTS / "published.json"
+    try:
+        return [value for value in json.loads(path.read_bytes()).values() if isinstance(value, float)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError) as error:
+        raise PipelineError(f"{path}: no readable figures ({error}). Restore it.") from error
 
 
 def _table(folders: Mapping[str, Path]) -> str:

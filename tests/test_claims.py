@@ -99,21 +99,29 @@ def test_pages_are_written_from_results(repository: Path) -> None:
 def test_a_page_says_figures_of_what_it_shows_or_cites(repository: Path) -> None:
     other = repository / "docs/results/other"
     shutil.copytree(repository / "docs/results/shipped/basic_unet_native", other)
-    changed(other / "summary.json", calibration={"expected_calibration_error": 0.0321})
+    changed(other / "summary.json", calibration={"expected_calibration_error": 0.4321})
     pages = [repository / "bundles/basic_unet/docs/README.md", repository / "README.md"]
     before = [page.read_text() for page in pages]
-    stray = [f"{page.relative_to(repository)}: 0.0321 is no figure of a result" for page in reversed(pages)]
+    stray = [f"{page.relative_to(repository)}: 0.4321 is no figure of a result" for page in reversed(pages)]
     for more, expected in (
         ("", stray),
+        ("<!-- cites other -->\n0.432\n", [fault.replace("0.4321", "0.432") for fault in stray]),
         ("<!-- cites other -->\n", []),
         ("<!-- summaries other -->\n<!-- end -->\n", []),
         ("<!-- cites nothing -->\n", ["docs/results/nothing/summary.json: no readable summary"] * 2),
     ):
         for page, text in zip(pages, before, strict=True):
-            page.write_text(f"{text}\n0.0321\n{more}")
+            page.write_text(f"{text}\n0.4321\n{more}")
         found = [fault for fault in claims.faults(repository) if "no " in fault]
         assert len(found) == len(expected)
         assert all(part in fault for part, fault in zip(expected, found, strict=True))
+    for page, text in zip(pages, before, strict=True):
+        page.write_text(text + "\n0.432\n")
+    published = repository / "docs/results/published.json"
+    published.write_text('{"theirs": 0.432}')
+    assert claims.faults(repository) == []
+    published.write_text("{")
+    assert all("no readable figures" in fault for fault in claims.faults(repository))
 
 
 def other_weights(root: Path) -> None:
