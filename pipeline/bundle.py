@@ -136,6 +136,16 @@ def one_each(option: str, given: Sequence[Path], folders: Sequence[Path]) -> Non
         raise PipelineError(f"{len(given)} {option} for {len(folders)} --bundle (expected one each, or none).")
 
 
+def refuse_single_pass(networks: int, *, flips: bool) -> None:
+    """Refuse an uncertainty over one network without flips: there is nothing that could disagree.
+
+    Raises:
+        PipelineError: it is one.
+    """
+    if networks < 2 and not flips:
+        raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+
+
 def load_bundles(folders: Sequence[Path], weights: Sequence[Path], backend: str) -> list[Bundle]:
     """Bundles as the command line names them.
 

@@ -16,7 +16,6 @@ shows so, of those that it names by ``<!-- cites ONE OTHER -->``, and of ``docs/
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -32,16 +31,12 @@ from typing import Any
 from pipeline.bundle import named_weights
 from pipeline.errors import PipelineError, run_cli
 from pipeline.files import write_atomically
-from pipeline.records import VolumeScore
+from pipeline.scores import Summary, read_scores, read_summary
 
 RESULTS = Path("docs/results")
 SHIPPED = "shipped"
 WITHIN = 0.002
 """By which a mean DSC may differ when it is measured again, by another machine or number format."""
-NEEDED = (
-    *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
-    *("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"),
-)
 OF_SCORES = ("volumes", "scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min", "hd95_px_median")
 """Statistics of a summary that must be those of ``scores.csv``."""
 BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
@@ -49,9 +44,6 @@ CITED = re.compile(r"<!-- (?:summaries|scores|compare|patients|cites) ([^>]+?) -
 HALF = re.compile(r"<!--\s*(summaries|scores|compare|patients|end)\b")
 FIGURE = re.compile(r"(?<![\d.])0\.(?:[1-9]\d{2,3}|0\d{3})(?!\d)")
 """What a page says of a DSC or a calibration: four digits, or three where published so; others are not looked for."""
-RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
-
-Summary = dict[str, Any]
 
 
 def pages(root: Path) -> list[Path]:
@@ -143,12 +135,12 @@ def measured_again(root: Path, data: Path) -> list[str]:
             manifest = Path(scratch) / "manifest"
             _run(root, "pipeline.manifest", str(data.resolve()), "--out", str(manifest))
         for name, folder in shipped.items():
-            summary, claimed = _read(folder), _by_patient(folder)
+            summary, claimed = read_summary(folder), _by_patient(folder)
             out = Path(scratch) / name.replace("/", "_")
             bundles = [option for one in summary["bundles"] for option in ("--bundle", f"bundles/{one['name']}")]
             options = ["--protocol", summary["protocol"], "--split", summary["split"], *["--tta"] * summary["tta"]]
             _run(root, "pipeline.evaluate", "--manifest", str(manifest), *bundles, *options, "--out", str(out))
-            again, scores = _read(out), _by_patient(out)
+            again, scores = read_summary(out), _by_patient(out)
             print(f"{name}: claimed {summary['dsc_mean']:.4f}, measured {again['dsc_mean']:.4f}", flush=True)
             if again["manifest_sha256"] != summary["manifest_sha256"]:
                 print("  of another manifest; the patients scored are compared")
@@ -179,38 +171,12 @@ def _text(page: Path) -> str:
         raise PipelineError(f"{page}: no readable page ({error}). Restore it.") from error
 
 
-def _read(folder: Path) -> Summary:
-    path = folder / "summary.json"
-    try:
-        summary: Summary = json.loads(path.read_bytes())
-        missing = [key for key in NEEDED if key not in summary]
-    except (OSError, ValueError, TypeError) as error:
-        raise PipelineError(f"{path}: no readable summary ({error}). Restore it.") from error
-    if missing:
-        raise PipelineError(f"{path}: {', '.join(missing)} missing. Write it by pipeline.evaluate.")
-    return summary
-
-
-def _scores(folder: Path) -> list[VolumeScore]:
-    path = folder / "scores.csv"
-    scores = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                dsc, hd95, sensitivity, precision = (float(row[key]) if row[key] else None for key in RATIOS)
-                tp, fp, fn = (int(row[key]) for key in COUNTS)
-                scores.append(VolumeScore(row["patient"], dsc, hd95, sensitivity, precision, tp, fp, fn))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
-    return scores
-
-
 def _calibration_error(summary: Summary) -> float:
     return float((summary.get("calibration") or {}).get("expected_calibration_error", math.nan))
 
 
 def _by_patient(folder: Path) -> dict[str, float]:
-    return {score.patient: score.dsc for score in _scores(folder) if score.dsc is not None}
+    return {score.patient: score.dsc for score in read_scores(folder) if score.dsc is not None}
 
 
 def _faults_of_result(name: str, folder: Path, root: Path) -> list[str]:
@@ -218,7 +184,7 @@ def _faults_of_result(name: str, folder: Path, root: Path) -> list[str]:
     from pipeline.metrics import summarise
 
     try:
-        summary, scores = _read(folder), _scores(folder)
+        summary, scores = read_summary(folder), read_scores(folder)
     except PipelineError as error:
         return [str(error)]
     again = summarise(scores, summary["seed"])
@@ -257,7 +223,7 @@ def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     for key, value in metrics.items():
         statistic, _, protocol = key.rpartition("_")
         folder = known.get(f"{SHIPPED}/{bundle.name}_{protocol}")
-        summary = _read(folder) if folder else {}
+        summary = read_summary(folder) if folder else {}
         same = (
             summary.get("protocol") == protocol
             and summary["split"] == "validation"
@@ -279,7 +245,7 @@ def _may_say(text: str, root: Path) -> set[str]:
     figures = {figure for block in BLOCK.finditer(text) for figure in FIGURE.findall(block[3])}
     for name in {name for names in CITED.findall(text) for name in names.split()}:
         folder = root / RESULTS / name
-        summary = _read(folder)
+        summary = read_summary(folder)
         found = [*summary.values(), *(summary.get("calibration") or {}).values(), *(summary["dsc_mean_95"] or [])]
         values = [*(value for value in found if isinstance(value, float)), *_by_patient(folder).values()]
         figures |= {f"{value:.4f}" for value in values}
@@ -300,7 +266,7 @@ def _published(root: Path) -> list[float]:
 
 def _table(folders: Mapping[str, Path]) -> str:
     lines = ["| | mean DSC (95 % interval) | median | lowest | patients |", "|---|---|---|---|---|"]
-    summaries = {name: _read(folder) for name, folder in folders.items()}
+    summaries = {name: read_summary(folder) for name, folder in folders.items()}
     said = [_what(summary) for summary in summaries.values()]
     for what, (name, summary) in zip(said, summaries.items(), strict=True):
         alike = f" (`{name}`)" if said.count(what) > 1 else ""
@@ -322,11 +288,13 @@ def _what(summary: Summary) -> str:
 def _volumes(folders: Mapping[str, Path]) -> str:
     from pipeline.scores import table
 
-    return "\n".join(f"```\n{table(_scores(folder), _read(folder)['seed'])}\n```\n" for folder in folders.values())
+    return "\n".join(
+        f"```\n{table(read_scores(folder), read_summary(folder)['seed'])}\n```\n" for folder in folders.values()
+    )
 
 
 def _compare(folders: Mapping[str, Path]) -> str:
-    from pipeline.metrics import bootstrap_interval
+    from pipeline.metrics import paired
 
     head = ("", "mean DSC", "median", "lowest", "difference (95 % interval)", "better, worse")
     lines = ["|" + "|".join(f" {name} " if name else " " for name in head) + "|", "|---" * len(head) + "|"]
@@ -336,10 +304,9 @@ def _compare(folders: Mapping[str, Path]) -> str:
         values = list(dsc.values())
         line = f"| {name} | {statistics.mean(values):.4f} | {statistics.median(values):.4f} | {min(values):.4f} |"
         if dsc is not base:
-            apart = [value - base[patient] for patient, value in dsc.items()]
-            low, high = bootstrap_interval(apart, _read(folders[name])["seed"])
-            line += f" {sum(apart) / len(apart):+.4f} ({low:+.4f} to {high:+.4f}) |"
-            line += f" {sum(value > 0 for value in apart)}, {sum(value < 0 for value in apart)} |"
+            apart = paired(base, dsc, read_summary(folders[name])["seed"])
+            low, high = apart["mean_95"]
+            line += f" {apart['mean']:+.4f} ({low:+.4f} to {high:+.4f}) | {apart['better']}, {apart['worse']} |"
         else:
             line += " | |"
         lines.append(line)

@@ -1,4 +1,4 @@
-"""Command line: manifest + bundle(s) -> per-volume DSC table, summary and masks."""
+"""Command line: manifest + bundle(s) -> per-volume DSC table, summary, masks, and pictures on request."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bundle import add_arguments, load_bundle, load_bundles, one_each, versions
+from pipeline.bundle import add_arguments, load_bundle, load_bundles, one_each, refuse_single_pass, versions
+from pipeline.curves import CURVES, read_events, write_curves
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
+from pipeline.files import link_or_copy, write_atomically
 from pipeline.records import SECTIONS, VolumeScore
-from pipeline.scores import SUMMARY, table, write_results
+from pipeline.scores import MAPS, MASKS, SUMMARY, VOLUMES, table, write_results
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -55,7 +57,11 @@ def arguments() -> argparse.ArgumentParser:
         help="default: validation; with --folds or --fold all, one table out of fold",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for scores.csv, summary.json and masks/ (always whole volumes)"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for scores.csv, summary.json, masks/ (always whole volumes), volumes/ (images and labels, "
+        "links where the disk has them) and the training's curves: all that pipeline.report needs",
     )
     parser.add_argument(
         "--protocol",
@@ -63,6 +69,19 @@ def arguments() -> argparse.ArgumentParser:
         default="native",
         help="; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()),
     )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write the standard deviation over networks and flips as uncertainty/PATIENT_uncertainty.nii.gz; needs "
+        "--tta or several --bundle",
+    )
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="draw figures/dsc.png, and for each patient figures/PATIENT/slice_NNN.png and figures/PATIENT.gif: "
+        "prediction red, truth green, both yellow, on FLAIR",
+    )
+    parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap interval (default: 0)")
     return parser
 
@@ -81,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(
             "--weights and --folds together (expected one of them). The folds hold weights of their own."
         )
+    if args.all_slices and not args.figures:
+        raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
     args.split = args.split or ("all" if args.folds or args.fold is not None else "validation")
     if args.seed < 0:
         raise PipelineError(f"--seed {args.seed} (expected 0 or more).")
@@ -96,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     else:
         groups = [{None: bundle} for bundle in load_bundles(args.bundle, args.weights, args.backend)]
+    if args.uncertainty:
+        for volume in volumes:
+            refuse_single_pass(len(predictors(groups, volume)), flips=args.tta)
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
     for line in dict.fromkeys(bundle.as_trained() for group in groups for bundle in group.values()):
@@ -106,12 +130,54 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"warning: {len(seen)} of {len(volumes)} patients were trained on, these scores are not of unseen patients:"
         )
         print(f"  {', '.join(seen)}")
-    scores = score_volumes(groups, volumes, args.protocol, flips=args.tta, masks=args.out / "masks")
+    scores = score_volumes(groups, volumes, args.protocol, flips=args.tta, out=args.out, uncertainty=args.uncertainty)
+    _keep_curves(args, groups)
     write_results(args.out, scores, provenance)
+    if args.figures:
+        _draw(args.out, scores, volumes, all_slices=args.all_slices, seed=args.seed)
     print(table(scores, args.seed))
     print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
-    print(f"results: {args.out}")
+    print(f"results: {args.out}; next: python -m pipeline.report {shlex.quote(str(args.out))}")
     return 0
+
+
+def _keep_curves(args: argparse.Namespace, groups: Sequence[FoldBundles]) -> None:
+    """Curves of the trainings whose event files lie beside the weights, for the report."""
+    curves = {}
+    for number, (folder, group) in enumerate(zip(args.bundle, groups, strict=True)):
+        for fold, bundle in group.items():
+            weights = args.folds[number] / f"fold_{fold}" if args.folds else None
+            weights = weights or (args.weights[number].parent if args.weights else folder / "models")
+            name = bundle.name if fold is None else f"{bundle.name}, fold {fold}"
+            name = f"{name} ({number + 1})" if name in curves else name
+            curves[name] = read_events(weights)
+    write_curves(args.out / CURVES, {name: tags for name, tags in curves.items() if tags})
+
+
+def _draw(out: Path, scores: Sequence[VolumeScore], volumes: Sequence[Volume], *, all_slices: bool, seed: int) -> None:
+    """The chart of DSC, and each patient's slices."""
+    from pipeline.figures import DSC_FIGURE, FIGURES, Case, draw_cases
+    from pipeline.metrics import bootstrap_interval
+    from pipeline.plots import dsc_png
+
+    dsc = {score.patient: score.dsc for score in scores if score.dsc is not None}
+    if dsc:
+        picture = dsc_png(dsc, bootstrap_interval(list(dsc.values()), seed))
+        write_atomically(out / FIGURES / DSC_FIGURE, picture)
+    cases = []
+    for volume in volumes:
+        kept = out / MAPS / f"{volume.patient}_uncertainty.nii.gz"
+        cases.append(
+            Case(
+                name=volume.patient,
+                image=volume.image,
+                mask=out / MASKS / f"{volume.patient}_mask.nii.gz",
+                label=volume.label,
+                uncertainty=kept if kept.is_file() else None,
+            )
+        )
+    drawn = draw_cases(cases, out / FIGURES, all_slices=all_slices)
+    print(f"figures: {out / FIGURES} ({drawn} of {len(cases)} patients drawn, the others were there)")
 
 
 def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) -> tuple[Volume, ...]:
@@ -173,7 +239,13 @@ def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
 
 
 def score_volumes(
-    groups: Sequence[FoldBundles], volumes: Sequence[Volume], protocol: str, *, flips: bool, masks: Path | None
+    groups: Sequence[FoldBundles],
+    volumes: Sequence[Volume],
+    protocol: str,
+    *,
+    flips: bool,
+    out: Path | None,
+    uncertainty: bool = False,
 ) -> list[VolumeScore]:
     """Predict and score volumes; while a network works on one, the next is read and the one before is scored.
 
@@ -182,24 +254,37 @@ def score_volumes(
         volumes: of a manifest.
         protocol: a key of ``PROTOCOLS``.
         flips: average with the prediction of the mirrored volume.
-        masks: folder for ``<patient>_mask.nii.gz`` of the native protocol's mask, or None.
+        out: folder for ``masks/<patient>_mask.nii.gz`` of the native protocol's mask, ``volumes/`` with image and label
+            and, where asked, ``uncertainty/``; or None.
+        uncertainty: write the map; one of an earlier run is removed without.
 
     Raises:
         PipelineError: a volume that cannot be read or a prediction that is not finite.
     """
-    from pipeline.inference import mask_from_probability, overlapped, predict_probability
-    from pipeline.metrics import reference_view, reliability, score_volume
-    from pipeline.volumes import load_label, save_mask
+    from pipeline.inference import disagreement, mask_from_probability, mean_probability, overlapped, predict_passes
+    from pipeline.metrics import pass_agreement, reference_view, reliability, score_volume
+    from pipeline.volumes import load_label, save_map, save_mask
 
     def score(volume: Volume) -> VolumeScore:
         bundles = predictors(groups, volume)
-        probability = predict_probability(bundles, volume.image, flips=flips)
+        passes = predict_passes(bundles, volume.image, flips=flips)
+        probability = mean_probability(passes)
         mask = mask_from_probability(bundles[0], probability)
         truth = load_label(volume.label)
-        if masks is not None:
-            save_mask(mask, masks / f"{volume.patient}_mask.nii.gz", volume.image)
+        if out is not None:
+            save_mask(mask, out / MASKS / f"{volume.patient}_mask.nii.gz", volume.image)
+            for path, kind in ((volume.image, "image"), (volume.label, "label")):
+                link_or_copy(path, out / VOLUMES / f"{volume.patient}_{kind}.nii.gz")
+            kept = out / MAPS / f"{volume.patient}_uncertainty.nii.gz"
+            if uncertainty:
+                save_map(disagreement(passes), kept, volume.image)
+            else:
+                kept.unlink(missing_ok=True)
         scored = reference_view(probability, truth) if protocol == "reference" else (mask, truth)
-        return replace(score_volume(volume.patient, *scored), reliability=reliability(probability, truth))
+        agreement = pass_agreement([mask_from_probability(bundles[0], one) for one in passes]) if uncertainty else None
+        return replace(
+            score_volume(volume.patient, *scored), reliability=reliability(probability, truth), agreement=agreement
+        )
 
     return overlapped(score, volumes, "evaluate")
 

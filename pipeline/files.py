@@ -200,6 +200,30 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file under a second name, without its bytes where the disk can: the files here are replaced, never changed.
+
+    Args:
+        source: a file.
+        target: replaced where it is another; its folder is made where it is missing.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    with writing_errors(target):
+        if target.exists() and target.samefile(source):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.tmp")
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(source, beside)
+        except OSError:  # another disk, or one without links
+            write_atomically(target, source.read_bytes())
+        else:
+            beside.replace(target)
+
+
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``.

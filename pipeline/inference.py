@@ -44,17 +44,55 @@ def predict_probability(bundles: Sequence[Bundle], image: Path, *, flips: bool =
     Raises:
         PipelineError: no bundle, an unreadable volume, or a probability that is not finite.
     """
+    return mean_probability(predict_passes(bundles, image, flips=flips))
+
+
+def predict_passes(bundles: Sequence[Bundle], image: Path, *, flips: bool = False) -> list[NDArray[np.float32]]:
+    """Probability of a lesion by each bundle, and by each on the mirrored volume where asked.
+
+    Args:
+        bundles: one or several.
+        image: as for ``predict_probability``.
+        flips: twice as many: after each bundle's own, that of the mirrored volume, mirrored back.
+
+    Returns:
+        (H, W, D) float32, 0 to 1, on the grid of ``image``, one a pass.
+
+    Raises:
+        PipelineError: no bundle, an unreadable volume, or a probability that is not finite.
+    """
     if not bundles:
         raise PipelineError("no bundle given (expected at least one). Pass --bundle FOLDER.")
     passes = [
         _probability(bundle, image, flip) for bundle in bundles for flip in ((False, True) if flips else (False,))
     ]
-    mean: NDArray[np.float32] = np.stack(passes).mean(axis=0, dtype=np.float32)
-    if not np.isfinite(mean).all():
+    if not all(np.isfinite(probability).all() for probability in passes):
         raise PipelineError(
             f"{image}: the prediction holds NaN or Inf. Check the weights and the volume's intensities."
         )
+    return passes
+
+
+def mean_probability(passes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean over passes, (H, W, D) float32."""
+    mean: NDArray[np.float32] = np.stack(passes).mean(axis=0, dtype=np.float32)
     return mean
+
+
+def disagreement(passes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The uncertainty map: standard deviation of the passes' probabilities, 0 (all agree) to 0.5.
+
+    Source: test-time augmentation as in Wang et al., Neurocomputing 338 (2019), ensembles as in Lakshminarayanan et
+    al., NeurIPS 2017.
+
+    Args:
+        passes: two or more, (H, W, D) float32.
+
+    Returns:
+        (H, W, D) float32.
+    """
+    deviation: NDArray[np.float32] = np.stack(passes).std(axis=0, dtype=np.float32)
+    return deviation
 
 
 def overlapped(work: Callable[[Item], Result], volumes: Sequence[Item], name: str) -> list[Result]:

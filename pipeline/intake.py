@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from pipeline.errors import PipelineError
-from pipeline.files import Listing, writing_errors
-from pipeline.patients import Patient, read_patient
+from pipeline.errors import ManifestError, PipelineError
+from pipeline.files import Listing, list_files, write_atomically, writing_errors
+from pipeline.patients import Patient, read_images, read_patient, volume_names
 from pipeline.records import PatientRecord, SliceFile
 from pipeline.slices import case_collisions, parse_name, shown
+from pipeline.volumes import nifti_bytes
 
 
 @dataclass
@@ -107,6 +108,61 @@ def read_folder(
         )
         _settle(intake, patient)
     return intake
+
+
+def slice_patients(root: Path) -> list[str]:
+    """Ids of the patients whose images lie below a folder, by their file names alone; empty where no slice does.
+
+    Args:
+        root: a folder.
+
+    Raises:
+        PipelineError: no folder.
+    """
+    return sorted(
+        name
+        for name, files in _by_patient(list_files(root), Intake()).items()
+        if any(file.kind == "image" for file in files)
+    )
+
+
+def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, list[str]]:
+    """Build the image volume of every patient below a folder of slices without truth; masks there are passed over.
+
+    Args:
+        root: source folder.
+        target: folder for ``NAME_image.nii.gz``, (H, W, D, 3) uint8; nothing new stays there after a fault.
+        allow_gaps: missing slice numbers are a warning.
+
+    Returns:
+        Patient id -> what is odd but used.
+
+    Raises:
+        ManifestError: every fault of every file.
+    """
+    intake = Intake()
+    patients = _by_patient(list_files(root), intake)
+    for group in case_collisions(patients):
+        intake.faults[group[0]].append(
+            f"ids differ only in case: {', '.join(group)} (expected ids that differ otherwise). Rename one."
+        )
+    warnings: dict[str, list[str]] = {}
+    written = []
+    for name in tqdm(sorted(patients), desc="slices", unit="patient", disable=None):
+        patient = Patient(name, patients[name])
+        if not any(file.kind == "image" for file in patient.files):
+            continue
+        volume, warnings[name] = read_images(root, patient, allow_gaps=allow_gaps)
+        for subject, messages in patient.faults.items():
+            intake.faults[shown(subject)] += messages
+        if volume is not None and not intake.faults:
+            written.append(target / volume_names(name)[0])
+            write_atomically(written[-1], nifti_bytes(volume))
+    if intake.faults:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise ManifestError(intake.faults)
+    return warnings
 
 
 def _by_patient(listing: Listing, intake: Intake) -> dict[str, list[SliceFile]]:

@@ -11,7 +11,8 @@ The empty-volume rule, written down here and nowhere else:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,52 @@ def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = BOOT
     draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), size=(resamples, len(values)))
     low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
     return float(low), float(high)
+
+
+def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> dict[str, Any]:
+    """How a second run differs from a first on the patients that both have a DSC of.
+
+    Args:
+        first: patient id -> DSC.
+        second: likewise.
+        seed: of the bootstrap.
+
+    Returns:
+        ``patients`` (how many both have), ``mean`` of second - first, ``mean_95`` (bootstrap over patients), ``better``
+        and ``worse`` (how many at all), ``wilcoxon_p`` (signed-rank test, Wilcoxon 1945, two-sided, patients without a
+        difference left out); None where there is nothing to compute it from.
+    """
+    from scipy.stats import wilcoxon
+
+    apart = [second[patient] - first[patient] for patient in first if patient in second]
+    differing = [difference for difference in apart if difference]
+    low, high = bootstrap_interval(apart, seed) if apart else (None, None)
+    return {
+        "patients": len(apart),
+        "mean": float(np.mean(apart)) if apart else None,
+        "mean_95": [low, high],
+        "better": sum(difference > 0 for difference in apart),
+        "worse": sum(difference < 0 for difference in apart),
+        "wilcoxon_p": float(wilcoxon(differing).pvalue) if differing else None,
+    }
+
+
+def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
+    """Mean DSC between every two passes' masks: 1 where all agree, near 0 where each marks something else.
+
+    Source: Roy, Conjeti, Navab, Wachinger, NeuroImage 195 (2019), there of Monte Carlo samples; here of networks and
+    flips. One number for a volume, known without its truth.
+
+    Args:
+        masks: two or more of one shape, 0 and 1.
+
+    Returns:
+        0 to 1; None for fewer than two masks, or where no pass marks a voxel.
+    """
+    pairs = [(one.astype(bool), two.astype(bool)) for one, two in itertools.combinations(masks, 2)]
+    agreements = [_ratio(2 * int((one & two).sum()), int(one.sum()) + int(two.sum())) for one, two in pairs]
+    known = [agreement for agreement in agreements if agreement is not None]
+    return float(np.mean(known)) if known else None
 
 
 def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:

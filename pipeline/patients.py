@@ -1,9 +1,9 @@
-"""The files of one patient -> its volumes and its record, or every fault of them."""
+"""The files of one patient -> its volumes and its record, or every fault of them; with masks or without."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,6 +77,32 @@ def read_patient(
     if not patient.faults:
         _finish(patient, [(images[n], masks[n]) for n in numbers], pixels, warnings, keep)
     return patient
+
+
+def read_images(root: Path, patient: Patient, *, allow_gaps: bool) -> tuple[Pixels | None, list[str]]:
+    """Check and decode the images of a patient who has no truth, each read once; masks are passed over.
+
+    Args:
+        root: source folder.
+        patient: with its files; faults and hashes are entered here.
+        allow_gaps: a gap in the slice numbers is a warning.
+
+    Returns:
+        (H, W, D, 3) uint8, None where there is a fault; and what is odd but used.
+    """
+    patient.files = [file for file in patient.files if file.kind == "image"]
+    pixels: dict[SliceFile, Pixels] = {}
+    images = {file.number: file for file in _without_copies(root, patient, pixels)}
+    warnings: list[str] = []
+    _check_numbers(patient, sorted(images), set(images), allow_gaps, warnings)
+    ordered = [images[number] for number in sorted(images)]
+    if not patient.faults:
+        _check_sizes(patient, [(image, None) for image in ordered], pixels)
+    if patient.faults:
+        return None, warnings
+    stack = np.stack([pixels.pop(image) for image in ordered])
+    warnings += [f"missing sequence: {name}" for name in _missing_sequences(stack)]
+    return stack.transpose(1, 2, 0, 3), warnings
 
 
 def _without_copies(root: Path, patient: Patient, pixels: dict[SliceFile, Pixels]) -> list[SliceFile]:
@@ -169,12 +195,15 @@ def _check_numbers(
         warnings.append(f"first slice: numbering starts at {numbers[0]}, not at 1")
 
 
-def _check_sizes(patient: Patient, pairs: list[tuple[SliceFile, SliceFile]], pixels: dict[SliceFile, Pixels]) -> None:
-    """All slices of one size, each mask of its image's size, the volume within ``MAX_VOXELS``."""
+def _check_sizes(
+    patient: Patient, pairs: Sequence[tuple[SliceFile, SliceFile | None]], pixels: dict[SliceFile, Pixels]
+) -> None:
+    """All slices of one size, each mask there is of its image's size, the volume within ``MAX_VOXELS``."""
     expected = pixels[pairs[0][0]].shape[:2]
     for image, mask in pairs:
-        size, mask_size = pixels[image].shape[:2], pixels[mask].shape
-        if size != mask_size:
+        size = pixels[image].shape[:2]
+        mask_size = pixels[mask].shape if mask else size
+        if mask and size != mask_size:
             patient.faults[str(mask.path)].append(
                 f"mask of {_size(mask_size)} on an image of {_size(size)} (expected the same). Replace one of them."
             )

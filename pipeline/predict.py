@@ -1,4 +1,4 @@
-"""Command line: volumes without truth + bundle(s) -> mask NIfTIs, probabilities on request, lesion volumes."""
+"""Command line: volumes or slices without truth + bundle(s) -> mask NIfTIs, lesion volumes; on request more of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bundle import add_arguments, load_bundles, versions
+from pipeline.bundle import add_arguments, load_bundles, one_each, refuse_single_pass, versions
 from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
+from pipeline.figures import FIGURES, Case, draw_cases
 from pipeline.files import sha256_file, write_atomically
+from pipeline.scores import VOLUMES
 from pipeline.slices import shown
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Prediction:
         slices: of the volume.
         image: the file that was read.
         image_sha256: of it.
+        agreement: mean DSC between the masks of networks and flips (``metrics.pass_agreement``); None where it was not
+            asked for, or no pass marks a voxel.
     """
 
     volume: str
@@ -46,6 +50,7 @@ class Prediction:
     slices: int
     image: str
     image_sha256: str
+    agreement: float | None = None
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -60,8 +65,9 @@ def arguments() -> argparse.ArgumentParser:
         nargs="+",
         metavar="INPUT",
         help="a NIfTI volume (H, W, D, 3: pre-contrast, FLAIR, post-contrast), a folder (every *_image.nii.gz below "
-        "it), or a manifest: manifest.json or its folder (every patient). Rows run to posterior, columns to the "
-        "patient's left, slices to superior",
+        "it, or else every PATIENT_NUMBER.tif, stacked by patient; masks are passed over), or a manifest: "
+        "manifest.json or its folder (every patient). Rows run to posterior, columns to the patient's left, slices to "
+        "superior",
     )
     add_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help=f"folder for NAME_mask.nii.gz, {TABLE} and {SUMMARY}")
@@ -70,6 +76,20 @@ def arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="write NAME_probability.nii.gz as well, float32, before threshold and component rule",
     )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write NAME_uncertainty.nii.gz, the standard deviation over networks and flips, and into the table their "
+        "agreement (mean DSC between their masks); needs --tta or several --bundle",
+    )
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="draw figures/NAME/slice_NNN.png and figures/NAME.gif: the mask's contour red on FLAIR, beside it the "
+        "uncertainty where asked for; slices with a voxel of the mask",
+    )
+    parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
+    parser.add_argument("--allow-gaps", action="store_true", help="of TIFF slices: missing numbers are a warning")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser
 
@@ -81,13 +101,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: what the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
     """
     args = arguments().parse_args(argv)
-    volumes = named(args.inputs)
-    _check(volumes)
+    if args.all_slices and not args.figures:
+        raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
+    if args.uncertainty:
+        refuse_single_pass(len(args.bundle), flips=args.tta)
+    volumes = named(args.inputs, args.out)
     _refuse_what_is_there(args.out, volumes, overwrite=args.overwrite)
+    one_each("--weights", args.weights, args.bundle)
+    for path in args.inputs:
+        if _holds_slices(path, args.out):
+            from pipeline.intake import stage_images
+
+            for name, oddities in stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps).items():
+                for oddity in oddities:
+                    print(f"warning: {name}: {oddity}")
+    _check(volumes)
     bundles = load_bundles(args.bundle, args.weights, args.backend)
     for bundle in bundles:
         print(bundle.as_trained())
-    predictions, faults = predict_volumes(bundles, volumes, args.out, flips=args.tta, probabilities=args.probability)
+    predictions, faults = predict_volumes(
+        bundles,
+        volumes,
+        args.out,
+        flips=args.tta,
+        probabilities=args.probability,
+        uncertainty=args.uncertainty,
+    )
     if not predictions:
         raise ManifestError({path: [message] for path, message in faults.items()})
     summary = {
@@ -101,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     write_atomically(args.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     _write_table(args.out / TABLE, predictions)
+    if args.figures:
+        drawn = draw_cases(_cases(predictions, volumes, args.out), args.out / FIGURES, all_slices=args.all_slices)
+        print(f"figures: {args.out / FIGURES} ({drawn} of {len(predictions)} volumes drawn, the others were there)")
     print(table(predictions))
     print(f"Research only, not for clinical use. Masks and table: {args.out}")
     if faults:
@@ -116,23 +158,39 @@ def _refuse_what_is_there(out: Path, volumes: dict[str, Path], *, overwrite: boo
     """
     if out.exists() and not out.is_dir():
         raise PipelineError(f"{out}: is a file (expected a folder, or a name for a new one). Choose another --out.")
-    masks = [f"{name}_{kind}.nii.gz" for name in volumes for kind in ("mask", "probability")]
+    masks = [f"{name}_{kind}.nii.gz" for name in volumes for kind in ("mask", "probability", "uncertainty")]
     there = [out / name for name in (*masks, TABLE, SUMMARY) if (out / name).exists()]
     if there and not overwrite:
         more = f", with {len(there) - 1} more" if len(there) > 1 else ""
         raise PipelineError(f"{there[0]}: is there already{more}. Choose another --out, or pass --overwrite.")
 
 
-def named(inputs: Sequence[Path]) -> dict[str, Path]:
+def _cases(predictions: Sequence[Prediction], volumes: dict[str, Path], out: Path) -> list[Case]:
+    cases = []
+    for found in predictions:
+        uncertainty = out / f"{found.volume}_uncertainty.nii.gz"
+        cases.append(
+            Case(
+                name=found.volume,
+                image=volumes[found.volume],
+                mask=out / f"{found.volume}_mask.nii.gz",
+                uncertainty=uncertainty if uncertainty.is_file() else None,
+            )
+        )
+    return cases
+
+
+def named(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
     """The volumes that inputs stand for, by names that no two share.
 
     Args:
-        inputs: NIfTI volumes, folders of them, manifests.
+        inputs: NIfTI volumes, folders of them or of slices, manifests.
+        out: folder in which volumes of slices will be built.
 
     Raises:
         PipelineError: an input with no volume in it, or two volumes of one name.
     """
-    found = [pair for path in inputs for pair in _volumes(path)]
+    found = [pair for path in inputs for pair in _volumes(path, out)]
     if not found:
         raise PipelineError(f"{', '.join(map(str, inputs))}: no volume in it. Build the manifest of other slices.")
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
@@ -142,20 +200,36 @@ def named(inputs: Sequence[Path]) -> dict[str, Path]:
     return dict(found)
 
 
-def _volumes(path: Path) -> Iterator[tuple[str, Path]]:
+def _holds_slices(path: Path, out: Path) -> bool:
+    """True for a folder that is no manifest's and has no volume below it: TIFF slices are looked for."""
+    return path.is_dir() and not (path / MANIFEST_NAME).is_file() and not _images(path, out)
+
+
+def _images(folder: Path, out: Path) -> list[Path]:
+    """Image volumes below a folder, but for those that an earlier run has built of slices there."""
+    built = (out / VOLUMES).resolve()
+    return sorted(image for image in folder.rglob(f"*{IMAGE}") if built not in image.resolve().parents)
+
+
+def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
     if path.name == MANIFEST_NAME or (path / MANIFEST_NAME).is_file():
         for section in read_manifest(path).sections.values():
             for volume in section:
                 verify_volume(volume)
                 yield volume.patient, volume.image
-    elif path.is_dir():
-        images = sorted(path.rglob(f"*{IMAGE}"))
-        if not images:
+    elif _holds_slices(path, out):
+        from pipeline.intake import slice_patients, stage_images
+
+        patients = slice_patients(path)
+        if not patients:
+            stage_images(path, out / VOLUMES, allow_gaps=True)  # names that say no patient are told by it
             raise PipelineError(
-                f"{path}: no *{IMAGE} below it and no {MANIFEST_NAME} in it. Name the volumes one by one, or the "
-                "folder of a manifest; slices become volumes by python -m pipeline.manifest."
+                f"{path}: neither *{IMAGE} nor PATIENT_NUMBER.tif below it, and no {MANIFEST_NAME} in it. Name the "
+                "volumes one by one, or the folder of the slices or of a manifest."
             )
-        yield from ((image.name.removesuffix(IMAGE), image) for image in images)
+        yield from ((name, out / VOLUMES / f"{name}{IMAGE}") for name in patients)
+    elif path.is_dir():
+        yield from ((image.name.removesuffix(IMAGE), image) for image in _images(path, out))
     elif path.name.endswith((".nii", ".nii.gz")):
         yield path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_image"), path
     else:
@@ -184,7 +258,13 @@ def _check(volumes: dict[str, Path]) -> None:
 
 
 def predict_volumes(
-    bundles: Sequence[Bundle], volumes: dict[str, Path], out: Path, *, flips: bool, probabilities: bool
+    bundles: Sequence[Bundle],
+    volumes: dict[str, Path],
+    out: Path,
+    *,
+    flips: bool,
+    probabilities: bool,
+    uncertainty: bool = False,
 ) -> tuple[list[Prediction], dict[str, str]]:
     """Predict volumes and write their masks; reading, network and writing of three volumes overlap.
 
@@ -196,22 +276,27 @@ def predict_volumes(
         out: folder for ``NAME_mask.nii.gz``, replaced where they are.
         flips: average with the prediction of the mirrored volume.
         probabilities: write ``NAME_probability.nii.gz`` too; without, one of an earlier run is removed.
+        uncertainty: likewise ``NAME_uncertainty.nii.gz``.
 
     Returns:
         What was found, in order, and file -> fault of the volumes that cannot be read, whose prediction is not finite,
         or whose mask the disk refuses.
     """
-    from pipeline.inference import mask_from_probability, overlapped, predict_probability
-    from pipeline.volumes import save_mask, save_probability, voxel_ml
+    from pipeline.inference import disagreement, mask_from_probability, mean_probability, overlapped, predict_passes
+    from pipeline.metrics import pass_agreement
+    from pipeline.volumes import save_map, save_mask, voxel_ml
 
     def predict(name: str) -> Prediction:
         image = volumes[name]
-        probability = predict_probability(bundles, image, flips=flips)
+        passes = predict_passes(bundles, image, flips=flips)
+        probability = mean_probability(passes)
         mask = mask_from_probability(bundles[0], probability)
-        if probabilities:
-            save_probability(probability, out / f"{name}_probability.nii.gz", image)
-        else:
-            (out / f"{name}_probability.nii.gz").unlink(missing_ok=True)
+        for kind, wanted in (("probability", probabilities), ("uncertainty", uncertainty)):
+            path = out / f"{name}_{kind}.nii.gz"
+            if wanted:
+                save_map(probability if kind == "probability" else disagreement(passes), path, image)
+            else:
+                path.unlink(missing_ok=True)
         save_mask(mask, out / f"{name}_mask.nii.gz", image)
         ml = voxel_ml(image)
         voxels = int(mask.sum())
@@ -221,8 +306,11 @@ def predict_volumes(
             lesion_ml=None if ml is None else voxels * ml,
             lesion_slices=int(mask.any(axis=(0, 1)).sum()),
             slices=mask.shape[2],
-            image=str(image),
+            image=image.name if image.is_absolute() else str(image),
             image_sha256=sha256_file(image),
+            agreement=pass_agreement([mask_from_probability(bundles[0], one) for one in passes])
+            if uncertainty
+            else None,
         )
 
     faults: dict[str, str] = {}
@@ -249,11 +337,13 @@ def _write_table(path: Path, predictions: Sequence[Prediction]) -> None:
 def table(predictions: Sequence[Prediction]) -> str:
     """The predictions as text."""
     width = max([len("volume"), *(len(shown(found.volume)) for found in predictions)])
-    lines = [f"{'volume':<{width}}  {'voxels':>8}  {'ml':>8}  slices with lesion"]
+    agreement = any(found.agreement is not None for found in predictions)
+    lines = [f"{'volume':<{width}}  {'voxels':>8}  {'ml':>8}  " + "agreement  " * agreement + "slices with lesion"]
     for found in predictions:
         ml = "-" if found.lesion_ml is None else f"{found.lesion_ml:.2f}"
-        counts = f"{found.lesion_voxels:>8}  {ml:>8}  {found.lesion_slices} of {found.slices}"
-        lines.append(f"{shown(found.volume):<{width}}  {counts}")
+        agrees = "-" if found.agreement is None else f"{found.agreement:.3f}"
+        counts = f"{found.lesion_voxels:>8}  {ml:>8}  {f'{agrees:>9}  ' * agreement}"
+        lines.append(f"{shown(found.volume):<{width}}  {counts}{found.lesion_slices} of {found.slices}")
     return "\n".join(lines)
 
 

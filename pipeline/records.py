@@ -76,6 +76,8 @@ class VolumeScore:
         fn_voxels: voxels of the truth alone.
         reliability: for each tenth of probability its voxels, the sum of their probabilities and the lesion voxels
             among them; empty where no probability is known.
+        agreement: mean DSC between the masks of networks and flips (``metrics.pass_agreement``); None where it was not
+            asked for, or no pass marks a voxel.
     """
 
     patient: str
@@ -87,6 +89,7 @@ class VolumeScore:
     fp_voxels: int
     fn_voxels: int
     reliability: tuple[tuple[int, float, int], ...] = ()
+    agreement: float | None = None
 
     @property
     def lesion_voxels(self) -> int:

@@ -1,17 +1,28 @@
-"""The results of an evaluation as files and as text: scores.csv, summary.json, the table."""
+"""The results of an evaluation as files, there and back, and as text: scores.csv, summary.json, the table."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
 from pipeline.records import VolumeScore
 
 SUMMARY = "summary.json"
+SCORES = "scores.csv"
+MASKS, VOLUMES, MAPS = "masks", "volumes", "uncertainty"
+"""Folders of an evaluation: predicted masks, the images and labels that they belong to, uncertainty maps."""
+Summary = dict[str, Any]
+NEEDED = (
+    *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
+    *("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"),
+)
+RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
 COLUMNS = (
     "patient",
     "dsc",
@@ -28,6 +39,8 @@ COLUMNS = (
 def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str, Any]) -> None:
     """Write ``scores.csv`` (a row a volume, empty cells where a value is not defined) and ``summary.json``.
 
+    The column ``agreement`` stands there where uncertainty was asked for.
+
     Args:
         out: folder, made where it is missing.
         scores: one a volume.
@@ -41,10 +54,56 @@ def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str
     from pipeline.metrics import summarise
 
     rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
-    write_atomically(out / "scores.csv", table.encode())
+    columns = [*COLUMNS, *(["agreement"] if any(score.agreement is not None for score in scores) else [])]
+    table = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
+    write_atomically(out / SCORES, table.encode())
     summary = {**provenance, **summarise(scores, provenance["seed"])}
     write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def read_summary(folder: Path) -> Summary:
+    """The ``summary.json`` of an evaluation.
+
+    Args:
+        folder: of the evaluation.
+
+    Raises:
+        PipelineError: missing, unreadable, or without a key that is needed.
+    """
+    path = folder / SUMMARY
+    try:
+        summary: Summary = json.loads(path.read_bytes())
+        missing = [key for key in NEEDED if key not in summary]
+    except (OSError, ValueError, TypeError) as error:
+        raise PipelineError(f"{path}: no readable summary ({error}). Write it by pipeline.evaluate.") from error
+    if missing:
+        raise PipelineError(f"{path}: {', '.join(missing)} missing. Write it by pipeline.evaluate.")
+    return summary
+
+
+def read_scores(folder: Path) -> list[VolumeScore]:
+    """The ``scores.csv`` of an evaluation, without reliability.
+
+    Args:
+        folder: of the evaluation.
+
+    Raises:
+        PipelineError: missing or unreadable.
+    """
+    path = folder / SCORES
+    scores = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                dsc, hd95, sensitivity, precision = (float(row[key]) if row[key] else None for key in RATIOS)
+                tp, fp, fn = (int(row[key]) for key in COUNTS)
+                agreement = float(row["agreement"]) if row.get("agreement") else None
+                scores.append(
+                    VolumeScore(row["patient"], dsc, hd95, sensitivity, precision, tp, fp, fn, agreement=agreement)
+                )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
+    return scores
 
 
 def table(scores: Sequence[VolumeScore], seed: int) -> str:

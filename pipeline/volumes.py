@@ -209,6 +209,56 @@ def load_label(path: Path) -> Pixels:
     return volume.astype(np.uint8, copy=False)
 
 
+def load_image(path: Path) -> NDArray[Any]:
+    """Read an image volume.
+
+    Args:
+        path: the NIfTI file.
+
+    Returns:
+        (H, W, D, 3), numbers of the file's type, channels pre-contrast, FLAIR, post-contrast.
+
+    Raises:
+        PipelineError: missing, damaged, or not three channels.
+    """
+    volume = _voxels(path)
+    if volume.ndim != 4 or volume.shape[3] != 3:
+        raise PipelineError(f"{path}: shape {volume.shape} (expected (H, W, D, 3)). Give the image volume.")
+    return volume
+
+
+def load_map(path: Path) -> NDArray[np.float32]:
+    """Read a probability or uncertainty volume.
+
+    Args:
+        path: the NIfTI file.
+
+    Returns:
+        (H, W, D) float32.
+
+    Raises:
+        PipelineError: missing, damaged, not 3-D, or with values that are not finite.
+    """
+    volume = _voxels(path)
+    if volume.ndim != 3 or not np.isfinite(volume).all():
+        raise PipelineError(f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)).")
+    return volume.astype(np.float32, copy=False)
+
+
+def shown_in_grey(channel: NDArray[Any]) -> Pixels:
+    """A channel as 8-bit grey: as it is where it has 8 bits, else between its 0.1st and 99.9th percentile.
+
+    Args:
+        channel: (H, W, D), numbers.
+    """
+    if channel.dtype == np.uint8:
+        return channel
+    low, high = np.percentile(channel, (0.1, 99.9))
+    scaled = (channel.astype(np.float32) - low) / max(high - low, 1e-6)
+    grey: Pixels = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return grey
+
+
 def check_image(path: Path) -> None:
     """Refuse, by its header alone, a volume that no network here can read.
 
@@ -267,18 +317,18 @@ def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
     _save_like(mask.astype(np.uint8), path, like)
 
 
-def save_probability(probability: NDArray[np.float32], path: Path, like: Path) -> None:
-    """Write a probability volume that opens aligned with an image.
+def save_map(values: NDArray[np.float32], path: Path, like: Path) -> None:
+    """Write a probability or uncertainty volume that opens aligned with an image.
 
     Args:
-        probability: (H, W, D) float32, 0 to 1.
+        values: (H, W, D) float32.
         path: ends in ``.nii.gz``; replaced as a whole.
         like: NIfTI image of the same H, W, D whose affine and units are taken over.
 
     Raises:
         PipelineError: another shape, an unreadable ``like``, or a disk that refuses.
     """
-    _save_like(probability, path, like)
+    _save_like(values, path, like)
 
 
 def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:

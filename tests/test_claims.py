@@ -17,6 +17,7 @@ from pipeline import claims
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.metrics import summarise
+from pipeline.scores import read_scores
 
 ONE_BUNDLE = pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], ids=["basic_unet"], indirect=True)
 PAGE = "# One\n\n<!-- summaries shipped/basic_unet_native -->\nold\n<!-- end -->\n"
@@ -209,7 +210,7 @@ def test_shipped_weights_are_scored_again(repository: Path, manifest: Path, caps
     for row, value in zip(rows[1:], (dsc[0] + 0.0045, dsc[1]), strict=True):
         row[1] = str(value)
     (folder / "scores.csv").write_text("\n".join(map(",".join, rows)))
-    again = summarise(claims._scores(folder), 0)
+    again = summarise(read_scores(folder), 0)
     summary_says(**{key: again[key] for key in claims.OF_SCORES})(repository)
     with pytest.raises(PipelineError) as error:
         claims.main(["--root", str(repository), "--verify", str(manifest)])
