@@ -127,7 +127,12 @@ def sizes_svg(runs: Mapping[str, Mapping[str, float | None]], lesion_voxels: Map
             ]
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(x, y, ls="", ms=6, alpha=0.85, label=name, **_look(number, "marker"))
-        axes.set(xscale="log", xlabel="lesion, voxels of the truth", ylabel="DSC", ylim=(-0.02, 1.02))
+        lowest = min((value for dsc in runs.values() for value in dsc.values() if value is not None), default=0.0)
+        axes.set(
+            xscale="log", xlabel="lesion, voxels of the truth", ylabel="DSC", ylim=(int(lowest * 10) / 10 - 0.03, 1)
+        )
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
         return _svg(figure, len(runs), "Lesion size against DSC")
 
 

@@ -200,6 +200,7 @@ def page(runs: Sequence[Run], viewers: int = VIEWERS) -> tuple[str, list[str]]:
         runs=[_run_row(run, runs[0]) for run in runs],
         patients=[_patient_row(patient, runs, patient in views) for patient in patients],
         names=[run.name for run in runs],
+        agreement=any(score.agreement is not None for run in runs for score in run.scores),
         protocol=runs[0].summary["protocol"],
         notes=notes,
         bars=plots.bars_svg(dsc, patients),
@@ -286,7 +287,16 @@ def _budget(config: Mapping[str, Any]) -> str:
 def _patient_row(patient: str, runs: Sequence[Run], has_view: bool) -> dict[str, Any]:
     scores = [run.by_patient.get(patient) for run in runs]
     known = next(score for score in scores if score)
-    return {"patient": patient, "lesion_voxels": known.lesion_voxels, "scores": scores, "has_view": has_view}
+    base = scores[0].dsc if scores[0] else None
+    others = [score.dsc if score else None for score in scores[1:]]
+    apart = [None, *(None if base is None or dsc is None else dsc - base for dsc in others)]
+    return {
+        "patient": patient,
+        "lesion_voxels": known.lesion_voxels,
+        "scores": scores,
+        "apart": apart,
+        "has_view": has_view,
+    }
 
 
 def _source(run: Run) -> dict[str, Any]:

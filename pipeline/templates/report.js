@@ -83,7 +83,7 @@
       for (let voxel = 0; voxel < size; voxel++) {
         const [is, said] = [truth[voxel] > 127, found[voxel] > 127];
         const colour = strength && strength[voxel] > 12 ? [...MAP, Math.min(220, 40 + strength[voxel])]
-          : state.errors && is !== said ? [...(said ? FALSE_POSITIVE : FALSE_NEGATIVE), 130] : null;
+          : state.errors && is !== said ? [...(said ? FALSE_POSITIVE : FALSE_NEGATIVE), 105] : null;
         if (colour) layer.data.set(colour, 4 * voxel);
       }
       scratch.width = view.width; scratch.height = view.height;
