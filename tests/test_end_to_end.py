@@ -416,13 +416,13 @@ def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path, monkeypa
     bundle, out = trained
     lively_weights(trained, manifest, tmp_path / "model.pt")
     asked: list[tuple[int, bool]] = []
-    probability = inference.predict_probability
+    passes = inference.predict_passes
 
     def watch(bundles: Any, image: Path, *, flips: bool) -> Any:
         asked.append((len(bundles), flips))
-        return probability(bundles, image, flips=flips)
+        return passes(bundles, image, flips=flips)
 
-    monkeypatch.setattr(inference, "predict_probability", watch)
+    monkeypatch.setattr(inference, "predict_passes", watch)
     evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
     second = ("--bundle", str(bundle), "--weights", str(out / "model.pt"))
     both = evaluated((bundle, tmp_path), manifest, tmp_path / "both", *second)
@@ -432,6 +432,34 @@ def test_evaluate_averages_and_flips(trained, manifest, tmp_path: Path, monkeypa
     flipped = evaluated((bundle, tmp_path), manifest, tmp_path / "flipped", "--tta")
     assert flipped["tta"] is True
     assert asked == [(1, False)] * 2 + [(2, False)] * 2 + [(1, True)] * 2
+
+
+def test_evaluate_draws_figures_and_uncertainty(trained, manifest, tmp_path: Path, capsys) -> None:
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    for path in trained[1].glob("log/events*"):
+        shutil.copy(path, tmp_path)
+    asked = ("--figures", "--tta", "--uncertainty")
+    evaluated((trained[0], tmp_path), manifest, tmp_path / "out", *asked)
+    patients = [volume.patient for volume in read_manifest(manifest).sections["validation"]]
+    assert (tmp_path / "out" / "figures" / "dsc.png").is_file()
+    for patient in patients:
+        drawn = len(list((tmp_path / "out" / "figures" / patient).glob("slice_*.png")))
+        mask = load_label(tmp_path / "out" / "masks" / f"{patient}_mask.nii.gz")
+        truth = load_label(tmp_path / "out" / "volumes" / f"{patient}_label.nii.gz")
+        assert drawn == (mask | truth).any(axis=(0, 1)).sum() < mask.shape[2]
+        assert (tmp_path / "out" / "uncertainty" / f"{patient}_uncertainty.nii.gz").is_file()
+    assert all(0 < float(row["agreement"]) <= 1 for row in scores_of(tmp_path / "out"))
+    curves = json.loads((tmp_path / "out" / "curves.json").read_text())
+    assert len(curves[trained[0].name]["val_dsc"]) == TINY["max_epochs"]
+    assert "(2 of 2 patients drawn" in capsys.readouterr().out
+    evaluated((trained[0], tmp_path), manifest, tmp_path / "out", *asked)
+    assert "(0 of 2 patients drawn" in capsys.readouterr().out
+    evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+    assert not list((tmp_path / "out" / "uncertainty").iterdir())
+    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+        evaluated((trained[0], tmp_path), manifest, tmp_path / "out", "--uncertainty")
+    with pytest.raises(PipelineError, match="--all-slices without --figures"):
+        evaluated((trained[0], tmp_path), manifest, tmp_path / "out", "--all-slices")
 
 
 def test_results_of_another_split_are_not_mixed(trained, manifest, tmp_path: Path) -> None:
@@ -445,14 +473,15 @@ def test_evaluate_twice_writes_the_same_bytes(trained, manifest, tmp_path: Path)
     for name in ("first", "second"):
         evaluated(trained, manifest, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
-    assert len(files) == 4
+    # Table, summary, curves; of two patients mask, image and label.
+    assert len(files) == 9
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
 
 def test_evaluate_writes_no_path_of_the_machine(trained, manifest, tmp_path: Path) -> None:
     evaluated(trained, manifest, tmp_path / "out")
-    for name in ("scores.csv", "summary.json"):
+    for name in ("scores.csv", "summary.json", "curves.json"):
         assert str(tmp_path.parent) not in (tmp_path / "out" / name).read_text()
 
 

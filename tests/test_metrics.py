@@ -16,6 +16,8 @@ from pipeline.metrics import (
     bootstrap_interval,
     calibration,
     largest_component,
+    paired,
+    pass_agreement,
     reference_view,
     reliability,
     score_volume,
@@ -160,3 +162,32 @@ def test_calibration_compares_probability_with_the_share_of_lesion() -> None:
     assert found["expected_calibration_error"] == pytest.approx(gaps / 7)
     assert summarise([score])["calibration"] == calibration([score])
     assert calibration([score_volume("unknown", truth, truth)]) is None
+
+
+def test_paired_differences_are_of_patients_that_both_have() -> None:
+    first = {"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.8, "only": 0.1}
+    second = {"a": 0.6, "b": 0.8, "c": 0.7, "d": 0.7, "other": 0.9}
+    found = paired(first, second)
+    assert (found["patients"], found["better"], found["worse"]) == (4, 2, 1)
+    assert found["mean"] == pytest.approx(0.05)
+    assert found["mean_95"][0] < 0.05 < found["mean_95"][1]
+    # Six differences of one sign: 2 of 2^6 arrangements are as far apart.
+    better = {str(n): 0.5 + n / 100 for n in range(1, 7)}
+    assert paired(dict.fromkeys(better, 0.5), better)["wilcoxon_p"] == pytest.approx(2 / 64)
+
+
+def test_paired_runs_without_difference_or_patient() -> None:
+    same = paired({"a": 0.5}, {"a": 0.5})
+    assert (same["mean"], same["wilcoxon_p"], same["better"], same["worse"]) == (0.0, None, 0, 0)
+    none = paired({"a": 0.5}, {"b": 0.5})
+    assert (none["patients"], none["mean"], none["mean_95"], none["wilcoxon_p"]) == (0, None, [None, None], None)
+
+
+def test_agreement_is_the_mean_dsc_of_all_pairs() -> None:
+    one, two, none = np.zeros((3, 4, 1), np.uint8), np.zeros((3, 4, 1), np.uint8), np.zeros((3, 4, 1), np.uint8)
+    one[0], two[0, :2] = 1, 1
+    assert pass_agreement([one, one]) == 1
+    assert pass_agreement([one, two]) == pytest.approx(2 * 2 / 6)
+    assert pass_agreement([one, two, none]) == pytest.approx((2 * 2 / 6 + 0 + 0) / 3)
+    assert pass_agreement([none, none]) is None
+    assert pass_agreement([one]) is None

@@ -17,7 +17,7 @@ from pipeline import predict
 from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.inference import predict_probability
+from pipeline.inference import mask_from_probability, predict_passes, predict_probability
 from pipeline.metrics import largest_component
 from pipeline.volumes import AFFINE, load_label, nifti_bytes
 
@@ -193,7 +193,7 @@ def test_every_fault_is_told_before_the_first_prediction(tmp_path: Path) -> None
     [
         ("nothing", "nothing there"),
         ("text.txt", "no volume"),
-        ("empty", r"no \*_image.nii.gz below it and no manifest.json in it"),
+        ("empty", r"neither \*_image.nii.gz nor PATIENT_NUMBER.tif below it, and no manifest.json in it"),
         ("gone.nii.gz", "no such file"),
     ],
 )
@@ -210,3 +210,107 @@ def test_two_volumes_of_one_name_are_refused(tmp_path: Path) -> None:
         path.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
     with pytest.raises(PipelineError, match="two volumes of the name a"):
         run(UNUSED, tmp_path / "out", tmp_path)
+
+
+@pytest.fixture
+def slices(phantoms: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """Two patients' images as a folder of TIFFs without masks, and their ids."""
+    patients = sorted(folder.name for folder in phantoms.iterdir() if folder.is_dir())[:2]
+    for patient in patients:
+        shutil.copytree(phantoms / patient, tmp_path / "in" / patient, ignore=shutil.ignore_patterns("*_mask.tif"))
+    return tmp_path / "in", patients
+
+
+def test_a_folder_of_slices_gives_what_the_manifest_gives(lively, slices, manifest: Path, tmp_path: Path) -> None:
+    folder, patients = slices
+    found = run(lively, tmp_path / "out", folder)
+    assert list(found) == patients
+    whole = run(lively, tmp_path / "whole", manifest)
+    images = {v.patient: v.image for section in read_manifest(manifest).sections.values() for v in section}
+    for patient in patients:
+        assert found[patient]["lesion_voxels"] == whole[patient]["lesion_voxels"]
+        built = tmp_path / "out" / "volumes" / f"{patient}_image.nii.gz"
+        assert built.read_bytes() == images[patient].read_bytes()
+        mask = nib.load(tmp_path / "out" / f"{patient}_mask.nii.gz")
+        np.testing.assert_array_equal(mask.affine, AFFINE)
+    # Once more, into a folder below the slices, twice: what was built there is no input.
+    for _ in range(2):
+        assert list(run(lively, folder / "masks", folder, "--overwrite")) == patients
+
+
+def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, tmp_path: Path) -> None:
+    folder, patients = slices
+    for mask in (phantoms / patients[0]).glob("*_mask.tif"):
+        (folder / patients[0] / mask.name).write_bytes(b"not looked at")
+    assert list(run(lively, tmp_path / "out", folder)) == patients
+
+
+def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path: Path) -> None:
+    folder, (one, two) = slices
+    numbers = sorted(folder.glob(f"{one}/*.tif"))
+    numbers[0].write_bytes(b"<html>")
+    (folder / two / f"{two}_4.tif").unlink()
+    (folder / "nameless.tif").touch()
+    with pytest.raises(ManifestError) as caught:
+        run(UNUSED, tmp_path / "out", folder)
+    told = str(caught.value)
+    assert "an HTML page" in told
+    assert "slice(s) 4 missing" in told
+    assert "nameless.tif: the name holds no slice number" in told
+    assert not list(tmp_path.rglob("*.nii.gz"))
+
+
+def test_gaps_are_a_warning_where_allowed(lively, slices, tmp_path: Path, capsys) -> None:
+    folder, (_, two) = slices
+    whole = len(list(folder.glob(f"{two}/*.tif")))
+    (folder / two / f"{two}_4.tif").unlink()
+    found = run(lively, tmp_path / "out", folder, "--allow-gaps")
+    assert found[two]["slices"] == whole - 1
+    assert f"warning: {two}: gap: slice(s) 4 missing" in capsys.readouterr().out
+
+
+def test_only_nameless_slices_are_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "nameless.tif").touch()
+    with pytest.raises(ManifestError, match="the name holds no slice number"):
+        run(UNUSED, tmp_path / "out", tmp_path / "in")
+
+
+def test_uncertainty_is_the_deviation_of_the_passes(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    name = image.name.removesuffix("_image.nii.gz")
+    found = run(lively, tmp_path / "out", image, "--tta", "--uncertainty")
+    bundle = load_bundle(lively[0], lively[1] / "model.pt")
+    one, two = (np.asarray(passed) for passed in predict_passes([bundle], image, flips=True))
+    written = np.asarray(nib.load(tmp_path / "out" / f"{name}_uncertainty.nii.gz").dataobj)
+    assert written.dtype == np.float32
+    np.testing.assert_allclose(written, np.abs(one - two) / 2, atol=1e-6)
+    assert written.max() > 1e-3
+    masks = [mask_from_probability(bundle, passed) for passed in (one, two)]
+    overlap = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert found[name]["agreement"] == pytest.approx(overlap)
+    assert "agreement" in capsys.readouterr().out
+    run(lively, tmp_path / "out", image, "--overwrite")
+    assert not (tmp_path / "out" / f"{name}_uncertainty.nii.gz").exists()
+    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+        run(lively, tmp_path / "other", image, "--uncertainty")
+
+
+def test_figures_of_predictions(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    name = image.name.removesuffix("_image.nii.gz")
+    found = run(lively, tmp_path / "out", image, "--figures")
+    pictures = list((tmp_path / "out" / "figures" / name).glob("slice_*.png"))
+    assert len(pictures) == found[name]["lesion_slices"]
+    assert (tmp_path / "out" / "figures" / f"{name}.gif").is_file()
+    run(lively, tmp_path / "all", image, "--figures", "--all-slices")
+    assert len(list((tmp_path / "all" / "figures" / name).glob("slice_*.png"))) == found[name]["slices"]
+    with pytest.raises(PipelineError, match="--all-slices without --figures"):
+        run(UNUSED, tmp_path / "none", image, "--all-slices")
+
+
+def test_tables_name_no_folder_of_this_machine(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    run(lively, tmp_path / "out", image.resolve())
+    for path in (tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.json"):
+        assert str(image.parent) not in path.read_text()
