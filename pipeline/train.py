@@ -89,7 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run([*command, *options, *overrides])
         if status:
             return status
+    print(_next(args, bundle, out, folds))
     return 0
+
+
+def _next(args: argparse.Namespace, bundle: Path, out: Path, folds: Sequence[int | None]) -> str:
+    """The best validation DSC, and the commands that score the last weights and show them."""
+    records = [(out if fold is None else out / f"fold_{fold}") / RECORD for fold in folds]
+    best = [json.loads(path.read_bytes()).get("best_validation_dsc") for path in records if path.is_file()]
+    said = ", ".join(f"{dsc:.4f}" for dsc in best if dsc is not None)
+    what = ["--weights", str(out / "model.pt")] if args.fold is None else ["--folds", str(out)]
+    what += [] if args.fold in (None, ALL_FOLDS) else ["--fold", args.fold]
+    scores = str(out / "scores")
+    evaluate = ["python", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--bundle", str(bundle)]
+    commands = [[*evaluate, *what, "--out", scores, "--figures"], ["python", "-m", "pipeline.report", scores]]
+    start = f"best validation DSC {said}; " if said else ""
+    return f"{start}next: {' && '.join(map(shlex.join, commands))}"
 
 
 def _named(name: str, folder: str, suffix: str) -> Path:

@@ -68,7 +68,12 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     rates = [point.value for point in curves.Scalars("learning_rate")]
     assert max(rates) <= 0.004 + 1e-9
     assert rates[-1] < max(rates)
-    assert curves.Tags()["images"]
+    assert record["best_validation_dsc"] == pytest.approx(max(point.value for point in curves.Scalars("val_dsc")))
+    for tag in ("validation/worst", "validation/median"):
+        assert [picture.step for picture in curves.Images(tag)] == list(range(1, TINY["max_epochs"] + 1))
+        texts = [event.tensor_proto.string_val[0].decode() for event in curves.Tensors(f"{tag}/text_summary")]
+        patients = [volume.patient for volume in read_manifest(manifest).sections["validation"]]
+        assert all(text.split(":")[0] in patients for text in texts)
 
 
 def interrupted_training(bundle: Path, out: Path, manifest: Path, run_config: Any, monkeypatch: Any) -> dict[str, Any]:

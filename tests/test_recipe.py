@@ -203,6 +203,48 @@ def test_picture_draws_the_prediction_red_and_the_truth_green(recipe: ConfigPars
     assert torch.allclose(picture[:, 8, 8], torch.tensor([0.2, 0.2, 0.2]))
 
 
+def test_worst_and_median_patient_are_shown(recipe: ConfigParser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlaps of 1, 0.5 and 0; one patient without lesion and prediction has no DSC."""
+    from types import SimpleNamespace
+
+    shown: list[tuple[str, str]] = []
+    writer = recipe.get_parsed_content("writer")
+    monkeypatch.setattr(writer, "add_image", lambda tag, picture, step: shown.append((tag, str(picture.shape))))
+    monkeypatch.setattr(writer, "add_text", lambda tag, text, step: shown.append((tag, text)))
+    label, half, none = (torch.zeros(1, 8, 8, 2) for _ in range(3))
+    label[0, :4, :4] = half[0, :4, :2] = 1
+    half[0, 4:, :2] = 1
+    background = torch.zeros(1, 8, 8, 2)
+    pairs = {"all": (label, label), "half": (half, label), "none": (none, label), "healthy": (none, none)}
+    output = [{"pred": pred, "label": truth, "background": background} for pred, truth in pairs.values()]
+    engine = SimpleNamespace(state=SimpleNamespace(output=output, batch=[{"patient": name} for name in pairs], epoch=3))
+    recipe.get_parsed_content("validate#seen").clear()
+    recipe.get_parsed_content("validate#see")(engine)
+    recipe.get_parsed_content("validate#show")(engine)
+    picture = "torch.Size([3, 8, 8])"
+    assert shown == [
+        ("validation/worst", picture),
+        ("validation/worst", "none: DSC 0.0000"),
+        ("validation/median", picture),
+        ("validation/median", "half: DSC 0.5000"),
+    ]
+    recipe.get_parsed_content("validate#seen").clear()
+    recipe.get_parsed_content("validate#show")(engine)  # no patient: nothing to show
+    assert len(shown) == 4
+
+
+def test_time_left_is_of_the_whole_training(recipe: ConfigParser, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+    from types import SimpleNamespace
+
+    state = SimpleNamespace(iteration=100, max_epochs=10, epoch_length=100)
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    recipe.get_parsed_content("start_clock")(SimpleNamespace(state=state))  # resumed at 100
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0 + 450)
+    state.iteration = 200  # 4.5 s each, 800 to go
+    assert recipe.get_parsed_content("time_left")(state) == "1:00:00"
+
+
 def test_mask_is_the_largest_component_in_three_dimensions(recipe: ConfigParser) -> None:
     probability = torch.zeros(1, 12, 12, 6)
     probability[0, 1:4, 1:4, 0] = 0.9  # 9 voxels, and with the next slice's diagonal neighbour 18

@@ -441,3 +441,25 @@ def test_two_processes_go_on_where_they_were_stopped(manifest: Path, tmp_path: P
     assert [point.step for point in curves.Scalars("train_loss")] == [*range(steps + 1, 2 * steps + 1)]
     assert (tmp_path / "run" / "model.pt").is_file()
     assert not [*(tmp_path / "run").glob("checkpoint*")]
+
+
+def test_the_last_line_says_how_to_score_and_show(commands, folded: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "other").touch()
+    given = ["--manifest", str(folded), "--out", str(out)]
+    assert train.main(given) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"next: python -m pipeline.evaluate --manifest {folded} --bundle bundles/basic_unet --weights {out}/model.pt "
+        f"--out {out}/scores --figures && python -m pipeline.report {out}/scores"
+    )
+    assert train.main([*given, "--fold", "1"]) == 0
+    assert f"--folds {out} --fold 1 --out {out}/scores" in capsys.readouterr().out.splitlines()[-1]
+    for fold, dsc in ((0, 0.5), (1, 0.75)):
+        (out / f"fold_{fold}").mkdir()
+        record = {"config": {}, "best_validation_dsc": dsc}
+        (out / f"fold_{fold}" / "training.json").write_text(json.dumps(record))
+    assert train._next(train.arguments().parse_args([*given, "--fold", "all"]), BASIC, out, [0, 1]).startswith(
+        "best validation DSC 0.5000, 0.7500; next: "
+    )
