@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: env ## Phantoms, manifest, a minute or two of training, evaluation; prints the DSC table
+demo: env ## Phantoms, manifest, a minute or two of training, evaluation with pictures, report; prints the DSC table
 	@$(MAKE) --no-print-directory demo-run
 
 demo-run:
@@ -33,10 +33,11 @@ demo-run:
 	  --dataset_dir $(DEMO)/manifest --ckpt_dir $(DEMO)/model --output_dir $(DEMO)/model \
 	  --image_size 96 --max_epochs 8 --steps_per_epoch 40 --val_interval 4 --amp False
 	$(PY) -m pipeline.evaluate --manifest $(DEMO)/manifest --bundle bundles/basic_unet \
-	  --weights $(DEMO)/model/model.pt --split validation --out $(DEMO)/results
+	  --weights $(DEMO)/model/model.pt --split validation --out $(DEMO)/results --figures
+	$(PY) -m pipeline.report $(DEMO)/results --out $(DEMO)/report.html
 
-test: env ## Run all tests with branch coverage; LGG_ROOT=data/kaggle_3m adds those on real patients
-	$(PY) -m pytest --cov --cov-report=term
+test: env ## Run all tests with branch coverage, two processes; LGG_ROOT=data/kaggle_3m adds those on real patients
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 lint: env ## ruff (lint and format), mypy --strict, generated bundle configs
 	$(VENV)/bin/ruff check .
