@@ -138,10 +138,28 @@ def gif_bytes(frames: Iterable[Picture]) -> bytes:
     """An endless GIF file of frames, (H, W, 3) uint8 each, ``FRAME_MS`` apart; at least one frame."""
     from PIL import Image
 
-    first, *others = (Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(_gif_palette())
+    first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
     return buffer.getvalue()
+
+
+def _gif_palette() -> list[int]:
+    """256 colours: 128 greys, and each of the four colours laid over four greys in eight strengths.
+
+    A palette of the frame's own would spend them all on greys.
+    """
+    greys = [[value, value, value] for value in np.linspace(0, 255, 128).round().astype(int)]
+    hues = np.array([RED, GREEN, np.minimum(np.add(RED, GREEN), 255), MAGENTA])
+    mixed = [
+        (hue * share + grey * (1 - share)).round().astype(int).tolist()
+        for hue in hues
+        for grey in (0, 60, 120, 180)
+        for share in np.linspace(0.2, 1, 8)
+    ]
+    return [int(value) for colour in greys + mixed for value in colour]
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:

@@ -71,14 +71,13 @@ def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float]) -> bytes:
     mean, median = statistics.mean(dsc.values()), statistics.median(dsc.values())
     with _styled():
         figure, axes = _figure(8, max(2.5, 1.2 + 0.24 * len(values)))
-        bars = axes.barh(
-            [patient for patient, _ in values], [value for _, value in values], color="#56b4e9", height=0.7
-        )
-        axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=7)
+        axes.barh([patient for patient, _ in values], [value for _, value in values], color="#56b4e9", height=0.7)
+        for place, (_, value) in enumerate(values):
+            axes.text(0.01, place, f"{value:.4f}", va="center", fontsize=7)
         axes.axvspan(*interval, color="red", alpha=0.15, lw=0, label=f"95 % {interval[0]:.3f} to {interval[1]:.3f}")
         axes.axvline(mean, color="red", lw=1.5, label=f"mean {mean:.4f}")
         axes.axvline(median, color="green", lw=1.5, ls="--", label=f"median {median:.4f}")
-        axes.set(xlim=(0, 1.08), ylim=(-0.6, len(values) - 0.4), xlabel="DSC")
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(values) - 0.4), xlabel="DSC")
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)

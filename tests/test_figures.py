@@ -170,3 +170,15 @@ def test_gif_keeps_every_frame() -> None:
     gif = Image.open(io.BytesIO(gif_bytes(frames)))
     assert gif.n_frames == 5
     assert gif.info["loop"] == 0
+
+
+def test_gif_keeps_the_colours_of_contours() -> None:
+    import io
+
+    grey = np.tile(np.arange(32, dtype=np.uint8) * 6, (40, 1))
+    mask = square(slice(10, 20), slice(8, 24))
+    for prediction, truth in ((mask, None), (None, mask), (mask, mask)):
+        frame = contour_frame(grey, prediction, truth)
+        shown = np.asarray(Image.open(io.BytesIO(gif_bytes([frame, frame]))).convert("RGB")).astype(int)
+        assert np.abs(shown - frame).max(axis=-1).mean() < 3
+        assert np.abs(shown - frame).max() < 70
