@@ -18,7 +18,7 @@ from pipeline.overrides import as_recorded, check_overrides, merged
 from pipeline.records import RECORD
 
 ALL_FOLDS = "all"
-PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume")
+PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different")
 """Config keys that say where a training runs, not what it is."""
 OWN = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
 """Config keys that options of this command set, for each fold its own."""

@@ -53,6 +53,8 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     assert all(torch.isfinite(value).all() for value in state.values())
     assert (out / "model_best.pt").is_file()
     assert not [*out.glob("checkpoint*")]  # a finished training leaves nothing to resume
+    assert json.loads((out / "run.json").read_text()) == {"status": "completed", "resumed": False}
+    assert not (out / ".lock").exists()
     record = json.loads((out / "training.json").read_text())
     assert record["weights"] == {name: sha256_file(out / name) for name in ("model.pt", "model_best.pt")}
     assert str(out.parent) not in (out / "training.json").read_text()
@@ -93,7 +95,9 @@ def interrupted_training(bundle: Path, out: Path, manifest: Path, run_config: An
         patch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
         with pytest.raises(KeyboardInterrupt):
             run_config(bundle / "configs" / "train.json", **overrides)
-    assert {path.name for path in out.glob("*.*")} == {"checkpoint_1.pt", "checkpoint.json", "model_best.pt"}
+    kept = {f"{name}.pt{end}" for name in ("checkpoint_1", "model_best") for end in ("", ".sha256")}
+    assert {path.name for path in out.glob("[!.]*.*")} == kept | {"checkpoint.json", "run.json"}
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
     return overrides
 
 
@@ -130,6 +134,92 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
         curves.Reload()
         rates[name] = [(point.step, point.value) for point in curves.Scalars("learning_rate")]
     assert rates["resumed"] == rates["whole"][4:]
+    resumed, whole = (torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path, out))
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)  # to the bit
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "completed", "resumed": True}
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    good = (tmp_path / "checkpoint_1.pt").read_bytes()
+    (tmp_path / "checkpoint_2.pt").write_bytes(good[:-100])
+    shutil.copy(tmp_path / "checkpoint_1.pt.sha256", tmp_path / "checkpoint_2.pt.sha256")
+    run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    assert "checkpoint_2.pt: damaged" in caplog.text
+    assert "going on from checkpoint_1.pt" in caplog.text
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    with (tmp_path / "checkpoint_1.pt").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"flipped")
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    assert "every checkpoint is damaged: checkpoint_1.pt: damaged" in str(failure.value.__cause__)
+
+
+def test_other_versions_are_refused_unless_allowed(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    path = tmp_path / "checkpoint.json"
+    record = json.loads(path.read_text())
+    record["versions"]["monai"] = "1.0.0"
+    path.write_text(json.dumps(record))
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    assert "changed since the training began: monai (1.0.0, now " in str(failure.value.__cause__)
+    assert "--allow_different True" in str(failure.value.__cause__)
+    run_config(trained[0] / "configs" / "train.json", **overrides, resume=True, allow_different=True)
+    assert "goes on all the same: monai (1.0.0" in caplog.text
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_a_second_training_in_one_folder_is_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    code = (
+        "import fcntl, os, sys, time\n"
+        "handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "fcntl.lockf(handle, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log"), **TINY}
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **overrides)
+        assert "another training runs there" in str(failure.value.__cause__)
+        assert not list(tmp_path.glob("*.pt"))
+        other.communicate("")
+    run_config(trained[0] / "configs" / "train.json", **overrides)  # the other is gone, its lock with it
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_a_disk_that_refuses_leaves_the_checkpoint(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    """The second epoch's checkpoint meets a full disk; the first one stays, and training goes on from it."""
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == "checkpoint_2.pt":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log"), **TINY}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **overrides)
+    assert "checkpoint_2.pt: cannot be written (No space left on device)" in str(failure.value.__cause__)
+    assert "Free space" in str(failure.value.__cause__)
+    assert not list(tmp_path.glob(".*.tmp"))
+    run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
     assert (tmp_path / "model.pt").is_file()
 
 
@@ -149,7 +239,8 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
         with pytest.raises(RuntimeError) as failure:
             run_config(trained[0] / "configs" / "train.json", **{**overrides, **changes})
         assert message in str(failure.value.__cause__)
-        assert {path.name for path in tmp_path.glob("checkpoint*")} == {"checkpoint_1.pt", "checkpoint.json"}
+        there = {path.name for path in tmp_path.glob("checkpoint*")}
+        assert there == {"checkpoint_1.pt", "checkpoint_1.pt.sha256", "checkpoint.json"}
 
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     refused("pass --resume True")

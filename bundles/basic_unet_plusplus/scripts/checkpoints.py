@@ -1,0 +1,212 @@
+"""Weights and checkpoints that a kill or a full disk leaves whole: written aside, brought to the disk, then renamed.
+
+A file under its final name is the old one or the new one. Beside ``NAME.pt`` stands ``NAME.pt.sha256`` with the hash it
+has, or, for the moment of a change, with both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.handlers.checkpoint import BaseSaveHandler
+
+PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
+RUN, LOCK = "run.json", ".lock"
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put data under a name, whole and on the disk, or leave what is there.
+
+    Args:
+        path: its folder exists.
+        data: the whole content.
+
+    Raises:
+        RuntimeError: the disk refuses; says what to do.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise RuntimeError(
+            f"{path}: cannot be written ({error.strerror or error}), what was there before stays. "
+            "Free space on the disk or mend the folder's permissions, then go on with --resume True"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def proof_of(path: Path) -> Path:
+    """The file that holds the hash of another."""
+    return path.with_name(path.name + ".sha256")
+
+
+class DurableSaver(BaseSaveHandler):
+    """ignite's ``DiskSaver`` with ``write_durably`` and a hash beside each file; the first process writes.
+
+    Args:
+        dirname: folder, made where it is missing.
+    """
+
+    def __init__(self, dirname: str | os.PathLike[str]) -> None:
+        self.dirname = Path(dirname)
+
+    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write one.
+
+        Raises:
+            RuntimeError: the disk refuses.
+        """
+        del metadata
+        if idist.get_rank():
+            return
+        self.dirname.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        data = buffer.getvalue()
+        path = self.dirname / filename
+        proof, new = proof_of(path), hashlib.sha256(data).hexdigest()
+        old = proof.read_text().split() if path.is_file() and proof.is_file() else []
+        # The hash first: a file under its final name is never without the one it has.
+        write_durably(proof, "\n".join([new, *old[:1]]).encode())
+        write_durably(path, data)
+        if old:
+            write_durably(proof, new.encode())
+
+    def remove(self, filename: str) -> None:
+        """Remove one and its hash."""
+        if not idist.get_rank():
+            for path in (self.dirname / filename, proof_of(self.dirname / filename)):
+                path.unlink(missing_ok=True)
+
+
+def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """Checkpoints of a training that has not ended, the newest first."""
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob("checkpoint_*.pt")
+        if (match := PATTERN.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[str, Any]:
+    """The newest checkpoint that is whole; of a damaged one it is said, and the one before is taken.
+
+    Args:
+        folder: of the training.
+        device: where its tensors go.
+
+    Raises:
+        RuntimeError: none is whole.
+    """
+    faults = []
+    for path in checkpoints_in(folder):
+        fault, state = _load(path, device)
+        if state is not None:
+            for before in faults:
+                logging.getLogger("train").warning("%s; going on from %s", before, path.name)
+            return state
+        faults.append(fault)
+    raise RuntimeError(f"nothing to resume, every checkpoint is damaged: {'; '.join(faults)}")
+
+
+def _load(path: Path, device: torch.device | str) -> tuple[str, dict[str, Any] | None]:
+    try:
+        data = path.read_bytes()
+        known = proof_of(path).read_text().split()
+    except OSError as error:
+        return f"{path.name}: cannot be read, or has no hash beside it ({error.strerror})", None
+    if hashlib.sha256(data).hexdigest() not in known:
+        return f"{path.name}: damaged (its SHA-256 is not the one beside it)", None
+    return "", torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+
+
+class Run:
+    """A training's folder: one training at a time, and a ``run.json`` that says how far it came.
+
+    ``status`` there is ``running`` from the first step and ``completed`` once all else is written; a folder that says
+    running while nothing runs holds a training that was stopped.
+
+    Args:
+        folder: of the training, made where it is missing.
+
+    Raises:
+        RuntimeError: another process trains there, or the disk refuses.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._lock: int | None = None
+        if idist.get_rank():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
+
+    def _hold(self) -> None:
+        """Lock the folder until this process ends, however it ends; without effect where there are no locks.
+
+        The lock is the process's: after an interrupt in a notebook the same process goes on.
+        """
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(self._lock)
+            self._lock = None
+            raise RuntimeError(
+                f"{self.folder}: another training runs there. Wait for it, or pass another --ckpt_dir"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+
+    def says(self, status: str, **facts: Any) -> None:
+        """Write ``run.json``.
+
+        Args:
+            status: ``running`` or ``completed``.
+            facts: what else is known of it, JSON.
+
+        Raises:
+            RuntimeError: the disk refuses.
+        """
+        if not idist.get_rank():
+            write_durably(self.folder / RUN, json.dumps({"status": status, **facts}, indent=2).encode())
+
+    def release(self) -> None:
+        """Let others train there; the file of the lock goes too."""
+        if self._lock is not None:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
