@@ -139,7 +139,7 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
     assert json.loads((tmp_path / "run.json").read_text()) == {"status": "completed", "resumed": True}
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_passed_over(  # noqa: PLR0917
     trained, manifest, run_config, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
@@ -162,7 +162,7 @@ def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp
     assert "every checkpoint is damaged: checkpoint_1.pt: damaged" in str(failure.value.__cause__)
 
 
-def test_other_versions_are_refused_unless_allowed(
+def test_other_versions_are_refused_unless_allowed(  # noqa: PLR0917
     trained, manifest, run_config, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)

@@ -177,7 +177,7 @@ class Run:
         """
         if sys.platform == "win32":
             return
-        import fcntl
+        import fcntl  # noqa: PLC0415  # not there on Windows
 
         self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
