@@ -17,6 +17,7 @@ from pipeline import __version__
 from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.errors import PipelineError
 from pipeline.records import RECORD
+from pipeline.trust import refuse_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="state dict, one per --bundle (default: models/model.pt)",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run a --bundle that is not this project's own, whatever code its configs hold (default: plain ones only)",
+    )
     parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
     parser.add_argument(
         "--backend",
@@ -146,26 +152,42 @@ def refuse_single_pass(networks: int, *, flips: bool) -> None:
         raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
 
 
-def load_bundles(folders: Sequence[Path], weights: Sequence[Path], backend: str) -> list[Bundle]:
+def load_bundles(
+    folders: Sequence[Path], weights: Sequence[Path], backend: str, *, trust: bool = False
+) -> list[Bundle]:
     """Bundles as the command line names them.
 
     Args:
         folders: of the bundles.
         weights: one for each, or none.
         backend: as for ``load_bundle``.
+        trust: likewise.
 
     Raises:
         PipelineError: a number of weights that is neither, or what ``load_bundle`` raises.
     """
     one_each("--weights", weights, folders)
     files: Sequence[Path | None] = weights or [None] * len(folders)
-    return [load_bundle(folder, file, backend) for folder, file in zip(folders, files, strict=True)]
+    return [load_bundle(folder, file, backend, trust=trust) for folder, file in zip(folders, files, strict=True)]
 
 
-def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH) -> Bundle:
+def config_of(folder: Path) -> Path:
+    """The config by which a bundle predicts.
+
+    Raises:
+        PipelineError: no such file: ``folder`` is no bundle.
+    """
+    config = folder / CONFIG
+    if not config.is_file():
+        raise PipelineError(f"{folder}: found no {CONFIG}. Name a bundle's folder, such as bundles/basic_unet.")
+    return config
+
+
+def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH, *, trust: bool = False) -> Bundle:
     """Build a bundle's network and load its weights.
 
-    A config can name any code; load only bundles you trust. Weights trained with overrides (``--image_size 96``) are
+    A config can name any code: one that is not this project's own is read as text first (``pipeline.trust``). Weights
+    trained with overrides (``--image_size 96``) are
     used as they were trained: image size, crop and network are taken over from the ``training.json`` beside them. The
     config's ``keep_memory`` holds for the whole process from then on: what it frees stays with it.
 
@@ -173,10 +195,12 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
         folder: of the bundle, holding ``configs/inference.json``.
         weights: a state dict in place of ``models/model.pt``.
         backend: a key of ``pipeline.backends.BACKENDS``; all but ``torch`` run on the CPU.
+        trust: run a foreign bundle whatever its configs hold.
 
     Raises:
-        PipelineError: config or weights missing, unreadable, or of another architecture (the differing keys are named),
-            trained with another config than the bundle's, or a backend that is not installed.
+        PipelineError: a foreign bundle that is more than plain, config or weights missing, unreadable, or of another
+            architecture (the differing keys are named), trained with another config than the bundle's, or a backend
+            that is not installed.
     """
     # Thousands of modules, nothing of which is to be thrown away: looking for that takes a fifth of the time.
     collecting = gc.isenabled()
@@ -189,9 +213,9 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH)
         if collecting:
             gc.enable()
 
-    config = folder / CONFIG
-    if not config.is_file():
-        raise PipelineError(f"{folder}: found no {CONFIG}. Name a bundle's folder, such as bundles/basic_unet.")
+    config = config_of(folder)
+    if not trust:
+        refuse_foreign(folder)
     parser = ConfigParser()
     try:
         parser.read_config(config)

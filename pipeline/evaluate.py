@@ -15,6 +15,7 @@ from pipeline.bundle import add_arguments, load_bundle, load_bundles, one_each, 
 from pipeline.curves import CURVES, read_events, write_curves
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
+from pipeline.figures import DSC_FIGURE, FIGURES, Case, draw_cases, remove_outdated
 from pipeline.files import link_or_copy, write_atomically
 from pipeline.records import SECTIONS, VolumeScore
 from pipeline.scores import MAPS, MASKS, SUMMARY, VOLUMES, table, write_results
@@ -112,11 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups: list[FoldBundles]
     if args.folds:
         groups = [
-            fold_bundles(*pair, manifest.folds, args.backend, args.fold)
+            fold_bundles(*pair, manifest.folds, args.backend, args.fold, trust=args.trust)
             for pair in zip(args.bundle, args.folds, strict=True)
         ]
     else:
-        groups = [{None: bundle} for bundle in load_bundles(args.bundle, args.weights, args.backend)]
+        groups = [{None: bundle} for bundle in load_bundles(args.bundle, args.weights, args.backend, trust=args.trust)]
     if args.uncertainty:
         for volume in volumes:
             refuse_single_pass(len(predictors(groups, volume)), flips=args.tta)
@@ -130,11 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"warning: {len(seen)} of {len(volumes)} patients were trained on, these scores are not of unseen patients:"
         )
         print(f"  {', '.join(seen)}")
+    # Until the end the folder says that it is not complete: masks of two runs would pass for one's.
+    write_atomically(args.out / SUMMARY, (json.dumps(provenance, indent=2) + "\n").encode())
     scores = score_volumes(groups, volumes, args.protocol, flips=args.tta, out=args.out, uncertainty=args.uncertainty)
     _keep_curves(args, groups)
     write_results(args.out, scores, provenance)
+    cases = _cases(args.out, volumes)
+    remove_outdated(cases, args.out / FIGURES)
     if args.figures:
-        _draw(args.out, scores, volumes, all_slices=args.all_slices, seed=args.seed)
+        _draw(args.out / FIGURES, cases, scores, all_slices=args.all_slices, seed=args.seed)
     print(table(scores, args.seed))
     print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
     print(f"results: {args.out}; next: python -m pipeline.report {shlex.quote(str(args.out))}")
@@ -150,20 +155,11 @@ def _keep_curves(args: argparse.Namespace, groups: Sequence[FoldBundles]) -> Non
             weights = weights or (args.weights[number].parent if args.weights else folder / "models")
             name = bundle.name if fold is None else f"{bundle.name}, fold {fold}"
             name = f"{name} ({number + 1})" if name in curves else name
-            curves[name] = read_events(weights)
+            curves[name] = read_events(weights) or ({} if args.folds or args.weights else read_events(folder / "eval"))
     write_curves(args.out / CURVES, {name: tags for name, tags in curves.items() if tags})
 
 
-def _draw(out: Path, scores: Sequence[VolumeScore], volumes: Sequence[Volume], *, all_slices: bool, seed: int) -> None:
-    """The chart of DSC, and each patient's slices."""
-    from pipeline.figures import DSC_FIGURE, FIGURES, Case, draw_cases
-    from pipeline.metrics import bootstrap_interval
-    from pipeline.plots import dsc_png
-
-    dsc = {score.patient: score.dsc for score in scores if score.dsc is not None}
-    if dsc:
-        picture = dsc_png(dsc, bootstrap_interval(list(dsc.values()), seed))
-        write_atomically(out / FIGURES / DSC_FIGURE, picture)
+def _cases(out: Path, volumes: Sequence[Volume]) -> list[Case]:
     cases = []
     for volume in volumes:
         kept = out / MAPS / f"{volume.patient}_uncertainty.nii.gz"
@@ -176,8 +172,22 @@ def _draw(out: Path, scores: Sequence[VolumeScore], volumes: Sequence[Volume], *
                 uncertainty=kept if kept.is_file() else None,
             )
         )
-    drawn = draw_cases(cases, out / FIGURES, all_slices=all_slices)
-    print(f"figures: {out / FIGURES} ({drawn} of {len(cases)} patients drawn, the others were there)")
+    return cases
+
+
+def _draw(figures: Path, cases: Sequence[Case], scores: Sequence[VolumeScore], *, all_slices: bool, seed: int) -> None:
+    """The chart of DSC, and each patient's slices."""
+    from pipeline.metrics import bootstrap_interval
+    from pipeline.plots import dsc_png
+
+    dsc = {score.patient: score.dsc for score in scores if score.dsc is not None}
+    if dsc:
+        without = len(scores) - len(dsc)
+        picture = dsc_png(dsc, bootstrap_interval(list(dsc.values()), seed), without)
+        write_atomically(figures / DSC_FIGURE, picture)
+    drawn = draw_cases(cases, figures, all_slices=all_slices)
+    there = f", {len(cases) - drawn} were there" if drawn < len(cases) else ""
+    print(f"figures: {figures} ({drawn} of {len(cases)} patients drawn{there})")
 
 
 def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) -> tuple[Volume, ...]:
@@ -197,7 +207,9 @@ def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) ->
     return chosen
 
 
-def fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str, only: int | None = None) -> FoldBundles:
+def fold_bundles(
+    folder: Path, runs: Path, folds: Sequence[int], backend: str, only: int | None = None, *, trust: bool = False
+) -> FoldBundles:
     """A bundle with the weights of each fold of a cross-validation.
 
     Args:
@@ -206,20 +218,21 @@ def fold_bundles(folder: Path, runs: Path, folds: Sequence[int], backend: str, o
         folds: of the manifest.
         backend: as for ``load_bundle``.
         only: this fold alone; the others need not be there.
+        trust: as for ``load_bundle``.
 
     Raises:
         PipelineError: not exactly the folds wanted in ``fold_K/model.pt``, or weights that do not fit.
     """
     found = {int(path.parent.name[5:]): path for path in runs.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()}
     if only is not None and only in found:
-        return {only: load_bundle(folder, found[only], backend)}
+        return {only: load_bundle(folder, found[only], backend, trust=trust)}
     if only is not None or sorted(found) != list(folds) or not found:
         has, wanted = (", ".join(map(str, sorted(numbers))) or "none" for numbers in (found, folds))
         raise PipelineError(
             f"{runs}: holds weights of folds {has} (the manifest's: {wanted}). Train every fold: "
             f"python -m pipeline.train --fold all --out {runs}, on a manifest built with --folds K."
         )
-    return {fold: load_bundle(folder, found[fold], backend) for fold in folds}
+    return {fold: load_bundle(folder, found[fold], backend, trust=trust) for fold in folds}
 
 
 def predictors(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
@@ -273,8 +286,9 @@ def score_volumes(
         truth = load_label(volume.label)
         if out is not None:
             save_mask(mask, out / MASKS / f"{volume.patient}_mask.nii.gz", volume.image)
-            for path, kind in ((volume.image, "image"), (volume.label, "label")):
-                link_or_copy(path, out / VOLUMES / f"{volume.patient}_{kind}.nii.gz")
+            # The label is copied: people correct labels in place, and a link would be the manifest's own.
+            link_or_copy(volume.image, out / VOLUMES / f"{volume.patient}_image.nii.gz")
+            write_atomically(out / VOLUMES / f"{volume.patient}_label.nii.gz", volume.label.read_bytes())
             kept = out / MAPS / f"{volume.patient}_uncertainty.nii.gz"
             if uncertainty:
                 save_map(disagreement(passes), kept, volume.image)

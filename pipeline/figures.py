@@ -17,8 +17,10 @@ FIGURES = "figures"
 DSC_FIGURE = "dsc.png"
 STAMP = ".drawn.json"
 """In each patient's folder, written last: what it was drawn from."""
-DRAWN_BY = 1
+DRAWN_BY = 2
 """Goes up when the pictures change."""
+UNCERTAIN = 0.1
+"""Deviation of probabilities from which a slice is drawn though no mask touches it."""
 FLAIR = CHANNELS.index("FLAIR")
 DRAWERS = 4
 """Most processes that draw at once; one needs about 150 MB."""
@@ -46,8 +48,9 @@ class Case:
 def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) -> int:
     """Draw ``out/NAME/slice_NNN.png`` and ``out/NAME.gif`` for every case, several at once.
 
-    Prediction red, truth green, both yellow, on FLAIR. A slice is drawn where either has a voxel; a case with none in
-    any slice gets the middle one, so that every case has a picture.
+    Prediction red, truth green, both yellow, on FLAIR; beside it the uncertainty, where there is one. A slice is drawn
+    where either has a voxel, or the uncertainty reaches ``UNCERTAIN``; a case with none in any slice gets the middle
+    one, so that every case has a picture.
 
     Args:
         cases: of different names.
@@ -87,6 +90,29 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
     return len(waiting)
 
 
+def remove_outdated(cases: Sequence[Case], out: Path) -> None:
+    """Remove pictures that are of other files than these cases', and those of no case: they would pass for theirs.
+
+    Args:
+        cases: what stands in the folder now.
+        out: folder of pictures; may be missing.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    current = {case.name: case for case in cases}
+    with writing_errors(out):
+        for stamp in out.glob(f"*/{STAMP}"):
+            name = stamp.parent.name
+            kept = name in current and any(
+                _is_drawn(current[name], out, _stamp(current[name], all_slices)) for all_slices in (False, True)
+            )
+            if not kept:
+                shutil.rmtree(stamp.parent)
+                (out / f"{name}.gif").unlink(missing_ok=True)
+        (out / DSC_FIGURE).unlink(missing_ok=True)
+
+
 def _stamp(case: Case, all_slices: bool) -> dict[str, Any]:
     files = {"image": case.image, "mask": case.mask, "label": case.label, "uncertainty": case.uncertainty}
     try:
@@ -124,8 +150,11 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any], all_slices: bool) -
     truth = load_label(case.label) if case.label else None
     uncertainty = load_map(case.uncertainty) if case.uncertainty else None
     depth = image.shape[2]
-    wanted = list(range(depth)) if all_slices else slices_of_interest(mask, truth) or [depth // 2]
+    unsure = None if uncertainty is None else uncertainty >= UNCERTAIN
+    wanted = list(range(depth)) if all_slices else slices_of_interest(mask, truth, unsure) or [depth // 2]
     folder = out / case.name
+    if folder.parent != out or case.name in ("", ".", ".."):
+        raise PipelineError(f"{case.name!r}: no name for a folder of pictures. Rename the volume.")
     with writing_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.volumes import intensity_fault
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +141,7 @@ def _preprocess(bundle: Bundle, image: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = bundle.preprocessing({"image": str(image)})
     except (RuntimeError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
+        cause = intensity_fault(image) or error.__cause__ or error
         raise PipelineError(f"{image}: {bundle.name} cannot read it ({cause}). Check the volume.") from error
     return data
 

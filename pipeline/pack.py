@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.pack", description=__doc__.split("\n", 1)[0])
     parser.add_argument("bundle", help="folder, or name below bundles/")
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the zip (default: dist)")
+    parser.add_argument("--trust", action="store_true", help="load the bundle though it is not this project's own")
     args = parser.parse_args(argv)
     bundle = Path(args.bundle) if Path(args.bundle).is_dir() else Path("bundles") / args.bundle
     if not bundle.is_dir():
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     from pipeline.bundle import load_bundle, named_weights
 
-    loaded = load_bundle(bundle)  # raises where the weights do not fit the network
+    loaded = load_bundle(bundle, trust=args.trust)  # raises where the weights do not fit the network
     if loaded.settings:
         raise PipelineError(
             f"{bundle}: its weights were trained with another {', '.join(loaded.settings)} than its config says, and "

@@ -55,12 +55,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float]) -> bytes:
+def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float], without: int = 0) -> bytes:
     """Sorted bars of DSC by patient; mean red, its 95 % interval light red, median green.
 
     Args:
         dsc: patient id -> DSC; at least one.
         interval: of the mean.
+        without: patients without a DSC, said below.
 
     Returns:
         A PNG file.
@@ -77,7 +78,11 @@ def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float]) -> bytes:
         axes.axvspan(*interval, color="red", alpha=0.15, lw=0, label=f"95 % {interval[0]:.3f} to {interval[1]:.3f}")
         axes.axvline(mean, color="red", lw=1.5, label=f"mean {mean:.4f}")
         axes.axvline(median, color="green", lw=1.5, ls="--", label=f"median {median:.4f}")
-        axes.set(xlim=(0, 1), ylim=(-0.6, len(values) - 0.4), xlabel="DSC")
+        axes.set(
+            xlim=(0, 1),
+            ylim=(-0.6, len(values) - 0.4),
+            xlabel=f"DSC{f' ({without} patients without one)' if without else ''}",
+        )
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
@@ -85,7 +90,7 @@ def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float]) -> bytes:
 
 
 def bars_svg(runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[str]) -> str:
-    """DSC bars by patient, all runs side by side; a cross where DSC is not defined.
+    """DSC bars by patient, all runs side by side; a cross: DSC not defined; nothing: the run has no such patient.
 
     Args:
         runs: name -> patient id -> DSC.
@@ -103,7 +108,7 @@ def bars_svg(runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[
                 label=name,
                 **_look(number, "hatch"),
             )
-            odd = [(0.01, row) for row, patient in zip(rows, patients, strict=True) if dsc.get(patient) is None]
+            odd = [(0.01, row) for row, patient in zip(rows, patients, strict=True) if dsc.get(patient, 0) is None]
             axes.plot(*zip(*odd, strict=True), "x", color=_INK, ms=4) if odd else None
         axes.set(yticks=range(len(patients)), yticklabels=patients, xlabel="DSC", xlim=(0, 1))
         axes.invert_yaxis()
@@ -118,6 +123,8 @@ def sizes_svg(runs: Mapping[str, Mapping[str, float | None]], lesion_voxels: Map
         runs: as for ``bars_svg``.
         lesion_voxels: patient id -> voxels of the truth; those without lesion are left out.
     """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     with _styled(**_SVG):
         figure, axes = _figure(9, 3.6)
         for number, (name, dsc) in enumerate(runs.items()):
@@ -130,8 +137,9 @@ def sizes_svg(runs: Mapping[str, Mapping[str, float | None]], lesion_voxels: Map
         axes.set(
             xscale="log", xlabel="lesion, voxels of the truth", ylabel="DSC", ylim=(int(lowest * 10) / 10 - 0.03, 1)
         )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter("")
+        axes.xaxis.set_minor_locator(NullLocator())
         return _svg(figure, len(runs), "Lesion size against DSC")
 
 
@@ -147,15 +155,16 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
         figure = Figure(figsize=(9, 3.4))
         loss, dsc = figure.subplots(1, 2)
         for number, (name, tags) in enumerate(curves.items()):
-            look = {"color": COLOURS[number % len(COLOURS)]}
-            mark = {"marker": MARKERS[number % len(MARKERS)], "ms": 4}
+            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": name}
+            look |= {"marker": MARKERS[_place(number)], "ms": 4}
             for axes, tag, style in (
-                (loss, "train_loss", {"lw": 0.8, "alpha": 0.6}),
-                (loss, "val_loss", {"lw": 1.4, "ls": "--", **mark}),
-                (dsc, "val_dsc", {"lw": 1.4, "label": name, **mark}),
+                (dsc, "val_dsc", {"lw": 1.4}),
+                (loss, "val_loss", {"lw": 1.4, "ls": "--"}),
+                (loss, "train_loss", {"lw": 0.8, "alpha": 0.6, "markevery": 0.2}),
             ):
                 if tags.get(tag):
                     axes.plot(*zip(*tags[tag], strict=True), **look, **style)
+                    look.pop("label", None)  # once in the legend, whatever a training has kept
         loss.set(xlabel="iteration", title="loss: training thin, validation dashed")
         dsc.set(xlabel="iteration", title="validation DSC")
         for axes in (loss, dsc):
@@ -174,11 +183,16 @@ _SVG = {
 }
 
 
+def _place(number: int) -> int:
+    """Of a run's hatch and marker: beyond as many runs as there are colours, another one than the first time round."""
+    return (number + number // len(COLOURS)) % len(COLOURS)
+
+
 def _look(number: int, more: str) -> dict[str, Any]:
     colour = COLOURS[number % len(COLOURS)]
     if more == "hatch":
-        return {"facecolor": colour, "edgecolor": "#ffffff", "lw": 0, "hatch": HATCHES[number % len(HATCHES)]}
-    return {"color": colour, "marker": MARKERS[number % len(MARKERS)]}
+        return {"facecolor": colour, "edgecolor": "#ffffff", "lw": 0, "hatch": HATCHES[_place(number)]}
+    return {"color": colour, "marker": MARKERS[_place(number)]}
 
 
 def _svg(figure: Figure, entries: int, label: str) -> str:

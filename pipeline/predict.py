@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bundle import add_arguments, load_bundles, one_each, refuse_single_pass, versions
+from pipeline.bundle import add_arguments, config_of, load_bundles, one_each, refuse_single_pass, versions
 from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
-from pipeline.figures import FIGURES, Case, draw_cases
+from pipeline.figures import FIGURES, Case, draw_cases, remove_outdated
 from pipeline.files import sha256_file, write_atomically
 from pipeline.scores import VOLUMES
-from pipeline.slices import shown
+from pipeline.slices import id_fault, is_junk_folder, shown
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 IMAGE = "_image.nii.gz"
 TABLE = "predictions.csv"
 SUMMARY = "predictions.json"
+BUILT = ".built_from_slices"
+"""Stands in ``--out`` from before the first volume is built of slices."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--figures",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="draw figures/NAME/slice_NNN.png and figures/NAME.gif: the mask's contour red on FLAIR, beside it the "
-        "uncertainty where asked for; slices with a voxel of the mask",
+        "uncertainty where asked for; slices with a voxel of the mask or with uncertainty (default: draw)",
     )
     parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
     parser.add_argument("--allow-gaps", action="store_true", help="of TIFF slices: missing numbers are a warning")
@@ -102,21 +105,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
-        raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
+        raise PipelineError("--all-slices and --no-figures (expected one of them).")
     if args.uncertainty:
         refuse_single_pass(len(args.bundle), flips=args.tta)
     volumes = named(args.inputs, args.out)
     _refuse_what_is_there(args.out, volumes, overwrite=args.overwrite)
+    for folder in args.bundle:
+        config_of(folder)
     one_each("--weights", args.weights, args.bundle)
     for path in args.inputs:
-        if _holds_slices(path, args.out):
+        if _holds_slices(path):
             from pipeline.intake import stage_images
 
+            write_atomically(args.out / BUILT, b"volumes/ here was built of slices; it is no input of a prediction\n")
             for name, oddities in stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps).items():
                 for oddity in oddities:
                     print(f"warning: {name}: {oddity}")
     _check(volumes)
-    bundles = load_bundles(args.bundle, args.weights, args.backend)
+    bundles = load_bundles(args.bundle, args.weights, args.backend, trust=args.trust)
     for bundle in bundles:
         print(bundle.as_trained())
     predictions, faults = predict_volumes(
@@ -140,9 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     write_atomically(args.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     _write_table(args.out / TABLE, predictions)
+    cases = _cases(predictions, volumes, args.out)
+    remove_outdated(cases, args.out / FIGURES)
     if args.figures:
-        drawn = draw_cases(_cases(predictions, volumes, args.out), args.out / FIGURES, all_slices=args.all_slices)
-        print(f"figures: {args.out / FIGURES} ({drawn} of {len(predictions)} volumes drawn, the others were there)")
+        draw_cases(cases, args.out / FIGURES, all_slices=args.all_slices)
+        print(f"figures: {args.out / FIGURES}")
     print(table(predictions))
     print(f"Research only, not for clinical use. Masks and table: {args.out}")
     if faults:
@@ -193,6 +201,13 @@ def named(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
     found = [pair for path in inputs for pair in _volumes(path, out)]
     if not found:
         raise PipelineError(f"{', '.join(map(str, inputs))}: no volume in it. Build the manifest of other slices.")
+    for name, path in found:
+        fault = id_fault(name)
+        if fault:
+            raise PipelineError(
+                f"{path}: its name without {IMAGE} {fault} (expected a letter or digit, then letters, digits, '_', "
+                "'-', '.' and space). Rename the file."
+            )
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
         files = ", ".join(str(path) for name, path in found if name == twice[0])
@@ -200,15 +215,20 @@ def named(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
     return dict(found)
 
 
-def _holds_slices(path: Path, out: Path) -> bool:
+def _holds_slices(path: Path) -> bool:
     """True for a folder that is no manifest's and has no volume below it: TIFF slices are looked for."""
-    return path.is_dir() and not (path / MANIFEST_NAME).is_file() and not _images(path, out)
+    return path.is_dir() and not (path / MANIFEST_NAME).is_file() and not _images(path)
 
 
-def _images(folder: Path, out: Path) -> list[Path]:
-    """Image volumes below a folder, but for those that an earlier run has built of slices there."""
-    built = (out / VOLUMES).resolve()
-    return sorted(image for image in folder.rglob(f"*{IMAGE}") if built not in image.resolve().parents)
+def _images(folder: Path) -> list[Path]:
+    """Image volumes below a folder, but what operating systems leave and what a prediction has built of slices."""
+    found = []
+    for image in sorted(folder.rglob(f"*{IMAGE}")):
+        parts = image.relative_to(folder).parts
+        junk = any(is_junk_folder(part) for part in parts[:-1]) or image.name.startswith("._")
+        if not junk and not (image.parent.name == VOLUMES and (image.parent.parent / BUILT).is_file()):
+            found.append(image)
+    return found
 
 
 def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
@@ -217,7 +237,7 @@ def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
             for volume in section:
                 verify_volume(volume)
                 yield volume.patient, volume.image
-    elif _holds_slices(path, out):
+    elif _holds_slices(path):
         from pipeline.intake import slice_patients, stage_images
 
         patients = slice_patients(path)
@@ -229,7 +249,16 @@ def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
             )
         yield from ((name, out / VOLUMES / f"{name}{IMAGE}") for name in patients)
     elif path.is_dir():
-        yield from ((image.name.removesuffix(IMAGE), image) for image in _images(path, out))
+        from pipeline.intake import slice_patients
+
+        images = _images(path)
+        slices = slice_patients(path)
+        if slices:
+            raise PipelineError(
+                f"{path}: holds volumes ({images[0].relative_to(path)}, {len(images)} in all) and slices (of "
+                f"{len(slices)} patients, {slices[0]} the first). Predict them apart: give the folders one by one."
+            )
+        yield from ((image.name.removesuffix(IMAGE), image) for image in images)
     elif path.name.endswith((".nii", ".nii.gz")):
         yield path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_image"), path
     else:

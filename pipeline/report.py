@@ -126,6 +126,8 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Run]:
         twice = [item for item, count in Counter(items).items() if count > 1]
         if twice or (what == "RUN" and len(set(resolved)) < len(resolved)):
             raise PipelineError(f"the same {what} twice ({(twice or items)[0]}). Give each once.")
+    for folder in folders:
+        _refuse_other_scores(folder)
     runs = [
         Run(name, folder, read_summary(folder), tuple(read_scores(folder)), read_curves(folder / CURVES))
         for name, folder in zip(names, folders, strict=True)
@@ -136,6 +138,17 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Run]:
         raise PipelineError(f"runs of different protocols ({each}). Evaluate them by one --protocol.")
     _refuse_other_truths(runs)
     return runs
+
+
+def _refuse_other_scores(folder: Path) -> None:
+    """Table and summary must be of one evaluation.
+
+    Raises:
+        PipelineError: they differ in how many volumes, or a patient stands twice.
+    """
+    patients = [score.patient for score in read_scores(folder)]
+    if len(patients) != read_summary(folder).get("volumes") or len(set(patients)) < len(patients):
+        raise PipelineError(f"{folder}: scores.csv and {SUMMARY} are not of one evaluation. Evaluate again.")
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
@@ -182,7 +195,8 @@ def page(runs: Sequence[Run], viewers: int = VIEWERS) -> tuple[str, list[str]]:
     patients = worst_first(runs)
     notes = _notes(runs)
     wanted = _example_patients(runs[0], patients) if viewers else {}
-    views, examples, missing = _pictures(runs, [*dict.fromkeys([*patients[:viewers], *wanted])], wanted)
+    shown = {*patients[:viewers], *wanted}
+    views, examples, missing = _pictures(runs, [patient for patient in patients if patient in shown], wanted)
     notes += missing
     if len(patients) > viewers:
         notes.append(f"slices of {len(views)} of {len(patients)} patients, the worst first (--viewers)")
@@ -207,7 +221,8 @@ def page(runs: Sequence[Run], viewers: int = VIEWERS) -> tuple[str, list[str]]:
         sizes=plots.sizes_svg(dsc, {p: score.lesion_voxels for run in runs for p, score in run.by_patient.items()}),
         curves=plots.curves_svg(curves) if curves else "",
         examples=examples,
-        data={"runs": [run.name for run in runs], "channels": list(CHANNELS), "patients": views},
+        # A list of its own: JavaScript sorts keys that look like numbers.
+        data={"runs": [run.name for run in runs], "channels": list(CHANNELS), "order": list(views), "patients": views},
         version=__version__,
         sources=[_source(run) for run in runs],
     )
@@ -323,15 +338,20 @@ def _pictures(
     views: dict[str, dict[str, Any]] = {}
     examples = []
     without = []
+    maskless: dict[str, list[str]] = {run.name: [] for run in runs}
     for patient in tqdm(patients, desc="report", unit="patient", disable=None):
         volumes = _volumes(runs, patient)
         if volumes is None:
             without.append(patient)
             continue
+        for run in runs:
+            if patient in run.by_patient and run.name not in volumes.masks:
+                maskless[run.name].append(patient)
         views[patient] = volumes.view(_view_head(runs, patient))
         if patient in wanted:
-            examples.append({"which": wanted[patient], "patient": patient, **volumes.example(runs)})
-    notes = []
+            dsc = {run.name: run.dsc.get(patient) for run in runs}
+            examples.append({"which": wanted[patient], "patient": patient, "dsc": dsc, **volumes.example(runs)})
+    notes = [f"{name}: no mask of {', '.join(found)} in its folder" for name, found in maskless.items() if found]
     if without:
         notes.append(
             f"no slices of {', '.join(without)}: {VOLUMES}/ of the evaluation lacks them (evaluated by this version "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,17 @@ NEEDED = (
     *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
     *("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"),
 )
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "seed": lambda value: type(value) is int and value >= 0,
+    "protocol": lambda value: isinstance(value, str),
+    "manifest_sha256": lambda value: isinstance(value, str),
+    "seen_in_training": lambda value: isinstance(value, list),
+    "dsc_mean_95": lambda value: isinstance(value, list) and len(value) == 2,
+    "bundles": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(one, dict) and isinstance(one.get("weights_sha256"), str) and "name" in one for one in value)
+    ),
+}
 RATIOS, COUNTS = ("dsc", "hd95_px", "sensitivity", "precision"), ("tp_voxels", "fp_voxels", "fn_voxels")
 COLUMNS = (
     "patient",
@@ -76,8 +87,13 @@ def read_summary(folder: Path) -> Summary:
         missing = [key for key in NEEDED if key not in summary]
     except (OSError, ValueError, TypeError) as error:
         raise PipelineError(f"{path}: no readable summary ({error}). Write it by pipeline.evaluate.") from error
+    if missing == list(NEEDED[-5:]):
+        raise PipelineError(f"{path}: of an evaluation that did not come to its end. Run it again.")
     if missing:
         raise PipelineError(f"{path}: {', '.join(missing)} missing. Write it by pipeline.evaluate.")
+    odd = [key for key, fits in _FORMS.items() if not fits(summary[key])]
+    if odd:
+        raise PipelineError(f"{path}: {', '.join(odd)} of another form than pipeline.evaluate writes. Evaluate again.")
     return summary
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, run_cli
+from pipeline.trust import KNOWN, digest
 
 WORKFLOWS = ("train", "evaluate", "inference")
 """Names of the configs that are ``common.yaml``, ``network.yaml``, what some share (``SHARED``) and ``<name>.yaml``
@@ -90,6 +91,11 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     return files
 
 
+def known_bundles(bundles: Path) -> str:
+    """Text of ``pipeline/bundles.json``: by what hash each bundle is known as this project's own."""
+    return _json({folder.name: digest(folder) for folder in bundle_folders(bundles)})
+
+
 def _json(config: dict[str, Any]) -> str:
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
@@ -114,8 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundles", nargs="?", type=Path, default=Path("bundles"), help="default: bundles")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 2 if a file differs from its source")
     args = parser.parse_args(argv)
+    # The package vouches for the bundles it is developed with, not for those of another folder.
+    own = args.bundles.resolve() == (KNOWN.parent.parent / "bundles").resolve()
     if args.check:
         drifted = drifted_files(args.bundles)
+        if own and (not KNOWN.is_file() or KNOWN.read_text(encoding="utf-8") != known_bundles(args.bundles)):
+            drifted.append(KNOWN)
         if drifted:
             names = "\n".join(f"  {path}" for path in drifted)
             raise PipelineError(f"these files differ from bundles/template; run `make bundles`:\n{names}")
@@ -125,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         print(f"{bundle}: configs written")
+    if own:
+        KNOWN.write_text(known_bundles(args.bundles), encoding="utf-8")
     return 0
 
 

@@ -227,6 +227,19 @@ def load_image(path: Path) -> NDArray[Any]:
     return volume
 
 
+def intensity_fault(path: Path) -> str:
+    """What keeps an image volume's head from being found, empty where nothing is known to."""
+    try:
+        voxels = load_image(path)
+    except PipelineError:
+        return ""
+    if not np.isfinite(voxels).all():
+        return "it holds NaN or Inf"
+    if voxels.max() <= 0:
+        return "no voxel is above 0, and the head is what is brighter than a tenth of the maximum"
+    return ""
+
+
 def load_map(path: Path) -> NDArray[np.float32]:
     """Read a probability or uncertainty volume.
 

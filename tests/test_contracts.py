@@ -280,7 +280,7 @@ def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> 
         parser = ConfigParser({**json.loads((bundle / "configs" / "inference.json").read_text())})
         parser["bundle_root"] = str(bundle)
         torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
-        found.append(load_bundle(bundle, tmp_path / "model.pt").network)
+        found.append(load_bundle(bundle, tmp_path / "model.pt", trust=True).network)
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         summed, averaged = (network(image) for network in found)
@@ -362,5 +362,5 @@ def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path:
     meta_file, config_file = str(configs / "metadata.json"), str(configs / "inference.json")
     verify_net_in_out(net_id="network_def", meta_file=meta_file, config_file=config_file, bundle_root=str(bundles))
     (bundles / "segresnet" / "models" / "training.json").unlink()  # it tells of another image size than the config
-    assert pack.main([str(bundles / "segresnet"), "--out", str(tmp_path)]) == 0
+    assert pack.main([str(bundles / "segresnet"), "--out", str(tmp_path), "--trust"]) == 0
     assert (tmp_path / "segresnet_v0.1.0.zip").is_file()

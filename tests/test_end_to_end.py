@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 from conftest import BUNDLES, ROOT, TINY, evaluated, last_bias, lively_weights, save_weights, silent_weights
 
+from pipeline import evaluate, phantom, report
 from pipeline import manifest as manifest_cli
-from pipeline import phantom
 from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file, write_atomically
 from pipeline.inference import mask_from_probability, predict_probability
 from pipeline.metrics import largest_component
+from pipeline.trust import faults_of
 from pipeline.volumes import AFFINE, load_label, nifti_bytes
 
 
@@ -552,10 +553,42 @@ def test_evaluate_draws_figures_and_uncertainty(trained, manifest, tmp_path: Pat
     assert "(0 of 2 patients drawn" in capsys.readouterr().out
     evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
     assert not list((tmp_path / "out" / "uncertainty").iterdir())
+    assert not list((tmp_path / "out" / "figures").iterdir())  # they were of a mask and a map of before
     with pytest.raises(PipelineError, match="--uncertainty of one network"):
         evaluated((trained[0], tmp_path), manifest, tmp_path / "out", "--uncertainty")
     with pytest.raises(PipelineError, match="--all-slices without --figures"):
         evaluated((trained[0], tmp_path), manifest, tmp_path / "out", "--all-slices")
+
+
+def test_report_of_an_evaluation_needs_neither_weights_nor_manifest(trained, manifest, tmp_path: Path) -> None:
+    shutil.copytree(manifest, tmp_path / "manifest")
+    shutil.copytree(trained[1], tmp_path / "weights")
+    evaluated((trained[0], tmp_path / "weights"), tmp_path / "manifest", tmp_path / "out")
+    shutil.rmtree(tmp_path / "manifest")
+    shutil.rmtree(tmp_path / "weights")
+    assert report.main([str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    record = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert record["bundles"][0]["weights_sha256"] in page
+    assert "8 steps of 4 slices, 32 px; seed 0" in page
+    assert page.count("data:image/webp") > 4
+
+
+def test_an_evaluation_that_did_not_end_says_so(trained, manifest, tmp_path: Path, monkeypatch) -> None:
+    """Its masks may be of two runs."""
+    evaluated(trained, manifest, tmp_path / "out")
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.evaluate._keep_curves", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(trained, manifest, tmp_path / "out", "--tta")
+    with pytest.raises(PipelineError, match="did not come to its end"):
+        report.main([str(tmp_path / "out")])
+    evaluated(trained, manifest, tmp_path / "out", "--tta")
+    assert report.main([str(tmp_path / "out")]) == 0
 
 
 def test_results_of_another_split_are_not_mixed(trained, manifest, tmp_path: Path) -> None:
@@ -784,7 +817,28 @@ def test_a_broken_config_is_named(trained, manifest, tmp_path: Path) -> None:
     ):
         config.write_text(text)
         with pytest.raises(PipelineError, match=message):
-            evaluated((tmp_path, tmp_path), manifest, tmp_path / "out")
+            evaluated((tmp_path, tmp_path), manifest, tmp_path / "out", "--trust")
+
+
+def test_a_foreign_bundle_is_read_before_it_runs(trained, manifest, tmp_path: Path) -> None:
+    """It would create a file as soon as its config is resolved; with ``--trust`` it does."""
+    bundle, out = trained
+    foreign = shutil.copytree(bundle, tmp_path / "foreign", ignore=shutil.ignore_patterns("models"))
+    config = foreign / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    attack = f"$[__import__('pathlib').Path({str(tmp_path / 'pwned')!r}).touch()]"
+    config.write_text(json.dumps({**content, "imports": [*content["imports"], attack]}, indent=2))
+    given = ["--manifest", str(manifest), "--bundle", str(foreign), "--weights", str(out / "model.pt")]
+    with pytest.raises(PipelineError, match="if you trust it, pass --trust") as error:
+        evaluate.main([*given, "--out", str(tmp_path / "scores")])
+    line = next(n for n, text in enumerate(config.read_text().splitlines(), 1) if "pwned" in text)
+    found = [str(fault) for fault in faults_of(foreign)]
+    assert f"configs/inference.json:{line}: the attribute 'touch'" in found
+    assert found[0] in str(error.value)
+    assert not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "scores").exists()
+    assert evaluate.main([*given, "--out", str(tmp_path / "scores"), "--trust"]) == 0
+    assert (tmp_path / "pwned").exists()
 
 
 @pytest.mark.slow
@@ -869,7 +923,9 @@ def test_training_from_the_command_line(trained, manifest, tmp_path: Path) -> No
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line for line in result.stdout.splitlines() if "epoch " in line and "train_loss" in line]
     assert len(lines) == 1
-    assert re.search(r"epoch 1/1  train_loss \d\.\d{4}  val_dsc \d\.\d{4}  val_loss \d\.\d{4}", lines[0])
+    assert re.search(
+        r"epoch 1/1  train_loss \d\.\d{4}  \d+ slices/s  left 0:00:00  val_dsc \d\.\d{4}  val_loss \d\.\d{4}", lines[0]
+    )
     assert f"weights: {Path('run') / 'model.pt'}" in result.stdout
     config = json.loads((tmp_path / "run" / "training.json").read_text())["config"]
     assert config["train"]["slices"]["even_share"] == 1.0
@@ -882,6 +938,9 @@ def test_demo_reaches_080_on_unseen_phantoms(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"results: {tmp_path / 'results'}" in result.stdout
+    assert f"Open in a browser: {tmp_path / 'report.html'}" in result.stdout.strip().splitlines()[-1]
+    assert (tmp_path / "report.html").stat().st_size > 2e5
+    assert len(list((tmp_path / "results" / "figures").glob("*.gif"))) == 6
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
     assert summary["volumes"] == 6
     assert summary["dsc_mean"] >= 0.8, result.stdout

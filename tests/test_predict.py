@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import evaluated, lively_weights
+from conftest import BUNDLES, evaluated, lively_weights
 
 from pipeline import predict
 from pipeline.bundle import load_bundle
@@ -30,13 +30,14 @@ def lively(trained: tuple[Path, Path], manifest: Path, tmp_path_factory: pytest.
     return trained[0], folder
 
 
-UNUSED = (Path("no_bundle"), Path("no_weights"))
+UNUSED = (BUNDLES[0], Path("no_weights"))
 """For faults that are told before a bundle is read."""
 
 
 def run(lively: tuple[Path, Path], out: Path, *given: Path | str) -> dict[str, dict[str, object]]:
     bundle, weights = lively
     options = ["--bundle", str(bundle), "--weights", str(weights / "model.pt"), "--out", str(out)]
+    options += [] if "--figures" in given else ["--no-figures"]
     assert predict.main([*map(str, given), *options]) == 0
     summary = json.loads((out / "predictions.json").read_text())
     return {row["volume"]: row for row in summary["volumes"]}
@@ -204,6 +205,38 @@ def test_an_input_that_holds_no_volume_is_named(tmp_path: Path, given: str, mess
         run(UNUSED, tmp_path / "out", tmp_path / given)
 
 
+@pytest.mark.parametrize("name", ["..nii.gz", "_image.nii.gz", "=cmd_image.nii.gz", ".hidden_image.nii.gz"])
+def test_names_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
+    """They become names of folders, and cells of tables."""
+    (tmp_path / name).write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
+    with pytest.raises(PipelineError, match=r"its name without _image\.nii\.gz .* Rename the file"):
+        run(UNUSED, tmp_path / "out", tmp_path / name)
+
+
+def test_what_systems_leave_is_no_volume(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    shutil.copy(image, tmp_path / "in" / "a_image.nii.gz")
+    for name in ("._a_image.nii.gz", "__MACOSX/b_image.nii.gz"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert list(run(lively, tmp_path / "out", tmp_path / "in")) == ["a"]
+
+
+def test_volumes_and_slices_in_one_folder_are_refused(slices, manifest: Path, tmp_path: Path) -> None:
+    """Which of them is meant cannot be told, and nobody is to be left out in silence."""
+    folder, patients = slices
+    shutil.copy(read_manifest(manifest).sections["test"][0].image, folder / "new_image.nii.gz")
+    with pytest.raises(PipelineError, match=rf"holds volumes \(new_image.*and slices \(of 2 patients, {patients[0]}"):
+        run(UNUSED, tmp_path / "out", folder)
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or Inf"), (-5, "no voxel is above 0")])
+def test_intensities_without_a_head_are_named(lively, tmp_path: Path, value: float, message: str) -> None:
+    image_of(np.full((40, 40, 5, 3), value, np.float32), tmp_path / "a.nii.gz")
+    with pytest.raises(ManifestError, match=message):
+        run(lively, tmp_path / "out", tmp_path / "a.nii.gz")
+
+
 def test_two_volumes_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for path in (tmp_path / "a_image.nii.gz", tmp_path / "deep" / "a_image.nii.gz"):
@@ -234,8 +267,8 @@ def test_a_folder_of_slices_gives_what_the_manifest_gives(lively, slices, manife
         mask = nib.load(tmp_path / "out" / f"{patient}_mask.nii.gz")
         np.testing.assert_array_equal(mask.affine, AFFINE)
     # Once more, into a folder below the slices, twice: what was built there is no input.
-    for _ in range(2):
-        assert list(run(lively, folder / "masks", folder, "--overwrite")) == patients
+    for out in ("masks", "again"):
+        assert list(run(lively, folder / out, folder, "--overwrite")) == patients
 
 
 def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, tmp_path: Path) -> None:
@@ -303,9 +336,13 @@ def test_figures_of_predictions(lively, manifest: Path, tmp_path: Path) -> None:
     pictures = list((tmp_path / "out" / "figures" / name).glob("slice_*.png"))
     assert len(pictures) == found[name]["lesion_slices"]
     assert (tmp_path / "out" / "figures" / f"{name}.gif").is_file()
+    run(lively, tmp_path / "out", image, "--overwrite")  # without pictures: old ones of this mask may stay
+    assert (tmp_path / "out" / "figures" / f"{name}.gif").is_file()
+    run(lively, tmp_path / "out", image, "--overwrite", "--tta", "--uncertainty")  # of another mask or map they may not
+    assert not list((tmp_path / "out" / "figures").iterdir())
     run(lively, tmp_path / "all", image, "--figures", "--all-slices")
     assert len(list((tmp_path / "all" / "figures" / name).glob("slice_*.png"))) == found[name]["slices"]
-    with pytest.raises(PipelineError, match="--all-slices without --figures"):
+    with pytest.raises(PipelineError, match="--all-slices and --no-figures"):
         run(UNUSED, tmp_path / "none", image, "--all-slices")
 
 

@@ -21,21 +21,23 @@ from pipeline.records import VolumeScore
 from pipeline.scores import write_results
 from pipeline.volumes import nifti_bytes, save_map, save_mask
 
-PATIENTS = ("A_1", "B_2", "C_3")
+PATIENTS = ("3", "12", "7", "9")
+"""From the best to the worst; the last has no lesion and none predicted. JavaScript would sort them as numbers."""
+WORST_FIRST = ("7", "12", "3", "9")
 DEPTH = 7
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 HOSTILE = '</script><img src=x onerror="window.hacked=1"> & {{ 7 * 7 }}'
 
 
 def make_run(out: Path, shift: int, *, name: str = "basic_unet", protocol: str = "native", maps: bool = False) -> Path:
-    """An evaluation's folder: three patients with a square lesion, predicted ``shift`` pixels beside it."""
+    """An evaluation's folder: patients with a square lesion, predicted ``shift`` pixels beside it."""
     rng = np.random.default_rng(0)
     scores: list[VolumeScore] = []
     for number, patient in enumerate(PATIENTS):
         image = rng.integers(60, 160, (40, 36, DEPTH, 3), dtype=np.uint8)
         image[:6] = image[-6:] = 0
         truth = np.zeros(image.shape[:3], dtype=np.uint8)
-        truth[12 : 20 + 2 * number, 12:20, 1:4] = 1
+        truth[12 : 20 + 2 * number, 12:20, 1:4] = patient != "9"
         mask = np.roll(truth, shift * (number + 1), axis=0)
         mask[:, :, 0] = 0
         for kind, volume in (("image", image), ("label", truth)):
@@ -123,19 +125,17 @@ def test_page_is_the_same_again_without_weights_and_manifest(runs: list[Path], t
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "page.html").read_bytes()
 
 
-def test_patients_stand_worst_first(runs: list[Path]) -> None:
+def test_patients_stand_worst_first(runs: list[Path], written: Path) -> None:
     read = report.read_runs(runs)
-    dsc = read[0].defined
-    assert report.worst_first(read) == sorted(dsc, key=lambda patient: dsc[patient])
-    assert dsc[report.worst_first(read)[0]] < dsc[report.worst_first(read)[-1]]
+    assert report.worst_first(read) == list(WORST_FIRST)
+    assert read[0].dsc["7"] < read[0].dsc["3"]
+    assert data_of(written)["order"] == list(WORST_FIRST)
 
 
 def test_only_the_worst_have_slices_where_asked(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     assert report.main([str(runs[0]), "--viewers", "1", "--out", str(tmp_path / "one.html")]) == 0
-    views = data_of(tmp_path / "one.html")["patients"]
-    worst = report.worst_first(report.read_runs([runs[0]]))
-    assert next(iter(views)) == worst[0]
-    assert "slices of 3 of 3" in capsys.readouterr().out  # the worst, and the examples
+    assert data_of(tmp_path / "one.html")["order"] == ["7", "12", "3"]  # the worst, and the other examples
+    assert "slices of 3 of 4" in capsys.readouterr().out
     assert report.main([str(runs[0]), "--viewers", "0", "--out", str(tmp_path / "none.html")]) == 0
     assert data_of(tmp_path / "none.html")["patients"] == {}
 
@@ -155,7 +155,7 @@ def test_slices_and_masks_are_in_the_page(written: Path, runs: list[Path]) -> No
 
     from pipeline.volumes import load_label
 
-    view = data_of(written)["patients"]["B_2"]
+    view = data_of(written)["patients"]["12"]
     rows, columns = slice(2, 38), slice(0, 36)  # the head and four pixels of air
     assert (view["height"], view["width"], view["depth"]) == (36, 36, DEPTH)
 
@@ -166,11 +166,9 @@ def test_slices_and_masks_are_in_the_page(written: Path, runs: list[Path]) -> No
         return np.moveaxis(tiles[:DEPTH], 0, 2)
 
     for run, folder in zip(("first", "second"), runs, strict=True):
-        mask = load_label(folder / "masks" / "B_2_mask.nii.gz")[rows, columns]
+        mask = load_label(folder / "masks" / "12_mask.nii.gz")[rows, columns]
         assert np.array_equal(volume(view["masks"][run]), mask.astype(bool))
-    assert np.array_equal(
-        volume(view["truth"]), load_label(runs[0] / "volumes" / "B_2_label.nii.gz")[rows, columns] > 0
-    )
+    assert np.array_equal(volume(view["truth"]), load_label(runs[0] / "volumes" / "12_label.nii.gz")[rows, columns] > 0)
     assert list(view["maps"]) == ["second"]
     assert 1 <= view["start"] < 4
 
@@ -184,9 +182,9 @@ def test_slices_and_masks_are_in_the_page(written: Path, runs: list[Path]) -> No
         (lambda run: (run / "scores.csv").unlink(), "no readable scores"),
         (lambda run: (run / CURVES).write_text("[1]"), "no readable curves"),
         (lambda run: changed(run, protocol="reference"), "different protocols"),
-        (lambda run: (run / "masks" / "A_1_mask.nii.gz").write_bytes(b"x"), "no readable NIfTI"),
+        (lambda run: (run / "masks" / "3_mask.nii.gz").write_bytes(b"x"), "no readable NIfTI"),
         (
-            lambda run: shutil.copy(run / "volumes" / "A_1_label.nii.gz", run / "volumes" / "B_2_label.nii.gz"),
+            lambda run: shutil.copy(run / "volumes" / "3_label.nii.gz", run / "volumes" / "12_label.nii.gz"),
             "different truths",
         ),
     ],
@@ -225,17 +223,17 @@ def test_one_run_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 def test_missing_volumes_and_patients_are_told(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
     for run in (first, second):
-        (run / "volumes" / "A_1_image.nii.gz").unlink()
+        (run / "volumes" / "3_image.nii.gz").unlink()
     rows = (second / "scores.csv").read_text().splitlines()
     (second / "scores.csv").write_text("\n".join(rows[:-1]) + "\n")
-    changed(second, seen_in_training=["B_2"], manifest_sha256="ef" * 32, undefined=["A_1"])
+    changed(second, seen_in_training=["12"], manifest_sha256="ef" * 32, volumes=3)
     assert report.main([str(first), str(second)]) == 0
     said = capsys.readouterr().out
-    for part in ("no slices of A_1", "different manifests", "not of the same patients", "trained on: B_2", "no DSC"):
+    for part in ("no slices of 3:", "different manifests", "not of the same patients", "trained on: 12", "no DSC"):
         assert part in said
     text = (first / "report.html").read_text()
-    assert "trained on: B_2" in text
-    assert "A_1" not in data_of(first / "report.html")["patients"]
+    assert "trained on: 12" in text
+    assert "3" not in data_of(first / "report.html")["patients"]
 
 
 def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
@@ -248,9 +246,9 @@ def hostile(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of a patient and a run whose names are markup; ids like this are refused by the manifest, not here."""
     run = shutil.copytree(runs[0], tmp_path_factory.mktemp("hostile") / "run")
     name = HOSTILE.replace("/", "\u2215")  # no file name holds a slash
-    for path in (*run.glob("*/A_1_*"),):
-        path.rename(path.with_name(path.name.replace("A_1", name)))
-    rows = (run / "scores.csv").read_text().replace("A_1", '"' + name.replace('"', '""') + '"')
+    for path in (*run.glob("*/3_*"),):
+        path.rename(path.with_name(name + path.name[1:]))
+    rows = (run / "scores.csv").read_text().replace("\n3,", '\n"' + name.replace('"', '""') + '",')
     (run / "scores.csv").write_text(rows)
     assert report.main([str(run), "--name", HOSTILE]) == 0
     return run / "report.html"
@@ -314,7 +312,9 @@ def pixels(driver: Any, index: int = 0) -> str:
 
 def test_browser_loads_without_error_or_request(browser: Callable[..., Any], written: Path) -> None:
     driver = browser(written)
-    assert drawn(driver).startswith("C_3 ") or drawn(driver)
+    assert drawn(driver).startswith("7 ")
+    options = driver.find_elements("css selector", "#patient option")
+    assert tuple(option.get_attribute("value") for option in options) == WORST_FIRST
     assert driver.get_log("browser") == []
     asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     addresses = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
@@ -368,15 +368,57 @@ def test_browser_toggles_layers_channels_and_patients(browser: Callable[..., Any
     state = drawn(driver, state)
     assert pixels(driver, 0) == before[0]  # the first run has no uncertainty
     assert pixels(driver, 1) != before[1]
+    shown = pixels(driver)
     viewer.send_keys("c")
     state = drawn(driver, state)
     assert state.split()[2] == "2"
-    viewer.send_keys("n")
-    after = drawn(driver, state)
-    assert after.split()[0] != state.split()[0]
-    driver.find_element("css selector", "button[data-patient=B_2]").click()
-    assert drawn(driver, after).split()[0] == "B_2"
-    assert driver.find_element("id", "patient").get_attribute("value") == "B_2"
+    assert pixels(driver) != shown
+    for press, expected in (("n", "12"), ("n", "3"), ("b", "12")):
+        viewer.send_keys(press)
+        state = drawn(driver, state)
+        assert state.split()[0] == expected
+    driver.find_element("id", "before").click()
+    state = drawn(driver, state)
+    assert state.split()[0] == "7"
+    assert not driver.find_element("id", "before").is_enabled()
+    driver.find_element("css selector", "button[data-patient='9']").click()
+    state = drawn(driver, state)
+    assert state.split()[0] == driver.find_element("id", "patient").get_attribute("value") == "9"
+    assert driver.find_element("id", "dsc-0").text == "not defined"
+    assert not driver.find_element("id", "after").is_enabled()
+    assert driver.get_log("browser") == []
+
+
+def test_browser_says_where_a_mask_is_missing(browser: Callable[..., Any], runs: list[Path], tmp_path: Path) -> None:
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
+    (second / "masks" / "7_mask.nii.gz").unlink()
+    assert report.main([str(first), str(second)]) == 0
+    assert "second: no mask of 7" in (first / "report.html").read_text()
+    driver = browser(first / "report.html")
+    drawn(driver)
+    assert driver.find_element("id", "dsc-1").text == "1.0000, no mask in its folder"
+    assert driver.find_element("id", "canvas-1").is_displayed()
+
+
+def test_browser_slider_and_keys_away_from_the_picture(browser: Callable[..., Any], written: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    driver = browser(written)
+    state = drawn(driver)
+    slider = driver.find_element("id", "slice")
+    slider.send_keys(Keys.HOME)
+    state = drawn(driver, state)
+    assert state.split()[1] == "0"
+    slider.send_keys(Keys.ARROW_RIGHT)  # by one, not by the slider and the page both
+    state = drawn(driver, state)
+    assert state.split()[1] == "1"
+    driver.find_element("id", "truth").send_keys("p")
+    state = drawn(driver, state)
+    assert not driver.find_element("id", "prediction").is_selected()
+    driver.execute_script("document.activeElement.blur()")
+    ActionChains(driver).send_keys(Keys.ARROW_RIGHT).perform()
+    assert drawn(driver, state).split()[1] == "2"
 
 
 def test_browser_sorts_tables(browser: Callable[..., Any], written: Path) -> None:
@@ -394,8 +436,11 @@ def test_browser_sorts_tables(browser: Callable[..., Any], written: Path) -> Non
         assert voxels == sorted(voxels, reverse=order == "descending")
     names = driver.find_elements("css selector", "#patients th[aria-sort]")[0]
     names.find_element("tag name", "button").click()
-    assert column(1) == sorted(PATIENTS)
+    assert column(1) == ["3", "7", "9", "12"]
     assert head.get_attribute("aria-sort") == "none"
+    for _ in range(2):  # without a DSC: last, up and down
+        driver.find_elements("css selector", "#patients th[aria-sort]")[2].find_element("tag name", "button").click()
+        assert column(1)[-1] == "9"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -422,6 +467,21 @@ def test_browser_shows_hostile_names_as_text(browser: Callable[..., Any], hostil
     assert driver.execute_script("return window.hacked") is None
     assert driver.get_log("browser") == []
     assert HOSTILE in driver.find_element("id", "runs").text
+    patient = HOSTILE.replace("/", "\u2215")
+    assert patient in driver.find_element("id", "patients").text
+    assert patient in driver.find_element("id", "patient").text
+
+
+def test_browser_long_names_do_not_overflow(browser: Callable[..., Any], runs: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    name = "P" * 100
+    for path in run.glob("*/7_*"):
+        path.rename(path.with_name(name + path.name[1:]))
+    (run / "scores.csv").write_text((run / "scores.csv").read_text().replace("\n7,", f"\n{name},"))
+    assert report.main([str(run), "--name", "R" * 100]) == 0
+    driver = browser(run / "report.html", 360)
+    drawn(driver)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
 
 
 def test_browser_prints_tables_and_examples(browser: Callable[..., Any], written: Path) -> None:

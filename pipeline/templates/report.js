@@ -17,13 +17,13 @@
       const rows = [...body.rows].sort((one, two) => {
         const a = value(one), b = value(two);
         if (a === "" || b === "") return (a === "") - (b === "");
-        return (up ? 1 : -1) * (number ? a - b : a.localeCompare(b));
+        return (up ? 1 : -1) * (number ? a - b : a.localeCompare(b, "en", {numeric: true}));
       });
       body.append(...rows);
     });
   }
 
-  const ids = Object.keys(data.patients);
+  const ids = data.order;
   if (!ids.length) return;
   const state = {patient: null, slice: 0, channel: 1, truth: true, prediction: true, errors: true, map: false};
   const viewer = at("viewer"), picker = at("patient"), slider = at("slice");
@@ -69,12 +69,12 @@
     const truth = values(view, await picture(view.truth), state.slice);
     for (const [index, run] of data.runs.entries()) {
       const canvas = at("canvas-" + index), figure = canvas.parentNode;
-      figure.hidden = !(run in view.masks);
+      figure.hidden = !(run in view.dsc);
       if (figure.hidden) continue;
-      const mask = await picture(view.masks[run]);
+      const mask = run in view.masks ? await picture(view.masks[run]) : null;
       const heat = run in view.maps && state.map ? await picture(view.maps[run]) : null;
       if (turn !== drawing) return;
-      const found = values(view, mask, state.slice), zoom = Math.max(2, Math.ceil(512 / view.width));
+      const found = mask ? values(view, mask, state.slice) : new Uint8Array(size), zoom = Math.max(2, Math.ceil(512 / view.width));
       canvas.width = view.width * zoom; canvas.height = view.height * zoom;
       const context = canvas.getContext("2d");
       context.drawImage(base, ...place(view, state.slice), view.width, view.height, 0, 0, canvas.width, canvas.height);
@@ -83,7 +83,7 @@
       for (let voxel = 0; voxel < size; voxel++) {
         const [is, said] = [truth[voxel] > 127, found[voxel] > 127];
         const colour = strength && strength[voxel] > 12 ? [...MAP, Math.min(220, 40 + strength[voxel])]
-          : state.errors && is !== said ? [...(said ? FALSE_POSITIVE : FALSE_NEGATIVE), 105] : null;
+          : state.errors && mask && is !== said ? [...(said ? FALSE_POSITIVE : FALSE_NEGATIVE), 105] : null;
         if (colour) layer.data.set(colour, 4 * voxel);
       }
       scratch.width = view.width; scratch.height = view.height;
@@ -93,7 +93,8 @@
       if (state.truth) outline(context, truth, view.width, view.height, zoom, TRUTH, [3 * zoom, 2 * zoom]);
       if (state.prediction) outline(context, found, view.width, view.height, zoom, PREDICTION, []);
       const dsc = view.dsc[run];
-      at("dsc-" + index).textContent = dsc === null || dsc === undefined ? "not defined" : dsc.toFixed(4);
+      at("dsc-" + index).textContent = (dsc === null ? "not defined" : dsc.toFixed(4)) + (mask ? "" : ", no mask in its folder");
+      canvas.setAttribute("aria-label", `${run}: ${state.patient}, slice ${state.slice + 1} of ${view.depth}, DSC ${at("dsc-" + index).textContent}`);
     }
     at("where").textContent = `slice ${state.slice + 1} of ${view.depth}`;
     slider.setAttribute("aria-valuetext", at("where").textContent);
@@ -111,13 +112,15 @@
     const view = data.patients[patient];
     picker.value = patient;
     slider.max = view.depth - 1;
+    at("before").disabled = patient === ids[0];
+    at("after").disabled = patient === ids[ids.length - 1];
     at("map").disabled = !Object.keys(view.maps).length;
     for (const [index, option] of [...at("channel").options].entries())
       option.textContent = data.channels[index] + (typeof view.channels[index] === "number" ? " (is FLAIR)" : "");
     for (const row of document.querySelectorAll("tr[data-patient]")) row.classList.toggle("shown", row.dataset.patient === patient);
     show(view.start);
   };
-  const next = (by) => open(ids[(ids.indexOf(state.patient) + by + ids.length) % ids.length]);
+  const next = (by) => open(ids[Math.min(Math.max(ids.indexOf(state.patient) + by, 0), ids.length - 1)]);
   const toggle = (name) => {
     if (at(name).disabled) return;
     at(name).checked = state[name] = !state[name];
@@ -142,17 +145,25 @@
     t: () => toggle("truth"), p: () => toggle("prediction"), e: () => toggle("errors"), u: () => toggle("map"),
     c: () => channel((state.channel + 1) % data.channels.length), n: () => next(1), b: () => next(-1),
   };
-  viewer.addEventListener("keydown", (event) => {
-    const act = keys[event.key];
-    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+  // Wherever the focus is in this part of the page, or nowhere; arrows stay a slider's and a list's own.
+  document.addEventListener("keydown", (event) => {
+    const act = keys[event.key], on = document.activeElement;
+    if (!act || event.ctrlKey || event.metaKey || event.altKey || !(on === document.body || at("look").contains(on))) return;
+    if (on.tagName === "SELECT" || (on.type === "range" && event.key.length > 1)) return;
+    if (on === document.body && event.key.length > 1 && !event.key.endsWith("Left") && !event.key.endsWith("Right")) return;
     event.preventDefault();
     act();
   });
+  let turned = 0;
   // The wheel turns slices once the viewer is clicked; before, it scrolls the page past it.
   viewer.addEventListener("wheel", (event) => {
-    if (document.activeElement !== viewer) return;
+    if (document.activeElement !== viewer || event.ctrlKey) return;
     event.preventDefault();
-    show(state.slice - Math.sign(event.deltaY));
+    // A notch of a wheel is about 100 (or 3 lines), a trackpad sends many of a few pixels.
+    turned += event.deltaMode === 1 ? event.deltaY * 33 : event.deltaY;
+    if (Math.abs(turned) < 40) return;
+    show(state.slice - Math.sign(turned));
+    turned = 0;
   }, {passive: false});
   let grip = null;
   viewer.addEventListener("pointerdown", (event) => {

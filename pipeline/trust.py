@@ -1,0 +1,575 @@
+"""A bundle from elsewhere, read as text: what its configs would run, before anything of it runs.
+
+MONAI instantiates any ``_target_`` and evaluates any ``$`` of a config that it is given, by design. So configs that are
+not this project's own, by their hash, are held against a list of what a plain bundle needs: components of MONAI, torch
+and ignite, and expressions of a small grammar. Whatever else stands there is named with its file and line. This is a
+list of what is known to be harmless, not of what is known to be harmful. A bundle's own code (``scripts/``) cannot be
+judged so.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import configparser
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+KNOWN = Path(__file__).with_name("bundles.json")
+"""SHA-256 of configs and scripts of this project's bundles; ``pipeline.template`` writes it."""
+
+MODULES = (
+    *("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses"),
+    *("monai.metrics", "monai.networks.nets", "monai.networks.blocks", "monai.networks.layers", "monai.optimizers"),
+    *("torch.nn", "torch.optim", "torch.optim.lr_scheduler", "ignite.metrics"),
+)
+"""Whose classes may be components."""
+COMPONENTS = {
+    *("torch.device", "torch.utils.data.WeightedRandomSampler", "torch.utils.data.BatchSampler"),
+    *("torch.utils.data.DataLoader", "torch.utils.tensorboard.SummaryWriter", "ignite.handlers.EMAHandler"),
+    *("ignite.handlers.EarlyStopping", "ignite.handlers.ProgressBar", "ignite.handlers.TerminateOnNan"),
+}
+REFUSED = {
+    # They read pickles, download, or call what they are given by name.
+    *("PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset", "NPZDictItemDataset", "CSVDataset"),
+    *("DecathlonDataset", "MedNISTDataset", "CrossValidation", "TciaDataset", "NumpyReader", "NrrdReader"),
+    *(
+        "CheckpointLoader",
+        "TorchVisionFCModel",
+        "TorchVisiond",
+        "TorchVision",
+        "RandTorchVisiond",
+        "TorchIOd",
+        "RandTorchIOd",
+    ),
+    *(
+        "EfficientNetBN",
+        "EfficientNetBNFeatures",
+        "ResNetFeatures",
+        "MILModel",
+        "Transchex",
+        "CellSamWrapper",
+        "TrtHandler",
+    ),
+    *("TorchIO", "RandTorchIO", "MLFlowHandler", "ClearMLStatsHandler", "ClearMLImageHandler", "GarbageCollector"),
+    *("DataStatsd", "DataStats", "SimulateDelay", "SimulateDelayd", "CuCIMd", "CuCIM", "RandCuCIMd", "RandCuCIM"),
+}
+BY_NAME = {
+    "reader": {"ITKReader", "NibabelReader", "PILReader", "PydicomReader"},
+    "writer": {"ITKWriter", "NibabelWriter", "PILWriter"},
+}
+"""Arguments that MONAI imports whatever they name, and what they may name."""
+BUILTINS = {
+    *(
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "dict",
+        "enumerate",
+        "float",
+        "int",
+        "len",
+        "list",
+        "max",
+        "min",
+        "range",
+        "reversed",
+    ),
+    *("round", "set", "sorted", "str", "sum", "tuple", "zip"),
+}
+FUNCTIONS = {
+    *(
+        "torch.device",
+        "torch.cuda.is_available",
+        "torch.cuda.device_count",
+        "torch.zeros",
+        "torch.ones",
+        "torch.tensor",
+    ),
+    *("torch.where", "torch.FloatTensor", "torch.cat", "torch.stack", "os.path.join", "os.path.basename", "glob.glob"),
+    *(
+        "os.path.dirname",
+        "os.path.exists",
+        "os.path.isfile",
+        "monai.handlers.from_engine",
+        "monai.utils.set_determinism",
+    ),
+    *("monai.data.load_decathlon_datalist", "monai.data.utils.no_collation", "monai.data.no_collation", "np.pi"),
+    *("monai.data.list_data_collate", "monai.data.decollate_batch"),
+}
+TYPES = {
+    f"{root}.{name}"
+    for root in ("torch", "np", "numpy")
+    for name in (
+        *("float", "float16", "float32", "float64", "half", "int", "int8", "int16", "int32", "int64", "long", "uint8"),
+        *("bool", "bfloat16", "double", "pi"),
+    )
+}
+METHODS = {
+    *(
+        "to",
+        "parameters",
+        "run",
+        "keys",
+        "values",
+        "items",
+        "shape",
+        "meta",
+        "get",
+        "float",
+        "long",
+        "int",
+        "sum",
+        "mean",
+    ),
+    *("any", "all", "argmax", "max", "min", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "cpu", "cuda"),
+    *("replace", "split", "lower", "upper", "startswith", "endswith", "strip", "eval", "dim", "ndim", "size", "dtype"),
+    *("transforms", "detach", "clone"),
+}
+"""Attributes of what an expression is given: of references, arguments and results."""
+IMPORTS = {"os", "glob", "torch", "monai", "numpy", "numpy as np", "ignite", "json", "copy", "sys", "pathlib"}
+"""A module may be named; what of it may be used the grammar says."""
+ENUMS = re.compile(r"monai\.utils\.[A-Z][A-Za-z]+\.[A-Z_]+")
+ONE_BY_ONE = {"setattr(torch.backends.cudnn, 'benchmark', True)"}
+NODES = (
+    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.BinOp),
+    *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.UnaryOp, ast.USub, ast.UAdd, ast.Not, ast.BoolOp),
+    *(ast.And, ast.Or, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is),
+    *(ast.IsNot, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.keyword, ast.comprehension, ast.ListComp),
+    *(ast.GeneratorExp, ast.DictComp, ast.SetComp, ast.Lambda, ast.arguments, ast.arg, ast.Call, ast.Attribute),
+)
+REFERENCE = re.compile(r"@(?:\w|#|::)+")
+SHAPE = re.compile(r"[0-9np*+\-/() ]{1,40}")
+MOST_BYTES, MOST_CHARACTERS, DEEPEST = 2**20, 4000, 60
+"""Of a config, of an expression, of what lies within what: more than any plain bundle has, and a bound on reading."""
+LOG_HANDLERS = {"StreamHandler", "logging.StreamHandler", "FileHandler", "logging.FileHandler"}
+CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".sh", ".ts", ".pth", ".pkl", ".pickle", ".joblib", ".whl", ".egg"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something a plain bundle has no use for.
+
+    Args:
+        file: path below the bundle.
+        line: in the file, 0 for the file as a whole.
+        reason: what stands there, and why it is not taken.
+    """
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.reason}"
+
+
+def is_known(folder: Path) -> bool:
+    """True for configs and scripts that are, byte for byte, those of a bundle of this project.
+
+    Args:
+        folder: of the bundle.
+    """
+    try:
+        return digest(folder) in set(json.loads(KNOWN.read_bytes()).values())
+    except (OSError, ValueError):
+        return False
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over names and contents of all that a bundle's configs can run.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in sorted(_judged(folder)):
+        total.update(
+            f"{path.relative_to(folder).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
+    return total.hexdigest()
+
+
+def _judged(folder: Path) -> list[Path]:
+    """Configs and scripts; metadata, models, docs and what Python has compiled run nothing."""
+    return [
+        path
+        for part in ("configs", "scripts")
+        for path in (folder / part).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.stem != "metadata"
+    ]
+
+
+def faults_of(folder: Path) -> list[Fault]:
+    """All that a bundle's files hold beyond what a plain bundle needs; nothing is resolved, imported or run.
+
+    Args:
+        folder: of the bundle.
+
+    Returns:
+        One fault a finding, in order of the files; empty for a plain bundle.
+    """
+    found: list[Fault] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found.append(Fault(name, 0, "a symbolic link: it may lead out of the bundle"))
+        elif path.is_dir() or "__pycache__" in path.parts:
+            continue
+        elif not path.is_file():
+            found.append(Fault(name, 0, "neither file nor folder"))
+        elif path.suffix in CODE:
+            found.append(Fault(name, 0, f"{path.suffix} is code, or can hold some"))
+        elif path.stem == "large_files":
+            found.append(Fault(name, 0, "names files to be downloaded, and where they are put"))
+        elif path.name == "logging.conf" or path.suffix in (".conf", ".cfg", ".ini"):
+            found += _logging_faults(path, name)
+        elif name.startswith("configs/") or ("/" not in name and path.suffix in (".json", ".yaml", ".yml")):
+            found += _config_faults(path, name)
+    return found
+
+
+def _text(path: Path, name: str) -> str | Fault:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return Fault(name, 0, f"{path.stat().st_size} bytes, more than any config needs")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        return Fault(name, 0, f"cannot be read ({error})")
+
+
+def _config_faults(path: Path, name: str) -> Iterator[Fault]:
+    text = _text(path, name)
+    if isinstance(text, Fault):
+        yield text
+        return
+    try:
+        content = _parsed(text, path.suffix)
+    except (ValueError, RecursionError) as error:
+        yield Fault(name, 0, f"no readable config ({error})")
+        return
+    if path.stem == "metadata":
+        yield from _metadata_faults(content, name, text)
+        return
+    if not isinstance(content, dict):
+        return
+    for reason, value in _value_faults(content):
+        yield Fault(name, line_of(value, text), reason)
+
+
+def _parsed(text: str, suffix: str) -> Any:
+    """JSON or YAML; a key that stands twice is refused, since readers differ in which one they take.
+
+    Raises:
+        ValueError: unreadable.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a key stands twice: {next(key for key in keys if keys.count(key) > 1)}")
+        return dict(pairs)
+
+    if suffix == ".json":
+        return json.loads(text, object_pairs_hook=once)
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Any, node: Any) -> dict[str, Any]:
+        return once(
+            [
+                (str(loader.construct_object(key, True)), loader.construct_object(value, True))
+                for key, value in node.value
+            ]
+        )
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    if re.search(r"(^|[\s:\-])[&*][A-Za-z0-9_]", text):
+        raise ValueError("anchors and aliases: they can stand for more than is written")
+    try:
+        return yaml.load(text, Strict)  # noqa: S506  # built on SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).replace("\n", " ")) from error
+
+
+def line_of(value: Any, text: str) -> int:
+    """The line on which a value stands first, 1 where it cannot be told."""
+    wanted = str(value)[:60]
+    for number, line in enumerate(text.splitlines(), 1):
+        if wanted in line or json.dumps(wanted, ensure_ascii=False)[1:-1] in line:
+            return number
+    return 1
+
+
+def _value_faults(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(reason, where) of everything below a value of a config."""
+    if depth > DEEPEST:
+        yield "nested deeper than any config needs", ""
+    elif isinstance(value, dict):
+        yield from _component_faults(value)
+        for item in value.values():
+            yield from _value_faults(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _value_faults(item, depth + 1)
+    elif isinstance(value, str):
+        reason = _text_fault(value)
+        if reason:
+            yield reason, value
+
+
+def _component_faults(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if "_target_" in value:
+        target = value["_target_"]
+        reason = f"_target_ is no text: {target!r}" if not isinstance(target, str) else target_fault(target)
+        if reason:
+            yield reason, target
+    mode = value.get("_mode_", "default")
+    if mode not in ("default", "callable"):
+        yield f"_mode_ {mode!r} starts a debugger, or is not known", mode
+    for key in ("pretrained", "download"):
+        if value.get(key) not in (None, False):
+            yield f"{key} fetches files", key
+    for key, known in BY_NAME.items():
+        given = value.get(key)
+        for name in given if isinstance(given, list) else [given]:
+            if isinstance(name, str) and name not in known:
+                yield f"{key} {name!r} (expected {', '.join(sorted(known))})", name
+
+
+def _text_fault(text: str) -> str:
+    if text.startswith("$"):
+        return expression_fault(text[1:])
+    if text.startswith("%") and re.search(r"\.(json|ya?ml)\b", text, re.IGNORECASE):
+        return f"a macro that reads another file: {text[:60]!r}"
+    return ""
+
+
+def target_fault(target: str) -> str:
+    """Why a component is not taken, empty for a class of ``MODULES`` that is not ``REFUSED``.
+
+    Args:
+        target: value of ``_target_``.
+    """
+    name = target.rpartition(".")[2]
+    if target in COMPONENTS:
+        return ""
+    if name in REFUSED:
+        return f"_target_ {target!r} reads pickles, downloads, or calls what it is given by name"
+    if "." in target:
+        module = target.rpartition(".")[0]
+        if module in MODULES and _is_class(module, name):
+            return ""
+    elif any(_is_class(module, name) for module in MODULES if module.startswith("monai.")):
+        # MONAI looks a short name up in all of its modules: none may mean something else by it.
+        others = [module for module in _modules_with(name) if not module.startswith(MODULES)]
+        return f"_target_ {target!r} is also {others[0]}.{name}" if others else ""
+    return f"_target_ {target[:80]!r} is no component of MONAI, torch or ignite that is known"
+
+
+def _is_class(module: str, name: str) -> bool:
+    import importlib
+
+    return isinstance(getattr(importlib.import_module(module), name, None), type)
+
+
+@cache
+def _locator() -> Any:
+    from monai.bundle.config_item import ComponentLocator
+
+    return ComponentLocator(excludes=["metatensor"])
+
+
+def _modules_with(name: str) -> list[str]:
+    found = _locator().get_component_module_name(name)
+    return [] if found is None else [found] if isinstance(found, str) else list(found)
+
+
+def expression_fault(text: str) -> str:
+    """Why an expression is not taken, empty for one of the grammar.
+
+    Args:
+        text: without its ``$``.
+    """
+    text = text.strip()
+    if text.startswith(("import ", "from ")):
+        wanted = text.removeprefix("import ")
+        return "" if wanted in IMPORTS else f"imports {wanted[:60]!r}"
+    if len(text) > MOST_CHARACTERS:
+        return f"an expression of {len(text)} characters"
+    names: list[str] = []
+
+    def named(match: re.Match[str]) -> str:
+        names.append(match[0])
+        return f"reference_{len(names)}"
+
+    if "reference_" in text:
+        return "a name that stands for references here"
+    try:
+        tree = ast.parse(REFERENCE.sub(named, text), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"no expression ({type(error).__name__}): {text[:60]!r}"
+    if ast.unparse(tree) in ONE_BY_ONE:
+        return ""
+    return _tree_fault(tree)
+
+
+def _tree_fault(tree: ast.Expression) -> str:
+    bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    bound |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    odd = {name for name in bound if name.startswith("_") or name in vars(builtins) or name in ROOTS}
+    if odd:
+        return f"binds {sorted(odd)[0]!r}"
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if not isinstance(node, NODES):
+            return f"{type(node).__name__} in an expression"
+        reason = ""
+        if isinstance(node, ast.Attribute) and id(node) not in inner:
+            reason = _attribute_fault(node, bound)
+        elif isinstance(node, ast.Name) and id(node) not in inner and isinstance(node.ctx, ast.Load):
+            reason = _name_fault(node.id, bound)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and abs(node.value) > 10**9:
+            reason = f"the number {node.value:.3g}"
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            reason = _repetition_fault(node)
+        if reason:
+            return reason
+    return ""
+
+
+ROOTS = {"torch", "np", "numpy", "monai", "os", "glob", "ignite", "json", "copy", "sys", "pathlib"}
+
+
+def _name_fault(name: str, bound: set[str]) -> str:
+    known = name in bound or name in BUILTINS or name in ("True", "False", "None") or name.startswith("reference_")
+    return "" if known else f"the name {name!r}"
+
+
+def _attribute_fault(node: ast.Attribute, bound: set[str]) -> str:
+    """Of a whole dotted chain: a path from a module must be listed, an attribute of anything else as well."""
+    parts: list[str] = []
+    value: ast.expr = node
+    while isinstance(value, ast.Attribute):
+        parts.append(value.attr)
+        value = value.value
+    parts.reverse()
+    if isinstance(value, ast.Name) and value.id in ROOTS and value.id not in bound:
+        path = ".".join([value.id, *parts])
+        return "" if path in FUNCTIONS | TYPES or ENUMS.fullmatch(path) else f"{path!r}"
+    if isinstance(value, ast.Name):
+        reason = _name_fault(value.id, bound)
+        if reason or value.id in BUILTINS:
+            return reason or f"{value.id}.{parts[0]}"
+    odd = [part for part in parts if part not in METHODS]
+    return f"the attribute {odd[0]!r}" if odd else ""
+
+
+def _repetition_fault(node: ast.BinOp) -> str:
+    """Text, lists and tuples times a number: a few characters that ask for all the memory there is."""
+    for one, other in ((node.left, node.right), (node.right, node.left)):
+        text = isinstance(one, (ast.List, ast.Tuple)) or (
+            isinstance(one, ast.Constant) and isinstance(one.value, (str, bytes))
+        )
+        few = isinstance(other, ast.Constant) and isinstance(other.value, int) and other.value <= 1000
+        if text and not few:
+            return "text or a list, repeated"
+    return ""
+
+
+def _metadata_faults(content: Any, name: str, text: str) -> Iterator[Fault]:
+    """MONAI evaluates the shapes of a network's inputs and outputs."""
+    for value in _shapes(content):
+        if not isinstance(value, (int, str)) or (isinstance(value, str) and not SHAPE.fullmatch(value)):
+            yield Fault(name, line_of(value, text), f"spatial_shape {value!r} is no product of numbers, n and p")
+        elif isinstance(value, str) and ("**" in value.replace("2**", "") or len(value) > 20):
+            yield Fault(name, line_of(value, text), f"spatial_shape {value!r} may be of any size")
+
+
+def _shapes(content: Any) -> Iterator[Any]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "spatial_shape":
+                yield from value if isinstance(value, list) else [value]
+            else:
+                yield from _shapes(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _shapes(value)
+
+
+def _logging_faults(path: Path, name: str) -> Iterator[Fault]:
+    """Python evaluates ``class`` and ``args`` of a logging config."""
+    text = _text(path, name)
+    if isinstance(text, Fault):
+        yield text
+        return
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        yield Fault(name, 0, f"no readable logging config ({str(error).splitlines()[0]})")
+        return
+    for section in parser.sections():
+        items = dict(parser.items(section))
+        if section.startswith("handler_"):
+            if items.get("class", "StreamHandler") not in LOG_HANDLERS:
+                yield Fault(name, line_of(items["class"], text), f"a handler of class {items['class']!r}")
+            arguments = items.get("args", "()").replace("sys.stdout", "1").replace("sys.stderr", "1")
+            if items.get("kwargs") or not _is_literal(arguments):
+                yield Fault(
+                    name, line_of(items.get("kwargs") or items.get("args"), text), "arguments that are evaluated"
+                )
+            elif any(isinstance(part, str) and not _stays_below(part) for part in ast.literal_eval(arguments)):
+                yield Fault(name, line_of(items["args"], text), "writes its log outside of the working folder")
+        elif items.get("class"):
+            yield Fault(name, line_of(items["class"], text), f"a class in {section}: {items['class']!r}")
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text), tuple)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+
+
+def _stays_below(path: str) -> bool:
+    parts = PurePosixPath(path.replace("\\", "/"))
+    return not parts.is_absolute() and ".." not in parts.parts and ":" not in path
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a bundle that is not this project's own and holds more than a plain bundle needs.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        PipelineError: it is and does; every finding with its file and line.
+    """
+    faults = [] if is_known(folder) else faults_of(folder)
+    if faults:
+        raise PipelineError(
+            f"{folder}: not one of this project's bundles as they come, and it holds what could run code of its own:\n"
+            f"{listed(faults)}\nRead it; if you trust it, pass --trust."
+        )
+
+
+def listed(faults: Sequence[Fault], most: int = 20) -> str:
+    """Faults for a message, a line each, cut after ``most``."""
+    more = f"\n  and {len(faults) - most} more" if len(faults) > most else ""
+    return "\n".join(f"  {fault}" for fault in faults[:most]) + more

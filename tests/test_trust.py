@@ -1,0 +1,224 @@
+"""Foreign bundles read as text: attacks are named with file and line and run nothing, plain bundles pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BUNDLES, ROOT
+
+from pipeline import trust
+from pipeline.trust import expression_fault, faults_of, is_known, target_fault
+
+PLAIN = {
+    "imports": ["$import os", "$import glob", "$import numpy as np"],
+    "bundle_root": ".",
+    "output_dir": "$@bundle_root + '/eval'",
+    "datalist": "$list(sorted(glob.glob(@bundle_root + '/imagesTs/*.nii.gz')))",
+    "items": "$[{'image': i} for i in @datalist]",
+    "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    "network_def": {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8]},
+    "network": "$@network_def.to(@device)",
+    "preprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
+            {"_target_": "CastToTyped", "keys": "image", "dtype": "$torch.float32"},
+            {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[:1] * 2 > 0"},
+        ],
+    },
+    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96]},
+    "handler": {"_target_": "StatsHandler", "output_transform": "$monai.handlers.from_engine(['loss'], first=True)"},
+    "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.1},
+    "mode": "$monai.utils.InterpolateMode.BICUBIC",
+    "fast": "$setattr(torch.backends.cudnn, 'benchmark', True)",
+    "initialize": ["$monai.utils.set_determinism(seed=123)"],
+    "run": ["$@evaluator.run()"],
+}
+
+EXPRESSIONS = {
+    "builtin": "$open('/etc/passwd').read()",
+    "import of a function": "$__import__('os').system('touch pwned')",
+    "os": "$os.system('touch pwned')",
+    "os by getattr": "$getattr(os, 'system')('touch pwned')",
+    "eval": "$eval('1')",
+    "exec": "$exec('import os')",
+    "dunder": "$().__class__.__base__.__subclasses__()",
+    "dunder of a reference": "$@network.__class__.__init__.__globals__",
+    "of an argument": "$(lambda x: x.__globals__)(@network)",
+    "format": "$'{0.__class__}'.format(1)",
+    "f-string": "$f'{1}'",
+    "walrus": "$(x := 1)",
+    "await": "$await x",
+    "module as value": "$[os][0]",
+    "module of a module": "$torch.hub.load('a', 'b')",
+    "torch.load": "$torch.load('x.pkl', weights_only=False)",
+    "numpy": "$np.load('x.npy', allow_pickle=True)",
+    "pathlib": "$pathlib.Path('x').write_text('y')",
+    "json": "$json.load(open('x'))",
+    "sys path": "$sys.path.append('.')",
+    "shadowed module": "$(lambda os: os.system('x'))(1)",
+    "shadowed builtin": "$[len for len in [1]]",
+    "stand-in": "$reference_1.__class__",
+    "power": "$9**9**9",
+    "shift": "$1 << 10000000000",
+    "memory": "$'a' * 10000000000",
+    "memory by a list": "$[0] * 1000000",
+    "memory by a reference": "$'a' * @n",
+    "import": "$import subprocess",
+    "import from": "$from os import system",
+    "import of two": "$import os, subprocess",
+    "statement": "$x = 1",
+    "nested too deep": "$" + "(" * 300 + ")" * 300,
+    "too long": "$" + "1+" * 5000 + "1",
+    "type of a builtin": "$str.mro()",
+    "load_state": "$@network.load_state_dict(1)",
+    "apply": "$@network.share_memory()",
+    "extending a module": "$monai.apps.download_url('u', 'f')",
+    "of another bundle": "$monai.bundle.run('x')",
+}
+TARGETS = {
+    "function": "os.system",
+    "subprocess": "subprocess.Popen",
+    "builtins": "builtins.eval",
+    "monai bundle": "monai.bundle.run",
+    "short function": "run",
+    "short download": "download_url",
+    "own code": "scripts.evil.Thing",
+    "class elsewhere": "http.server.HTTPServer",
+    "pickles": "PersistentDataset",
+    "pickles by its module": "monai.data.PersistentDataset",
+    "weights by pickle": "CheckpointLoader",
+    "module of torch": "torch.hub.load",
+    "class method": "monai.transforms.Compose.__call__",
+    "not text": 3,
+    "empty": "",
+}
+COMPONENTS: dict[str, dict[str, Any]] = {
+    "reader by name": {"_target_": "LoadImaged", "keys": "image", "reader": "subprocess.Popen"},
+    "reader of pickles": {"_target_": "LoadImaged", "keys": "image", "reader": ["NibabelReader", "NumpyReader"]},
+    "writer by name": {"_target_": "SaveImaged", "keys": "pred", "writer": "os.system"},
+    "debugger": {"_target_": "UNet", "_mode_": "debug"},
+    "download": {"_target_": "FlexibleUNet", "pretrained": True},
+    "macro": {"network_def": "%../../secret.json#key"},
+    "required": {"_target_": "UNet", "_requires_": "$os.system('x')"},
+}
+
+
+def bundle_of(folder: Path, config: dict[str, Any] | None = None) -> Path:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "inference.json").write_text(json.dumps({**PLAIN, **(config or {})}, indent=2))
+    (folder / "configs" / "metadata.json").write_text(
+        json.dumps({"version": "1", "spatial_shape": [32, "16*n", "2**p*n"]})
+    )
+    shutil.copy(BUNDLES[0] / "configs" / "logging.conf", folder / "configs" / "logging.conf")
+    (folder / "models").mkdir()
+    (folder / "models" / "model.pt").write_bytes(b"")
+    return folder
+
+
+def test_a_plain_bundle_passes(tmp_path: Path) -> None:
+    assert faults_of(bundle_of(tmp_path / "bundle")) == []
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_own_bundles_are_known_and_changed_ones_are_not(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    assert is_known(copy)
+    (copy / "scripts" / "more.py").write_text("print()")
+    assert not is_known(copy)
+    (copy / "scripts" / "more.py").unlink()
+    config = copy / "configs" / "inference.json"
+    config.write_text(config.read_text().replace("0.5", "0.4"))
+    assert not is_known(copy)
+    assert not is_known(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("attack", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_expressions_outside_the_grammar_are_named(
+    attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expression_fault(attack[1:])
+    found = faults_of(bundle_of(tmp_path / "bundle", {"evil": {"deep": [attack]}}))
+    assert [fault.file for fault in found] == ["configs/inference.json"]
+    line = (tmp_path / "bundle" / "configs" / "inference.json").read_text().splitlines()[found[0].line - 1]
+    assert json.dumps(attack[:40])[1:-1] in line
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("attack", TARGETS.values(), ids=TARGETS)
+def test_targets_that_are_no_known_component_are_named(attack: Any, tmp_path: Path) -> None:
+    found = faults_of(bundle_of(tmp_path / "bundle", {"evil": {"_target_": attack, "args": "touch pwned"}}))
+    assert len(found) == 1
+    assert "_target_" in found[0].reason
+
+
+@pytest.mark.parametrize("attack", COMPONENTS.values(), ids=COMPONENTS)
+def test_arguments_that_run_something_are_named(attack: dict[str, Any], tmp_path: Path) -> None:
+    assert len(faults_of(bundle_of(tmp_path / "bundle", {"evil": attack}))) == 1
+
+
+def test_environment_does_not_switch_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONAI_EVAL_EXPR", "0")
+    assert faults_of(bundle_of(tmp_path / "bundle", {"evil": EXPRESSIONS["os"]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("scripts/evil.py", "import os", "is code"),
+        ("models/model.ts", "x", "is code"),
+        ("models/model.pkl", "x", "is code"),
+        ("large_files.yml", "large_files:\n- path: ../../x\n  url: https://example.org\n", "downloaded"),
+        ("configs/logging.conf", "[handler_x]\nclass=os.system('x')\nargs=()\n", "a handler of class"),
+        ("configs/logging.conf", "[handler_x]\nclass=StreamHandler\nargs=(__import__('os'),)\n", "evaluated"),
+        ("configs/logging.conf", "[handler_x]\nclass=FileHandler\nargs=('../../x.log',)\n", "outside"),
+        ("configs/logging.conf", "[formatter_x]\nclass=os.system\n", "a class in formatter_x"),
+        ("configs/logging.conf", "no section", "no readable logging config"),
+        ("configs/metadata.json", '{"spatial_shape": ["__import__(\'os\')"]}', "no product"),
+        ("configs/metadata.json", '{"spatial_shape": ["9**9**9"]}', "any size"),
+        ("configs/train.json", '{"a": 1, "a": 2}', "stands twice"),
+        ("configs/train.json", "{", "no readable config"),
+        ("configs/train.yaml", "a: !!python/object/apply:os.system [x]", "no readable config"),
+        ("configs/train.yaml", "a: &x [1]\nb: *x\n", "anchors"),
+        ("configs/train.yaml", "a: 1\na: 2\n", "stands twice"),
+        ("configs/train.yaml", "a: $os.system('x')\n", "os.system"),
+        ("configs/train.json", '{"a": ' + "[" * 100 + "]" * 100 + "}", "nested deeper"),
+        ("configs/train.json", '"' + "a" * 2**20 + '"', "more than any config"),
+    ],
+)
+def test_other_files_are_held_to_what_they_are_for(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    bundle = bundle_of(tmp_path / "bundle")
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text(content)
+    found = faults_of(bundle)
+    assert [fault.file for fault in found] == [name]
+    assert reason in found[0].reason
+
+
+def test_links_are_named(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path / "bundle")
+    (bundle / "models" / "model.pt").unlink()
+    (bundle / "models" / "model.pt").symlink_to("/etc/passwd")
+    assert [str(fault) for fault in faults_of(bundle)] == [
+        "models/model.pt: a symbolic link: it may lead out of the bundle"
+    ]
+
+
+def test_known_components_pass() -> None:
+    for target in ("UNet", "monai.networks.nets.UNet", "torch.nn.Conv2d", "ignite.metrics.Accuracy", "DiceCELoss"):
+        assert target_fault(target) == ""
+
+
+def test_own_configs_are_code_of_their_own(tmp_path: Path) -> None:
+    """They are taken by their hash, not by this list: it is not as wide as they are."""
+    assert faults_of(ROOT / "bundles" / "basic_unet")
+
+
+def test_a_long_list_is_cut() -> None:
+    faults = [trust.Fault("a", number, "b") for number in range(25)]
+    assert trust.listed(faults).splitlines()[-1] == "  and 5 more"
