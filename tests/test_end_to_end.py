@@ -826,8 +826,8 @@ def test_a_foreign_bundle_is_read_before_it_runs(trained, manifest, tmp_path: Pa
     foreign = shutil.copytree(bundle, tmp_path / "foreign", ignore=shutil.ignore_patterns("models"))
     config = foreign / "configs" / "inference.json"
     content = json.loads(config.read_text())
-    attack = f"$[__import__('pathlib').Path({str(tmp_path / 'pwned')!r}).touch()]"
-    config.write_text(json.dumps({**content, "imports": [*content["imports"], attack]}, indent=2))
+    attack = f"$__import__('pathlib').Path({str(tmp_path / 'pwned')!r}).touch() or torch.device('cpu')"
+    config.write_text(json.dumps({**content, "device": attack}, indent=2))
     given = ["--manifest", str(manifest), "--bundle", str(foreign), "--weights", str(out / "model.pt")]
     with pytest.raises(PipelineError, match="if you trust it, pass --trust") as error:
         evaluate.main([*given, "--out", str(tmp_path / "scores")])
