@@ -22,7 +22,9 @@ WORKFLOWS = ("train", "evaluate", "inference")
 merged, later files winning."""
 SHARED = {"evaluate": ("prediction.yaml",), "inference": ("prediction.yaml",)}
 NETWORK_KEYS = ("network_def", "metadata")
-"""All that a bundle's ``network.yaml`` says."""
+"""What a bundle's ``network.yaml`` must say."""
+OPTIONAL_KEYS = ("intensity",)
+"""What it may say besides: how its weights saw the slices' intensities, where that is not the template's way."""
 DELTA = "multi_gpu_train"
 """Config that is given to MONAI after ``train.json``; it holds only what differs."""
 
@@ -65,10 +67,11 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     missing = [key for key in NETWORK_KEYS if key not in network]
     if missing:
         raise PipelineError(f"{bundle / 'network.yaml'}: {', '.join(missing)} missing. See a sibling bundle's file.")
-    foreign = [key for key in network if key not in NETWORK_KEYS]
+    foreign = [key for key in network if key not in NETWORK_KEYS + OPTIONAL_KEYS]
     if foreign:
         raise PipelineError(
-            f"{bundle / 'network.yaml'}: found {', '.join(foreign)} (expected {' and '.join(NETWORK_KEYS)}). "
+            f"{bundle / 'network.yaml'}: found {', '.join(foreign)} (expected {' and '.join(NETWORK_KEYS)}, perhaps "
+            f"{' and '.join(OPTIONAL_KEYS)}). "
             "Bundles share the rest: change bundles/template, or override it when training."
         )
     own_metadata = network.pop("metadata")
