@@ -8,9 +8,10 @@ BUNDLE ?= basic_unet
 RECIPE ?= cpu
 SHORT_RECIPE ?= cpu_quarter
 FOLDS ?= 5
+COUNT ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-run test lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
+.PHONY: help env demo demo-run test torture lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +39,9 @@ demo-run:
 
 test: env ## Run all tests with branch coverage, two processes; LGG_ROOT=data/kaggle_3m adds those on real patients
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+torture: env ## Kill, by COUNT=20 each, what saves and trains; a line each (tried, failed)
+	cd tests && for harness in saver files training; do $(abspath $(PY)) -m torture.kills $$harness --count $(COUNT) || exit 1; done
 
 lint: env ## ruff (lint and format), mypy --strict, generated bundle configs
 	$(VENV)/bin/ruff check .

@@ -1,8 +1,8 @@
 """Volumes -> what the report's viewer shows: slices of a patient as a few small images in text form.
 
 The viewer itself is a page of plain JavaScript on a 2-D canvas (``templates/report.js``). NiiVue, the library for NIfTI
-in a browser, draws by WebGL 2, which print, remote desktops and phones do not always give, and would have to be fed whole
-volumes; what is wanted here, runs side by side at one slice with false voxels coloured, is no view of its own.
+in a browser, draws by WebGL 2, which print, remote desktops and phones do not always give, and would have to be fed
+whole volumes; what is wanted here, runs side by side at one slice with false voxels coloured, is no view of its own.
 """
 
 from __future__ import annotations

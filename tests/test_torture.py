@@ -1,0 +1,25 @@
+"""A few of each harness in ``torture/``; the counts of docs/reliability.md are ``make torture``'s."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from torture import kills
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL is wanted"),
+]
+
+
+def test_kills_while_saving_leave_whole_checkpoints() -> None:
+    assert kills.saver(4, seed=0) == 0
+
+
+def test_kills_while_writing_leave_whole_files() -> None:
+    assert kills.files(6, seed=0) == 0
+
+
+def test_a_killed_training_ends_as_if_nothing_had_happened() -> None:
+    assert kills.training(2, seed=0) == 0

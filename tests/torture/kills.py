@@ -1,0 +1,204 @@
+"""SIGKILL at random moments: of a process that saves checkpoints, of one that writes files, of a whole training.
+
+    python -m torture.kills saver --count 300 --seed 0        (from tests/; likewise files, training)
+
+prints one line: what was killed, tried, failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "basic_unet"
+
+SAVING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from scripts.checkpoints import DurableSaver
+saver, number = DurableSaver(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+while True:
+    number += 1
+    state = {"network": {"weight": torch.full((200_000,), float(number))}, "number": number}
+    saver(state, f"checkpoint_{number}.pt")
+    saver(state, "model_best.pt")
+    if number > 2:
+        saver.remove(f"checkpoint_{number - 2}.pt")
+"""
+"""As ignite's ``Checkpoint`` with two generations and the best weights beside them."""
+
+WRITING = """
+import sys
+from pathlib import Path
+from pipeline.files import write_atomically
+folder, number = Path(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+while True:
+    number += 1
+    for name in ("manifest.json", "scores.csv", "mask.nii.gz", "report.html"):
+        write_atomically(folder / name, (f"{number:08d}" * 50_000).encode())
+"""
+
+
+def killed(code: str, arguments: Sequence[str], wait_s: float) -> None:
+    """Start a program, wait until it says ready and then a while, and kill it.
+
+    Raises:
+        RuntimeError: it ended by itself.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(process.stderr.read())
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            raise RuntimeError(process.stderr.read())
+
+
+def checkpoints() -> Any:
+    """The bundle's own module, as the training imports it."""
+    sys.path.insert(0, str(BUNDLE))
+    try:
+        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+            del sys.modules[name]
+        from scripts import checkpoints as module
+    finally:
+        sys.path.remove(str(BUNDLE))
+    return module
+
+
+def saver(count: int, seed: int) -> int:
+    """Kill a process that saves; each time the newest checkpoint must load, and every file under its name be whole."""
+    import torch
+
+    module, rng, failed, last = checkpoints(), random.Random(seed), 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(count):
+            killed(SAVING, [str(BUNDLE), folder, str(last)], rng.uniform(0, 0.25))
+            files = sorted(Path(folder).glob("[!.]*.pt"))
+            proofs = {path: module.proof_of(path).read_text().split() for path in files}
+            torn = [path for path in files if hashlib.sha256(path.read_bytes()).hexdigest() not in proofs[path]]
+            if files:
+                number = int(module.newest(folder, torch.device("cpu"))["number"])
+                failed += bool(torn) or number < last
+                last = number
+            failed += bool(last and not files)
+    return failed
+
+
+def files(count: int, seed: int) -> int:
+    """Kill a process that writes what the commands write; each file must be of one writing, whole."""
+    rng, failed, last = random.Random(seed), 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(count):
+            killed(WRITING, ["", folder, str(last)], rng.uniform(0, 0.1))
+            for path in Path(folder).glob("[!.]*"):
+                text = path.read_text()
+                failed += len(text) != 400_000 or text != text[:8] * 50_000
+                last = max(last, int(text[:8] or 0))
+    return failed
+
+
+def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, epochs: int = 4) -> int:
+    """Kill a training once at a random moment and resume it: weights and best weights must be an undisturbed one's.
+
+    Args:
+        count: trainings.
+        seed: of the moments.
+        workers: processes that load batches.
+        bundle: its folder.
+        epochs: of each training.
+    """
+    import torch
+
+    rng, failed = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = [sys.executable, "-W", "ignore", "-m"]
+        quiet: dict[str, Any] = {"capture_output": True, "cwd": ROOT}
+        phantoms = ["pipeline.phantom", str(folder / "ph"), "--patients", "8", "--size", "48", "--slices", "8"]
+        subprocess.run([*run, *phantoms], check=True, **quiet)
+        split = ["--split", "random", "--validation-fraction", "0.25"]
+        manifest = ["pipeline.manifest", str(folder / "ph" / "kaggle_3m"), "--out", str(folder / "manifest"), *split]
+        subprocess.run([*run, *manifest], check=True, **quiet)
+        little = {"image_size": 32, "max_epochs": epochs, "steps_per_epoch": 6, "batch_size": 4, "val_interval": 1}
+        little["train#dataloader#num_workers"] = workers
+        options = [part for key, value in little.items() for part in (f"--{key}", str(value))]
+        command = [*run, "monai.bundle", "run", "--config_file", str(bundle / "configs" / "train.json"), *options]
+        command += ["--dataset_dir", str(folder / "manifest")]
+
+        def into(out: Path, *more: str) -> list[str]:
+            return [*command, "--ckpt_dir", str(out), "--output_dir", str(out), *more]
+
+        whole = folder / "whole"
+        start = time.monotonic()
+        subprocess.run(into(whole), check=True, **quiet)
+        takes = time.monotonic() - start
+        for number in range(count):
+            out = folder / f"killed_{number}"
+            with subprocess.Popen(into(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+                wait_for(lambda out=out: any(out.glob("checkpoint_*.pt")), process)
+                time.sleep(rng.uniform(0, takes / 5))
+                process.kill()
+                process.wait()
+            if json.loads((out / "run.json").read_text())["status"] != "completed":
+                subprocess.run(into(out, "--resume", "True"), check=True, **quiet)
+            same = all(
+                torch.equal(one, torch.load(whole / file, weights_only=True)[key])
+                for file in ("model.pt", "model_best.pt")
+                for key, one in torch.load(out / file, weights_only=True).items()
+            )
+            failed += not same or json.loads((out / "run.json").read_text())["status"] != "completed"
+            shutil.rmtree(out)
+    return failed
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], most_s: float = 300) -> None:
+    """Wait until something has happened or the process has ended.
+
+    Raises:
+        TimeoutError: neither within ``most_s`` seconds.
+    """
+    end = time.monotonic() + most_s
+    while not happened() and process.poll() is None:
+        if time.monotonic() > end:
+            process.kill()
+            raise TimeoutError(f"nothing within {most_s} s")
+        time.sleep(0.005)
+
+
+HARNESSES: dict[str, Callable[[int, int], int]] = {"saver": saver, "files": files, "training": training}
+
+
+def main() -> int:
+    """Run one harness and print its line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("harness", choices=list(HARNESSES))
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    failed = HARNESSES[args.harness](args.count, args.seed)
+    print(f"| kills, {args.harness}, seed {args.seed} | {args.count} | {failed} |")  # noqa: T201
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
