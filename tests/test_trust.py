@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import BUNDLES, ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import trust
 from pipeline.trust import expression_fault, faults_of, is_known, target_fault
@@ -222,3 +224,33 @@ def test_own_configs_are_code_of_their_own(tmp_path: Path) -> None:
 def test_a_long_list_is_cut() -> None:
     faults = [trust.Fault("a", number, "b") for number in range(25)]
     assert trust.listed(faults).splitlines()[-1] == "  and 5 more"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=80) | st.sampled_from(sorted(EXPRESSIONS.values())))
+def test_any_text_is_judged_and_none_raises(text: str) -> None:
+    assert isinstance(expression_fault(text), str)
+    assert isinstance(expression_fault(text.removeprefix("$")[: len(text) // 2] + "@a#b" + text), str)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("$os.system('x')"),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.text(max_size=8) | st.sampled_from(["_target_", "_mode_", "reader", "spatial_shape"]), inner
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_config_is_judged_and_none_raises(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    bundle = tmp_path_factory.mktemp("fuzz")
+    (bundle / "configs").mkdir()
+    for name in ("inference.json", "metadata.json"):
+        (bundle / "configs" / name).write_text(json.dumps(content), encoding="utf-8")
+    for fault in faults_of(bundle):
+        assert fault.line >= 0
+        assert str(fault).startswith("configs/")
