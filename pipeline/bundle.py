@@ -215,7 +215,7 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
 
     config = config_of(folder)
     if not trust:
-        refuse_foreign(folder)
+        refuse_foreign(folder, (CONFIG,))
     parser = ConfigParser()
     try:
         parser.read_config(config)

@@ -42,7 +42,6 @@ REFUSED = {
     *("PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset", "NPZDictItemDataset", "CSVDataset"),
     *("DecathlonDataset", "MedNISTDataset", "CrossValidation", "TciaDataset", "NumpyReader", "NrrdReader"),
     *(
-        "CheckpointLoader",
         "TorchVisionFCModel",
         "TorchVisiond",
         "TorchVision",
@@ -212,11 +211,12 @@ def _judged(folder: Path) -> list[Path]:
     ]
 
 
-def faults_of(folder: Path) -> list[Fault]:
+def faults_of(folder: Path, *, only: Sequence[str] = ()) -> list[Fault]:
     """All that a bundle's files hold beyond what a plain bundle needs; nothing is resolved, imported or run.
 
     Args:
         folder: of the bundle.
+        only: these files of it, by their paths below it, and links: what a program does not read cannot harm it.
 
     Returns:
         One fault a finding, in order of the files; empty for a plain bundle.
@@ -226,6 +226,8 @@ def faults_of(folder: Path) -> list[Fault]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found.append(Fault(name, 0, "a symbolic link: it may lead out of the bundle"))
+        elif only and name not in only:
+            continue
         elif path.is_dir() or "__pycache__" in path.parts:
             continue
         elif not path.is_file():
@@ -552,16 +554,17 @@ def _stays_below(path: str) -> bool:
     return not parts.is_absolute() and ".." not in parts.parts and ":" not in path
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a bundle that is not this project's own and holds more than a plain bundle needs.
+def refuse_foreign(folder: Path, read: Sequence[str]) -> None:
+    """Refuse a bundle that is not this project's own and holds more than a plain bundle needs in what will be read.
 
     Args:
         folder: of the bundle.
+        read: paths below it of the files that the caller will resolve; its own code it cannot reach but through them.
 
     Raises:
         PipelineError: it is and does; every finding with its file and line.
     """
-    faults = [] if is_known(folder) else faults_of(folder)
+    faults = [] if is_known(folder) else faults_of(folder, only=read)
     if faults:
         raise PipelineError(
             f"{folder}: not one of this project's bundles as they come, and it holds what could run code of its own:\n"

@@ -93,7 +93,6 @@ TARGETS = {
     "class elsewhere": "http.server.HTTPServer",
     "pickles": "PersistentDataset",
     "pickles by its module": "monai.data.PersistentDataset",
-    "weights by pickle": "CheckpointLoader",
     "module of torch": "torch.hub.load",
     "class method": "monai.transforms.Compose.__call__",
     "not text": 3,
