@@ -226,9 +226,7 @@ def faults_of(folder: Path, *, only: Sequence[str] = ()) -> list[Fault]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found.append(Fault(name, 0, "a symbolic link: it may lead out of the bundle"))
-        elif only and name not in only:
-            continue
-        elif path.is_dir() or "__pycache__" in path.parts:
+        elif (only and name not in only) or path.is_dir() or "__pycache__" in path.parts:
             continue
         elif not path.is_file():
             found.append(Fault(name, 0, "neither file nor folder"))
