@@ -10,7 +10,6 @@ judged so.
 from __future__ import annotations
 
 import ast
-import builtins
 import configparser
 import hashlib
 import json
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.grammar import expression_fault
 
 KNOWN = Path(__file__).with_name("bundles.json")
 """SHA-256 of configs and scripts of this project's bundles; ``pipeline.template`` writes it."""
@@ -37,119 +37,58 @@ COMPONENTS = {
     *("torch.utils.data.DataLoader", "torch.utils.tensorboard.SummaryWriter", "ignite.handlers.EMAHandler"),
     *("ignite.handlers.EarlyStopping", "ignite.handlers.ProgressBar", "ignite.handlers.TerminateOnNan"),
 }
-REFUSED = {
-    # They read pickles, download, or call what they are given by name.
-    *("PersistentDataset", "CacheNTransDataset", "LMDBDataset", "GDSDataset", "NPZDictItemDataset", "CSVDataset"),
-    *("DecathlonDataset", "MedNISTDataset", "CrossValidation", "TciaDataset", "NumpyReader", "NrrdReader"),
-    *(
-        "TorchVisionFCModel",
-        "TorchVisiond",
-        "TorchVision",
-        "RandTorchVisiond",
-        "TorchIOd",
-        "RandTorchIOd",
-    ),
-    *(
+REFUSED = frozenset(
+    [
+        "CSVDataset",
+        "CacheNTransDataset",
+        "CellSamWrapper",
+        "ClearMLImageHandler",
+        "ClearMLStatsHandler",
+        "CrossValidation",
+        "CuCIM",
+        "CuCIMd",
+        "DataStats",
+        "DataStatsd",
+        "DecathlonDataset",
         "EfficientNetBN",
         "EfficientNetBNFeatures",
-        "ResNetFeatures",
+        "GDSDataset",
+        "GarbageCollector",
+        "LMDBDataset",
         "MILModel",
+        "MLFlowHandler",
+        "MedNISTDataset",
+        "NPZDictItemDataset",
+        "NrrdReader",
+        "NumpyReader",
+        "PersistentDataset",
+        "RandCuCIM",
+        "RandCuCIMd",
+        "RandTorchIO",
+        "RandTorchIOd",
+        "RandTorchVisiond",
+        "ResNetFeatures",
+        "SimulateDelay",
+        "SimulateDelayd",
+        "TciaDataset",
+        "TorchIO",
+        "TorchIOd",
+        "TorchVision",
+        "TorchVisionFCModel",
+        "TorchVisiond",
         "Transchex",
-        "CellSamWrapper",
         "TrtHandler",
-    ),
-    *("TorchIO", "RandTorchIO", "MLFlowHandler", "ClearMLStatsHandler", "ClearMLImageHandler", "GarbageCollector"),
-    *("DataStatsd", "DataStats", "SimulateDelay", "SimulateDelayd", "CuCIMd", "CuCIM", "RandCuCIMd", "RandCuCIM"),
-}
+    ]
+)
+"""They read pickles, download, or call what they are given by name."""
 BY_NAME = {
     "reader": {"ITKReader", "NibabelReader", "PILReader", "PydicomReader"},
     "writer": {"ITKWriter", "NibabelWriter", "PILWriter"},
 }
 """Arguments that MONAI imports whatever they name, and what they may name."""
-BUILTINS = {
-    *(
-        "abs",
-        "all",
-        "any",
-        "bool",
-        "dict",
-        "enumerate",
-        "float",
-        "int",
-        "len",
-        "list",
-        "max",
-        "min",
-        "range",
-        "reversed",
-    ),
-    *("round", "set", "sorted", "str", "sum", "tuple", "zip"),
-}
-FUNCTIONS = {
-    *(
-        "torch.device",
-        "torch.cuda.is_available",
-        "torch.cuda.device_count",
-        "torch.zeros",
-        "torch.ones",
-        "torch.tensor",
-    ),
-    *("torch.where", "torch.FloatTensor", "torch.cat", "torch.stack", "os.path.join", "os.path.basename", "glob.glob"),
-    *(
-        "os.path.dirname",
-        "os.path.exists",
-        "os.path.isfile",
-        "monai.handlers.from_engine",
-        "monai.utils.set_determinism",
-    ),
-    *("monai.data.load_decathlon_datalist", "monai.data.utils.no_collation", "monai.data.no_collation", "np.pi"),
-    *("monai.data.list_data_collate", "monai.data.decollate_batch"),
-}
-TYPES = {
-    f"{root}.{name}"
-    for root in ("torch", "np", "numpy")
-    for name in (
-        *("float", "float16", "float32", "float64", "half", "int", "int8", "int16", "int32", "int64", "long", "uint8"),
-        *("bool", "bfloat16", "double", "pi"),
-    )
-}
-METHODS = {
-    *(
-        "to",
-        "parameters",
-        "run",
-        "keys",
-        "values",
-        "items",
-        "shape",
-        "meta",
-        "get",
-        "float",
-        "long",
-        "int",
-        "sum",
-        "mean",
-    ),
-    *("any", "all", "argmax", "max", "min", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "cpu", "cuda"),
-    *("replace", "split", "lower", "upper", "startswith", "endswith", "strip", "eval", "dim", "ndim", "size", "dtype"),
-    *("transforms", "detach", "clone"),
-}
-"""Attributes of what an expression is given: of references, arguments and results."""
-IMPORTS = {"os", "glob", "torch", "monai", "numpy", "numpy as np", "ignite", "json", "copy", "sys", "pathlib"}
-"""A module may be named; what of it may be used the grammar says."""
-ENUMS = re.compile(r"monai\.utils\.[A-Z][A-Za-z]+\.[A-Z_]+")
-ONE_BY_ONE = {"setattr(torch.backends.cudnn, 'benchmark', True)"}
-NODES = (
-    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.BinOp),
-    *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.UnaryOp, ast.USub, ast.UAdd, ast.Not, ast.BoolOp),
-    *(ast.And, ast.Or, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is),
-    *(ast.IsNot, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.keyword, ast.comprehension, ast.ListComp),
-    *(ast.GeneratorExp, ast.DictComp, ast.SetComp, ast.Lambda, ast.arguments, ast.arg, ast.Call, ast.Attribute),
-)
-REFERENCE = re.compile(r"@(?:\w|#|::)+")
 SHAPE = re.compile(r"[0-9np*+\-/() ]{1,40}")
-MOST_BYTES, MOST_CHARACTERS, DEEPEST = 2**20, 4000, 60
-"""Of a config, of an expression, of what lies within what: more than any plain bundle has, and a bound on reading."""
+MOST_BYTES, DEEPEST = 2**20, 60
+"""Of a config, and of what lies within what: more than any plain bundle has, and a bound on reading."""
 LOG_HANDLERS = {"StreamHandler", "logging.StreamHandler", "FileHandler", "logging.FileHandler"}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".sh", ".ts", ".pth", ".pkl", ".pickle", ".joblib", ".whl", ".egg"}
 
@@ -397,98 +336,6 @@ def _locator() -> Any:
 def _modules_with(name: str) -> list[str]:
     found = _locator().get_component_module_name(name)
     return [] if found is None else [found] if isinstance(found, str) else list(found)
-
-
-def expression_fault(text: str) -> str:
-    """Why an expression is not taken, empty for one of the grammar.
-
-    Args:
-        text: without its ``$``.
-    """
-    text = text.strip()
-    if text.startswith(("import ", "from ")):
-        wanted = text.removeprefix("import ")
-        return "" if wanted in IMPORTS else f"imports {wanted[:60]!r}"
-    if len(text) > MOST_CHARACTERS:
-        return f"an expression of {len(text)} characters"
-    names: list[str] = []
-
-    def named(match: re.Match[str]) -> str:
-        names.append(match[0])
-        return f"reference_{len(names)}"
-
-    if "reference_" in text:
-        return "a name that stands for references here"
-    try:
-        tree = ast.parse(REFERENCE.sub(named, text), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return f"no expression ({type(error).__name__}): {text[:60]!r}"
-    if ast.unparse(tree) in ONE_BY_ONE:
-        return ""
-    return _tree_fault(tree)
-
-
-def _tree_fault(tree: ast.Expression) -> str:
-    bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    bound |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    odd = {name for name in bound if name.startswith("_") or name in vars(builtins) or name in ROOTS}
-    if odd:
-        return f"binds {sorted(odd)[0]!r}"
-    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    for node in ast.walk(tree):
-        if not isinstance(node, NODES):
-            return f"{type(node).__name__} in an expression"
-        reason = ""
-        if isinstance(node, ast.Attribute) and id(node) not in inner:
-            reason = _attribute_fault(node, bound)
-        elif isinstance(node, ast.Name) and id(node) not in inner and isinstance(node.ctx, ast.Load):
-            reason = _name_fault(node.id, bound)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and abs(node.value) > 10**9:
-            reason = f"the number {node.value:.3g}"
-        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            reason = _repetition_fault(node)
-        if reason:
-            return reason
-    return ""
-
-
-ROOTS = {"torch", "np", "numpy", "monai", "os", "glob", "ignite", "json", "copy", "sys", "pathlib"}
-
-
-def _name_fault(name: str, bound: set[str]) -> str:
-    known = name in bound or name in BUILTINS or name in ("True", "False", "None") or name.startswith("reference_")
-    return "" if known else f"the name {name!r}"
-
-
-def _attribute_fault(node: ast.Attribute, bound: set[str]) -> str:
-    """Of a whole dotted chain: a path from a module must be listed, an attribute of anything else as well."""
-    parts: list[str] = []
-    value: ast.expr = node
-    while isinstance(value, ast.Attribute):
-        parts.append(value.attr)
-        value = value.value
-    parts.reverse()
-    if isinstance(value, ast.Name) and value.id in ROOTS and value.id not in bound:
-        path = ".".join([value.id, *parts])
-        return "" if path in FUNCTIONS | TYPES or ENUMS.fullmatch(path) else f"{path!r}"
-    if isinstance(value, ast.Name):
-        reason = _name_fault(value.id, bound)
-        if reason or value.id in BUILTINS:
-            return reason or f"{value.id}.{parts[0]}"
-    odd = [part for part in parts if part not in METHODS]
-    return f"the attribute {odd[0]!r}" if odd else ""
-
-
-def _repetition_fault(node: ast.BinOp) -> str:
-    """Text, lists and tuples times a number: a few characters that ask for all the memory there is."""
-    for one, other in ((node.left, node.right), (node.right, node.left)):
-        text = isinstance(one, (ast.List, ast.Tuple)) or (
-            isinstance(one, ast.Constant) and isinstance(one.value, (str, bytes))
-        )
-        few = isinstance(other, ast.Constant) and isinstance(other.value, int) and other.value <= 1000
-        if text and not few:
-            return "text or a list, repeated"
-    return ""
 
 
 def _metadata_faults(content: Any, name: str, text: str) -> Iterator[Fault]:

@@ -12,8 +12,10 @@ from conftest import BUNDLES, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import trust
-from pipeline.trust import expression_fault, faults_of, is_known, target_fault
+from pipeline import trust, vet
+from pipeline.errors import PipelineError
+from pipeline.grammar import expression_fault
+from pipeline.trust import faults_of, is_known, target_fault
 
 PLAIN = {
     "imports": ["$import os", "$import glob", "$import numpy as np"],
@@ -253,3 +255,19 @@ def test_any_config_is_judged_and_none_raises(tmp_path_factory: pytest.TempPathF
     for fault in faults_of(bundle):
         assert fault.line >= 0
         assert str(fault).startswith("configs/")
+
+
+def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vet.main([str(ROOT / "bundles" / "basic_unet")]) == 0
+    assert "byte for byte" in capsys.readouterr().out
+    bundle = bundle_of(tmp_path / "bundle")
+    assert vet.main([str(bundle)]) == 0
+    assert "nothing else was found" in capsys.readouterr().out
+    (bundle / "configs" / "train.json").write_text('{"a": "$os.system(1)"}')
+    with pytest.raises(PipelineError, match=r"1 finding\(s\).*\n  configs/train.json:1: 'os.system'"):
+        vet.main([str(bundle)])
+    assert vet.main([str(bundle), "configs/inference.json"]) == 0
+    with pytest.raises(PipelineError, match=r"no configs/none\.json in it"):
+        vet.main([str(bundle), "configs/none.json"])
+    with pytest.raises(PipelineError, match="no folder"):
+        vet.main([str(tmp_path / "none")])
