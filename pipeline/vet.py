@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "files",
         nargs="*",
-        help="paths below it, such as configs/inference.json: what you are going to run (default: all)",
+        help="paths below it, such as configs/inference.json: what will be run (default: all)",
     )
     args = parser.parse_args(argv)
     if not args.bundle.is_dir():
