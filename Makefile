@@ -40,8 +40,9 @@ demo-run:
 test: env ## Run all tests with branch coverage, two processes; LGG_ROOT=data/kaggle_3m adds those on real patients
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
-torture: env ## Kill, by COUNT=20 each, what saves and trains; a line each (tried, failed)
-	cd tests && for harness in saver files training; do $(abspath $(PY)) -m torture.kills $$harness --count $(COUNT) || exit 1; done
+torture: env ## Kill and damage, COUNT=20 times each, what saves, writes and trains; a line each (tried, failed)
+	cd tests && for harness in saver files training; do $(abspath $(PY)) -m torture.kills $$harness --count $(COUNT) || exit 1; done; \
+	  $(abspath $(PY)) -m torture.flips --count $(COUNT)
 
 lint: env ## ruff (lint and format), mypy --strict, generated bundle configs
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file
+from pipeline.files import proof_of, sha256_file
 from pipeline.records import SECTIONS
 from pipeline.slices import id_fault, person, shown
 
@@ -107,7 +107,29 @@ def read_manifest(path: Path) -> Manifest:
         sections[section] = tuple(_volume(file, section, item, raw["patients"]) for item in items)
         for volume in sections[section]:
             _enter_person(file, volume, exams)
-    return Manifest(file, hashlib.sha256(data).hexdigest(), sections, raw["patients"], raw)
+    digest = hashlib.sha256(data).hexdigest()
+    _refuse_changed(file, digest)
+    return Manifest(file, digest, sections, raw["patients"], raw)
+
+
+def _refuse_changed(file: Path, digest: str) -> None:
+    """Refuse a manifest that is not the one it was built as; without a proof beside it nothing is known.
+
+    Raises:
+        PipelineError: it is another.
+    """
+    try:
+        known = proof_of(file).read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        known = []
+    if digest not in known:
+        raise PipelineError(
+            f"{file}: changed since it was built (found SHA-256 {digest}, {proof_of(file).name} says "
+            f"{' or '.join(known) or 'nothing readable'}). Restore it or build it again with python -m "
+            f"pipeline.manifest --rebuild; if you changed it yourself, remove {proof_of(file).name}."
+        )
 
 
 def _enter_person(file: Path, volume: Volume, exams: dict[str, dict[str, str]]) -> None:

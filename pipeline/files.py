@@ -200,6 +200,29 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
 
 
+def proof_of(path: Path) -> Path:
+    """The file that holds another's SHA-256."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_with_proof(path: Path, data: bytes) -> None:
+    """``write_atomically``, and its SHA-256 beside it; there, for the moment of the change, the old one stands too.
+
+    Args:
+        path: its folder is made where it is missing.
+        data: the whole content.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    new = sha256_bytes(data)
+    with writing_errors(path):
+        old = [sha256_file(path)] if path.is_file() else []
+    write_atomically(proof_of(path), "\n".join([new, *old]).encode())
+    write_atomically(path, data)
+    write_atomically(proof_of(path), new.encode())
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Put a file under a second name, without its bytes where the disk can: the files here are replaced, never changed.
 

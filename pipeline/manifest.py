@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import ManifestError, PipelineError, run_cli
-from pipeline.files import Listing, list_files, write_atomically, writing_errors
+from pipeline.files import Listing, list_files, write_with_proof, writing_errors
 from pipeline.history import STATE_NAME, changes, earlier_manifest, locked, remember, unchanged, verify
 from pipeline.records import CHANNELS, SECTIONS
 from pipeline.slices import institution
@@ -202,7 +202,7 @@ def _write(
         (out / VOLUMES).mkdir(exist_ok=True)
         for name in outputs:
             (out / _STAGING / Path(name).name).replace(out / name)
-    write_atomically(out / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_with_proof(out / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
     if earlier:
         old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
         with writing_errors(out):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from torture import kills
+from torture import flips, kills
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,3 +23,12 @@ def test_kills_while_writing_leave_whole_files() -> None:
 
 def test_a_killed_training_ends_as_if_nothing_had_happened() -> None:
     assert kills.training(2, seed=0) == 0
+
+
+def test_damage_is_told_before_it_changes_a_figure() -> None:
+    assert {kind: failed for kind, (_, failed) in flips.flips(40, seed=0).items()} == {
+        "slices": 0,
+        "volumes": 0,
+        "manifest": 0,
+        "weights": 0,
+    }

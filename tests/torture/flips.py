@@ -1,0 +1,112 @@
+"""Random damage to slices, volumes, manifests and weights: every one must be told before it can change a figure.
+
+    python -m torture.flips --count 1000 --seed 0        (from tests/)
+
+prints a line for each kind of file: tried, failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import manifest, phantom
+from pipeline.bundle import _read_bytes, _read_record
+from pipeline.datalist import read_manifest, select, verify_volume
+from pipeline.errors import PipelineError
+from pipeline.files import proof_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "bundles" / "basic_unet" / "models"
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Other bytes than given: a bit flipped, the end cut off, or sixteen bytes of zeros or noise."""
+    while True:
+        kind, place = rng.randrange(4), rng.randrange(len(data))
+        if kind == 0:
+            new = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        elif kind == 1:
+            new = data[:place]
+        else:
+            new = data[:place] + (bytes(16) if kind == 2 else rng.randbytes(16)) + data[place + 16 :]
+        if new != data:
+            return new
+
+
+def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
+    """Damage one file after the other, each restored again.
+
+    Args:
+        count: how often.
+        seed: of files, places and kinds.
+
+    Returns:
+        Kind of file -> (tried, not told).
+    """
+    rng, tried, failed = random.Random(seed), Counter[str](), Counter[str]()
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(name)
+        phantom.main([str(folder), "--patients", "4", "--size", "48", "--slices", "6"])
+        source, built = folder / "kaggle_3m", folder / "manifest"
+        split = ["--split", "random", "--validation-fraction", "0.25", "--folds", "2"]
+        manifest.main([str(source), "--out", str(built), *split])
+        for file in ("model.pt", "training.json"):
+            shutil.copy(MODELS / file, folder)
+
+        def volumes() -> None:
+            for volume in select(read_manifest(built), "all"):
+                verify_volume(volume)
+
+        def slices() -> None:
+            manifest.main([str(source), "--out", str(built), *split, "--verify"])
+
+        def weights() -> None:
+            data, digest = _read_bytes(folder / "model.pt")
+            if not _read_record(folder / "model.pt", digest) or not data:
+                raise PipelineError("no record")
+
+        kinds: dict[str, tuple[list[Path], Callable[[], None]]] = {
+            "slices": (sorted(source.rglob("*.tif")), slices),
+            "volumes": (sorted(built.rglob("*.nii.gz")), volumes),
+            "manifest": ([built / "manifest.json", proof_of(built / "manifest.json")], volumes),
+            "weights": ([folder / "model.pt"], weights),
+        }
+        for check in (slices, volumes, weights):
+            check()  # sound as they are
+        for number in range(count):
+            kind = list(kinds)[number % len(kinds)]
+            paths, check = kinds[kind]
+            path = rng.choice(paths)
+            whole = path.read_bytes()
+            path.write_bytes(damaged(whole, rng))
+            tried[kind] += 1
+            with contextlib.suppress(PipelineError):
+                check()
+                failed[kind] += 1
+            path.write_bytes(whole)
+    return {kind: (tried[kind], failed[kind]) for kind in kinds}
+
+
+def main() -> int:
+    """Run it and print the lines."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    found = flips(args.count, args.seed)
+    for kind, (tried, failed) in found.items():
+        print(f"| damage, {kind}, seed {args.seed} | {tried} | {failed} |")  # noqa: T201
+    return any(failed for _, failed in found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
