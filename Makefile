@@ -42,7 +42,7 @@ test: env ## Run all tests with branch coverage, two processes; LGG_ROOT=data/ka
 
 torture: env ## Kill and damage, COUNT=20 times each, what saves, writes and trains; a line each (tried, failed)
 	cd tests && for harness in saver files training; do $(abspath $(PY)) -m torture.kills $$harness --count $(COUNT) || exit 1; done; \
-	  $(abspath $(PY)) -m torture.flips --count $(COUNT)
+	  $(abspath $(PY)) -m torture.flips --count $(COUNT) && $(abspath $(PY)) -W ignore -m torture.fuzz --count $(COUNT)
 
 lint: env ## ruff (lint and format), mypy --strict, generated bundle configs
 	$(VENV)/bin/ruff check .

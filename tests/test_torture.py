@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
-from torture import flips, kills
+from torture import flips, fuzz, kills
+
+from pipeline.bundle import _read_state
+from pipeline.errors import PipelineError
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,3 +36,16 @@ def test_damage_is_told_before_it_changes_a_figure() -> None:
         "manifest": 0,
         "weights": 0,
     }
+
+
+def test_mutated_inputs_are_taken_or_refused() -> None:
+    assert sum(failed for _, failed, _ in fuzz.fuzz(700, seed=1).values()) == 0
+
+
+def test_weights_that_lead_the_unpickler_astray_are_an_error() -> None:
+    """Found by mutation: torch's unpickler pops from an empty list."""
+    import torch
+
+    data = b"\x80\x02}q\x00(X\x01\x00\x00\x00aRK\x03tR."
+    with pytest.raises(PipelineError, match="no readable weights"):
+        _read_state(data, Path("model.pt"), torch.device("cpu"))
