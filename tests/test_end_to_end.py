@@ -72,6 +72,7 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     assert max(rates) <= 0.004 + 1e-9
     assert rates[-1] < max(rates)
     assert record["best_validation_dsc"] == pytest.approx(max(point.value for point in curves.Scalars("val_dsc")))
+    assert [path.name.split(".")[4] for path in (out / "log").glob("events*")] == ["host"]  # not the machine's name
     for tag in ("validation/worst", "validation/median"):
         assert [picture.step for picture in curves.Images(tag)] == list(range(1, TINY["max_epochs"] + 1))
         texts = [event.tensor_proto.string_val[0].decode() for event in curves.Tensors(f"{tag}/text_summary")]
