@@ -63,7 +63,7 @@ def test_empty_volume_rule(prediction, truth, dsc, sensitivity, precision) -> No
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.6), st.floats(0, 0.6))
 @settings(max_examples=60, deadline=None)
 def test_agrees_with_medpy_and_monai_on_random_masks(seed: int, density_a: float, density_b: float) -> None:
-    """Two implementations that know nothing of this one or of each other; masks from empty through one voxel to many."""
+    """Two implementations that know nothing of this one; masks from empty through one voxel to many."""
     import torch
     from monai.metrics import compute_dice
 
