@@ -141,7 +141,7 @@ def test_the_recipe_holds_versions_and_code() -> None:
     parts, versions, code = module.recipe_of(parser, "a", {"torch": "1"})
     assert parts == {"a": "$@b + 1", "b": "@c#0", "c::0": 1}
     assert versions == {"torch": "1"}
-    assert set(code) == {"__init__.py", "slices.py", "augmentation.py"}
+    assert set(code) == {"__init__.py", "slices.py", "augmentation.py", "checkpoints.py"}
     parser["c#0"] = 5
     assert module.recipe_of(parser, "a", {"torch": "1"})[0] != parts
 
