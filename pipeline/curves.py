@@ -13,21 +13,22 @@ from pipeline.files import write_atomically
 CURVES = "curves.json"
 EVENTS = "events.out.tfevents.*"
 TAGS = ("train_loss", "val_loss", "val_dsc")
-"""What training writes (``bundles/template/train.yaml``): by iteration, by iteration of validation, likewise."""
+"""What training writes (``bundles/template/train.yaml``): by iteration, by epoch, by epoch."""
 MOST_POINTS = 400
 """Of one curve; longer ones become means of equal stretches."""
 
 Curve = list[tuple[float, float]]
 
 
-def read_events(folder: Path) -> dict[str, Curve]:
+def read_events(folder: Path, steps_per_epoch: int = 1) -> dict[str, Curve]:
     """Curves of a training by tag, empty where the folder holds no event file.
 
     Args:
         folder: with the event files of one training, resumed or not: of a step that stands twice the later holds.
+        steps_per_epoch: of the training, so that what stands by epoch comes by iteration as well.
 
     Returns:
-        tag -> (step, value) in order of steps.
+        tag -> (iteration, value) in order of iterations.
 
     Raises:
         PipelineError: event files that cannot be read.
@@ -43,7 +44,11 @@ def read_events(folder: Path) -> dict[str, Curve]:
         found = {tag: {e.step: e.value for e in accumulator.Scalars(tag)} for tag in TAGS if tag in known}
     except Exception as error:  # damaged records raise anything
         raise PipelineError(f"{folder}: no readable event files ({error}). Remove or restore them.") from error
-    return {tag: _thinned(sorted(points.items())) for tag, points in found.items()}
+    scale = {tag: 1 if tag == "train_loss" else steps_per_epoch for tag in TAGS}
+    return {
+        tag: _thinned([(step * scale[tag], value) for step, value in sorted(points.items())])
+        for tag, points in found.items()
+    }
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> Curve:

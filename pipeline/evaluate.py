@@ -155,7 +155,9 @@ def _keep_curves(args: argparse.Namespace, groups: Sequence[FoldBundles]) -> Non
             weights = weights or (args.weights[number].parent if args.weights else folder / "models")
             name = bundle.name if fold is None else f"{bundle.name}, fold {fold}"
             name = f"{name} ({number + 1})" if name in curves else name
-            curves[name] = read_events(weights) or ({} if args.folds or args.weights else read_events(folder / "eval"))
+            steps = int(bundle.training.get("config", {}).get("steps_per_epoch", 1))
+            places = [weights] if args.folds or args.weights else [weights, folder / "eval"]
+            curves[name] = next((found for found in (read_events(place, steps) for place in places) if found), {})
     write_curves(args.out / CURVES, {name: tags for name, tags in curves.items() if tags})
 
 

@@ -37,6 +37,7 @@ def test_a_resumed_training_is_one_curve(tmp_path: Path) -> None:
     write_events(tmp_path, {"val_dsc": [(10, 0.25), (20, 0.3)]})
     write_events(tmp_path, {"val_dsc": [(20, 0.5), (30, 0.75)]})
     assert read_events(tmp_path)["val_dsc"] == [(10.0, 0.25), (20.0, 0.5), (30.0, 0.75)]
+    assert read_events(tmp_path, 100)["val_dsc"] == [(1000.0, 0.25), (2000.0, 0.5), (3000.0, 0.75)]  # by iteration
 
 
 def test_files_come_back_without_the_host(tmp_path: Path) -> None:

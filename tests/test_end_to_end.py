@@ -548,7 +548,9 @@ def test_evaluate_draws_figures_and_uncertainty(trained, manifest, tmp_path: Pat
         assert (tmp_path / "out" / "uncertainty" / f"{patient}_uncertainty.nii.gz").is_file()
     assert all(0 < float(row["agreement"]) <= 1 for row in scores_of(tmp_path / "out"))
     curves = json.loads((tmp_path / "out" / "curves.json").read_text())
-    assert len(curves[trained[0].name]["val_dsc"]) == TINY["max_epochs"]
+    tags = curves[trained[0].name]
+    assert [step for step, _ in tags["val_dsc"]] == [4, 8]  # iterations, as those of the training loss
+    assert [step for step, _ in tags["train_loss"]] == list(range(1, 9))
     assert "(2 of 2 patients drawn" in capsys.readouterr().out
     evaluated((trained[0], tmp_path), manifest, tmp_path / "out", *asked)
     assert "(0 of 2 patients drawn" in capsys.readouterr().out
