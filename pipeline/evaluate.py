@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_single_pass(len(predictors(groups, volume)), flips=args.tta)
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
+    if (args.out / SUMMARY).is_file():
+        print(f"{args.out}: the results that are there are replaced, pictures and maps with them")
     for line in dict.fromkeys(bundle.as_trained() for group in groups for bundle in group.values()):
         print(line)
     seen = provenance["seen_in_training"]

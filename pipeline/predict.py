@@ -264,7 +264,7 @@ def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
     else:
         raise PipelineError(
             f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected .nii.gz, .nii, a folder of "
-            "volumes, or a manifest). Check the path."
+            "slices or volumes, or a manifest). Check the path."
         )
 
 
