@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
     if (args.out / SUMMARY).is_file():
-        print(f"{args.out}: the results that are there are replaced, pictures and maps with them")
+        print(f"{args.out}: the results that are there are replaced; pictures and maps of other masks go")
     for line in dict.fromkeys(bundle.as_trained() for group in groups for bundle in group.values()):
         print(line)
     seen = provenance["seen_in_training"]

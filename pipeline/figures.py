@@ -23,7 +23,7 @@ UNCERTAIN = 0.1
 """Deviation of probabilities from which a slice is drawn though no mask touches it."""
 FLAIR = CHANNELS.index("FLAIR")
 DRAWERS = 4
-"""Most processes that draw at once; one needs about 150 MB."""
+"""Most processes that draw at once."""
 
 
 @dataclass(frozen=True)

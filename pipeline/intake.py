@@ -131,7 +131,7 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, lis
 
     Args:
         root: source folder.
-        target: folder for ``NAME_image.nii.gz``, (H, W, D, 3) uint8; nothing new stays there after a fault.
+        target: folder for ``NAME_image.nii.gz``, (H, W, D, 3) uint8; after a fault what was there stays as it was.
         allow_gaps: missing slice numbers are a warning.
 
     Returns:
@@ -147,7 +147,8 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, lis
             f"ids differ only in case: {', '.join(group)} (expected ids that differ otherwise). Rename one."
         )
     warnings: dict[str, list[str]] = {}
-    written = []
+    staging = target / ".building"
+    shutil.rmtree(staging, ignore_errors=True)
     for name in tqdm(sorted(patients), desc="slices", unit="patient", disable=None):
         patient = Patient(name, patients[name])
         if not any(file.kind == "image" for file in patient.files):
@@ -156,12 +157,14 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, lis
         for subject, messages in patient.faults.items():
             intake.faults[shown(subject)] += messages
         if volume is not None and not intake.faults:
-            written.append(target / volume_names(name)[0])
-            write_atomically(written[-1], nifti_bytes(volume))
+            write_atomically(staging / volume_names(name)[0], nifti_bytes(volume))
     if intake.faults:
-        for path in written:
-            path.unlink(missing_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise ManifestError(intake.faults)
+    with writing_errors(target):
+        for path in sorted(staging.glob("*")):
+            path.replace(target / path.name)
+        shutil.rmtree(staging, ignore_errors=True)
     return warnings
 
 

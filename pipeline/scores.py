@@ -18,9 +18,11 @@ SCORES = "scores.csv"
 MASKS, VOLUMES, MAPS = "masks", "volumes", "uncertainty"
 """Folders of an evaluation: predicted masks, the images and labels that they belong to, uncertainty maps."""
 Summary = dict[str, Any]
+FROM_SCORES = ("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min")
+"""Come into a summary at the end, when all is scored."""
 NEEDED = (
     *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
-    *("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"),
+    *FROM_SCORES,
 )
 _FORMS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: type(value) is int and value >= 0,
@@ -87,7 +89,7 @@ def read_summary(folder: Path) -> Summary:
         missing = [key for key in NEEDED if key not in summary]
     except (OSError, ValueError, TypeError) as error:
         raise PipelineError(f"{path}: no readable summary ({error}). Write it by pipeline.evaluate.") from error
-    if missing == list(NEEDED[-5:]):
+    if missing == list(FROM_SCORES):
         raise PipelineError(f"{path}: of an evaluation that did not come to its end. Run it again.")
     if missing:
         raise PipelineError(f"{path}: {', '.join(missing)} missing. Write it by pipeline.evaluate.")

@@ -293,6 +293,18 @@ def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path:
     assert not list(tmp_path.rglob("*.nii.gz"))
 
 
+def test_a_fault_leaves_the_volumes_of_before(lively, slices, tmp_path: Path) -> None:
+    folder, (one, two) = slices
+    run(lively, tmp_path / "out", folder)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")}
+    (folder / two / f"{two}_4.tif").write_bytes(b"")
+    first = sorted((folder / one).glob("*.tif"))[:2]
+    first[0].write_bytes(first[1].read_bytes())  # the first patient is sound, but another
+    with pytest.raises(ManifestError, match="0 bytes"):
+        run(lively, tmp_path / "out", folder, "--overwrite")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")} == before
+
+
 def test_gaps_are_a_warning_where_allowed(lively, slices, tmp_path: Path, capsys) -> None:
     folder, (_, two) = slices
     whole = len(list(folder.glob(f"{two}/*.tif")))

@@ -118,7 +118,7 @@ def test_page_needs_nothing_but_itself(written: Path) -> None:
     assert "Content-Security-Policy" in text
 
 
-def test_page_is_the_same_again_without_weights_and_manifest(runs: list[Path], tmp_path: Path) -> None:
+def test_page_is_the_same_from_copied_folders(runs: list[Path], tmp_path: Path) -> None:
     again = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     assert report.main([*map(str, again), "--out", str(tmp_path / "again.html")]) == 0
     assert report.main([*map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
