@@ -417,6 +417,12 @@ def _read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torc
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PipelineError(f"{path}: no plain state dict (expected tensors by name). Use model.pt, not a checkpoint.")
+    odd = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise PipelineError(
+            f"{path}: NaN or Inf in {', '.join(odd[:3])}{more}. Take the weights of an earlier epoch, or train again."
+        )
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -26,6 +27,28 @@ class ManifestError(PipelineError):
         super().__init__("\n".join(lines))
 
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""What a disk answers that is full or broken."""
+
+
+def of_the_machine(error: BaseException) -> str | None:
+    """One line for an error that is the machine's (memory, disk), None for any other.
+
+    Args:
+        error: as it left ``main``.
+    """
+    text = str(error)
+    first = text.partition("\n")[0]
+    # PyTorch, which need not be loaded here, raises an OutOfMemoryError on a GPU and a RuntimeError on a CPU.
+    allocation = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocation:
+        return f"memory ran out ({first or 'MemoryError'}). Free some, or give fewer volumes or bundles at once."
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. Free space on the disk or mend it, then run again."
+    return None
+
+
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
 
@@ -34,8 +57,8 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         argv: the arguments, without the program's name.
 
     Returns:
-        The status of ``main``; 2 for a ``PipelineError``; 130 when interrupted from the keyboard; 141 when the
-        reader of the output went away (``... | head``).
+        The status of ``main``; 2 for a ``PipelineError`` and where memory or disk ran out; 130 when interrupted from
+        the keyboard; 141 when the reader of the output went away (``... | head``).
     """
     # What is left at the end goes with the process: to look for unused objects among it takes a second.
     atexit.register(gc.freeze)
@@ -52,4 +75,10 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         # The interpreter flushes stdout once more at its end; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError, OSError) as error:
+        line = of_the_machine(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     return status

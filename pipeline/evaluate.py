@@ -16,7 +16,7 @@ from pipeline.curves import CURVES, read_events, write_curves
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
 from pipeline.figures import DSC_FIGURE, FIGURES, Case, draw_cases, remove_outdated
-from pipeline.files import link_or_copy, write_atomically
+from pipeline.files import link_or_copy, locked, write_atomically
 from pipeline.records import SECTIONS, VolumeScore
 from pipeline.scores import MAPS, MASKS, SUMMARY, VOLUMES, table, write_results
 
@@ -123,6 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_single_pass(len(predictors(groups, volume)), flips=args.tta)
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
+    with locked(args.out):
+        return _score(args, groups, volumes, provenance)
+
+
+def _score(
+    args: argparse.Namespace, groups: Sequence[FoldBundles], volumes: Sequence[Volume], provenance: dict[str, Any]
+) -> int:
+    """Predict, score and write what was asked for."""
     if (args.out / SUMMARY).is_file():
         print(f"{args.out}: the results that are there are replaced; pictures and maps of other masks go")
     for line in dict.fromkeys(bundle.as_trained() for group in groups for bundle in group.values()):

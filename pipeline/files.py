@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -196,8 +198,54 @@ def write_atomically(path: Path, data: bytes) -> None:
             Path(temporary).chmod(0o666 & ~umask)  # mkstemp gives 0600, a plain open would not
             Path(temporary).replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
             raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
+    """Put finished files under their names: all of them, or none where the disk refuses in between.
+
+    Args:
+        staged: finished file -> its name, on the same disk; the order is kept.
+        aside: folder for what they replace meanwhile, made and removed again.
+
+    Raises:
+        PipelineError: the disk refuses; what was there before is there again.
+    """
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for number, (source, target) in enumerate(staged.items()):
+            with writing_errors(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                before = aside / str(number) if target.exists() else None
+                if before:
+                    link_or_copy(target, before)
+                done.append((target, before))
+                source.replace(target)
+    except BaseException:
+        for target, before in reversed(done):
+            with contextlib.suppress(OSError):
+                if before:
+                    before.replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for folder in {target.parent for target in staged.values()}:
+        _sync_folder(folder)
 
 
 def proof_of(path: Path) -> Path:
@@ -245,6 +293,52 @@ def link_or_copy(source: Path, target: Path) -> None:
             write_atomically(target, source.read_bytes())
         else:
             beside.replace(target)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the same folder meanwhile; without effect where the system has no ``flock``.
+
+    The lock ends with the process, however it ends, and leaves no file.
+
+    Args:
+        folder: made where it is missing; removed again where nothing came into it.
+
+    Raises:
+        PipelineError: another run holds the folder.
+    """
+    made = not folder.exists()
+    with writing_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _flock(folder):
+            yield
+    finally:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _flock(folder: Path) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with writing_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(
+                f"{folder}: another run writes there. Wait for it to end, or choose another --out."
+            ) from error
+        except OSError:  # a network file system without locks: go on as without flock
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

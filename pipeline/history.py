@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, read_bytes, sha256_bytes, stamp, write_atomically, writing_errors
+from pipeline.files import Listing, read_bytes, sha256_bytes, stamp, write_atomically
 
 STATE_NAME = ".state.json"
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the same folder meanwhile; without effect where the system has no ``flock``.
-
-    Raises:
-        PipelineError: another run holds the folder.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-    import os
-
-    with writing_errors(folder):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PipelineError(f"{folder}: another run is building this manifest. Wait for it to end.") from error
-        except OSError:  # a network file system without locks: go on as without flock
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def earlier_manifest(folder: Path) -> Manifest | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,11 +131,36 @@ def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]
     batch = data["image"][None].to(bundle.device)
     with torch.inference_mode():
         with _NETWORK:
-            logits = _mirrored(bundle.inferer(_mirrored(batch, flip), bundle.network), flip)
+            logits = _mirrored(_infer(bundle, _mirrored(batch, flip)), flip)
         # The engine hands postprocessing one volume without the batch dimension; so do we.
         data["pred"] = logits[0]
         probability = bundle.to_probability(data)["pred"]
     return np.asarray(probability[0].cpu(), dtype=np.float32)
+
+
+def _infer(bundle: Bundle, batch: torch.Tensor) -> torch.Tensor:
+    """Logits; where a GPU's memory does not hold as many slices at once, half as many from here on.
+
+    Raises:
+        torch.OutOfMemoryError: not even one slice fits.
+    """
+    import torch
+
+    while True:
+        try:
+            logits: torch.Tensor = bundle.inferer(batch, bundle.network)
+        except torch.OutOfMemoryError:
+            if getattr(bundle.inferer, "sw_batch_size", 1) < 2:
+                raise
+        else:
+            return logits
+        # Out of the handler, whose traceback holds the tensors.
+        torch.cuda.empty_cache()
+        bundle.inferer.sw_batch_size //= 2
+        print(
+            f"{bundle.name}: the GPU's memory ran out; goes on with {bundle.inferer.sw_batch_size} slices at once",
+            file=sys.stderr,
+        )
 
 
 def _preprocess(bundle: Bundle, image: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, list_files, write_atomically, writing_errors
+from pipeline.files import Listing, list_files, replace_all, write_atomically, writing_errors
 from pipeline.patients import Patient, read_images, read_patient, volume_names
 from pipeline.records import PatientRecord, SliceFile
 from pipeline.slices import case_collisions, parse_name, shown
@@ -161,9 +161,9 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, lis
     if intake.faults:
         shutil.rmtree(staging, ignore_errors=True)
         raise ManifestError(intake.faults)
-    with writing_errors(target):
-        for path in sorted(staging.glob("*")):
-            path.replace(target / path.name)
+    try:
+        replace_all({path: target / path.name for path in sorted(staging.glob("*"))}, staging / "before")
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
     return warnings
 

@@ -22,8 +22,18 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import ManifestError, PipelineError, run_cli
-from pipeline.files import Listing, list_files, write_with_proof, writing_errors
-from pipeline.history import STATE_NAME, changes, earlier_manifest, locked, remember, unchanged, verify
+from pipeline.files import (
+    Listing,
+    list_files,
+    locked,
+    proof_of,
+    replace_all,
+    sha256_bytes,
+    write_atomically,
+    write_with_proof,
+    writing_errors,
+)
+from pipeline.history import STATE_NAME, changes, earlier_manifest, remember, unchanged, verify
 from pipeline.records import CHANNELS, SECTIONS
 from pipeline.slices import institution
 from pipeline.splits import DRAWN, REFERENCE, SplitChoice, divide, fold_numbers, read_split
@@ -62,19 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("unchanged: nothing written")
         _summarize(json.loads((out / MANIFEST_NAME).read_bytes()), out)
         return 0
-    made = not out.exists()
-    with writing_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    staging = out / _STAGING
-    try:
-        with locked(out):
-            try:
-                manifest = _run(args=args, root=root, out=out, listing=listing, choice=choice, options=options)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        if made and not any(out.iterdir()):
-            out.rmdir()
+    with locked(out):
+        try:
+            manifest = _run(args=args, root=root, out=out, listing=listing, choice=choice, options=options)
+        finally:
+            shutil.rmtree(out / _STAGING, ignore_errors=True)
     _summarize(manifest, out)
     return 0
 
@@ -194,15 +196,22 @@ def _reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
 def _write(
     out: Path, manifest: dict[str, Any], listing: Listing, options: dict[str, Any], earlier: Manifest | None
 ) -> None:
-    """Move the staged volumes to their place, write the manifest last, then drop volumes it no longer names."""
+    """Put volumes and then the manifest in place, all or none, then drop volumes it no longer names."""
     items = [item for section in SECTIONS for item in manifest[section]]
     outputs = sorted(item[key] for item in items for key in ("image", "label"))
+    staging, proof = out / _STAGING, proof_of(out / MANIFEST_NAME)
+    content = (json.dumps(manifest, indent=1) + "\n").encode()
+    # Before anything of an earlier manifest is touched, the disk has taken all of this one.
+    write_with_proof(staging / MANIFEST_NAME, content)
+    staged = {staging / Path(name).name: out / name for name in outputs}
     with writing_errors(out):
         (out / STATE_NAME).unlink(missing_ok=True)
-        (out / VOLUMES).mkdir(exist_ok=True)
-        for name in outputs:
-            (out / _STAGING / Path(name).name).replace(out / name)
-    write_with_proof(out / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+        known = proof.read_bytes() if (out / MANIFEST_NAME).is_file() and proof.is_file() else b""
+    if known:
+        # For the moment of the change both hold.
+        write_atomically(proof, sha256_bytes(content).encode() + b"\n" + known)
+    staged |= {staging / MANIFEST_NAME: out / MANIFEST_NAME, proof_of(staging / MANIFEST_NAME): proof}
+    replace_all(staged, staging / "before")
     if earlier:
         old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
         with writing_errors(out):

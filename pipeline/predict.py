@@ -15,7 +15,7 @@ from pipeline.bundle import add_arguments, config_of, load_bundles, one_each, re
 from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
 from pipeline.figures import FIGURES, Case, draw_cases, remove_outdated
-from pipeline.files import sha256_file, write_atomically
+from pipeline.files import locked, sha256_file, write_atomically, writing_errors
 from pipeline.scores import VOLUMES
 from pipeline.slices import id_fault, is_junk_folder, shown
 
@@ -113,6 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in args.bundle:
         config_of(folder)
     one_each("--weights", args.weights, args.bundle)
+    with locked(args.out):
+        return _predict(args, volumes)
+
+
+def _predict(args: argparse.Namespace, volumes: dict[str, Path]) -> int:
+    """Predict and write what was asked for."""
     for path in args.inputs:
         if _holds_slices(path):
             from pipeline.intake import stage_images
@@ -125,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     bundles = load_bundles(args.bundle, args.weights, args.backend, trust=args.trust)
     for bundle in bundles:
         print(bundle.as_trained())
+    # Until the end there is no table: one of an earlier run would pass for that of new masks.
+    for name in (TABLE, SUMMARY):
+        with writing_errors(args.out / name):
+            (args.out / name).unlink(missing_ok=True)
     predictions, faults = predict_volumes(
         bundles,
         volumes,

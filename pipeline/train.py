@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -213,10 +214,18 @@ def _run(command: Sequence[str]) -> int:
     ]
     print("python", *parts, flush=True)
     try:
-        return subprocess.run(command, check=False).returncode  # noqa: S603
+        status = subprocess.run(command, check=False).returncode  # noqa: S603
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
+    if status < 0:
+        why = "perhaps memory ran out; " if -status == signal.SIGKILL else ""
+        name = signal.Signals(-status).name
+        print(
+            f"\nerror: the training was killed ({name}): {why}the same command with --resume goes on", file=sys.stderr
+        )
+        return 128 - status
+    return status
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ prints one line: what was killed, tried, failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -117,7 +119,51 @@ def files(count: int, seed: int) -> int:
     return failed
 
 
-def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, epochs: int = 4) -> int:
+def phantom_manifest(folder: Path) -> Path:
+    """A manifest of eight little patients, two of them for validation."""
+    run: dict[str, Any] = {"capture_output": True, "cwd": ROOT}
+    phantoms = ["pipeline.phantom", str(folder / "ph"), "--patients", "8", "--size", "48", "--slices", "8"]
+    subprocess.run([sys.executable, "-W", "ignore", "-m", *phantoms], check=True, **run)
+    split = ["--split", "random", "--validation-fraction", "0.25"]
+    manifest = ["pipeline.manifest", str(folder / "ph" / "kaggle_3m"), "--out", str(folder / "manifest"), *split]
+    subprocess.run([sys.executable, "-W", "ignore", "-m", *manifest], check=True, **run)
+    return folder / "manifest"
+
+
+def training_command(
+    bundle: Path, manifest: Path, *, workers: int = 0, processes: int = 1, epochs: int = 4
+) -> list[str]:
+    """A training of seconds, without its folder.
+
+    Args:
+        bundle: its folder.
+        manifest: of little patients.
+        workers: processes that load batches.
+        processes: that train together, by gloo.
+        epochs: of the training.
+    """
+    run, configs = [sys.executable, "-W", "ignore", "-m"], [bundle / "configs" / "train.json"]
+    if processes > 1:
+        run += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        configs += [bundle / "configs" / "multi_gpu_train.json"]
+    little = {"image_size": 32, "max_epochs": epochs, "steps_per_epoch": 6, "batch_size": 4, "val_interval": 1}
+    little["train#dataloader#num_workers"] = workers
+    options = [part for key, value in little.items() for part in (f"--{key}", str(value))]
+    names = str([str(config) for config in configs]).replace(" ", "") if processes > 1 else str(configs[0])
+    return [*run, "monai.bundle", "run", "--config_file", names, *options, "--dataset_dir", str(manifest)]
+
+
+def into(command: Sequence[str], out: Path, *more: str) -> list[str]:
+    """A training's command with its folder."""
+    return [*command, "--ckpt_dir", str(out), "--output_dir", str(out), *more]
+
+
+def status_of(out: Path) -> str:
+    """What ``run.json`` says."""
+    return str(json.loads((out / "run.json").read_text())["status"]) if (out / "run.json").is_file() else "none"
+
+
+def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, processes: int = 1) -> int:
     """Kill a training once at a random moment and resume it: weights and best weights must be an undisturbed one's.
 
     Args:
@@ -125,50 +171,50 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
         seed: of the moments.
         workers: processes that load batches.
         bundle: its folder.
-        epochs: of each training.
+        processes: that train together, by gloo.
     """
     import torch
 
     rng, failed = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = [sys.executable, "-W", "ignore", "-m"]
+        manifest = phantom_manifest(folder)
+        command = training_command(bundle, manifest, workers=workers, processes=processes)
         quiet: dict[str, Any] = {"capture_output": True, "cwd": ROOT}
-        phantoms = ["pipeline.phantom", str(folder / "ph"), "--patients", "8", "--size", "48", "--slices", "8"]
-        subprocess.run([*run, *phantoms], check=True, **quiet)
-        split = ["--split", "random", "--validation-fraction", "0.25"]
-        manifest = ["pipeline.manifest", str(folder / "ph" / "kaggle_3m"), "--out", str(folder / "manifest"), *split]
-        subprocess.run([*run, *manifest], check=True, **quiet)
-        little = {"image_size": 32, "max_epochs": epochs, "steps_per_epoch": 6, "batch_size": 4, "val_interval": 1}
-        little["train#dataloader#num_workers"] = workers
-        options = [part for key, value in little.items() for part in (f"--{key}", str(value))]
-        command = [*run, "monai.bundle", "run", "--config_file", str(bundle / "configs" / "train.json"), *options]
-        command += ["--dataset_dir", str(folder / "manifest")]
-
-        def into(out: Path, *more: str) -> list[str]:
-            return [*command, "--ckpt_dir", str(out), "--output_dir", str(out), *more]
-
         whole = folder / "whole"
-        start = time.monotonic()
-        subprocess.run(into(whole), check=True, **quiet)
-        takes = time.monotonic() - start
+        subprocess.run(into(command, whole), check=True, **quiet)
+        # From the first checkpoint to the end, when nothing disturbs it.
+        took = (whole / "run.json").stat().st_mtime - (whole / "model_best.pt").stat().st_mtime
         for number in range(count):
-            out = folder / f"killed_{number}"
-            with subprocess.Popen(into(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+            out = folder / f"killed_{number}_"
+            with subprocess.Popen(
+                into(command, out),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=ROOT,
+            ) as process:
                 wait_for(lambda out=out: any(out.glob("checkpoint_*.pt")), process)
-                time.sleep(rng.uniform(0, takes / 5))
-                process.kill()
+                time.sleep(rng.uniform(0, max(took, 1.0)))
+                kill_all(str(out))
                 process.wait()
-            if json.loads((out / "run.json").read_text())["status"] != "completed":
-                subprocess.run(into(out, "--resume", "True"), check=True, **quiet)
+            if status_of(out) != "completed":
+                subprocess.run(into(command, out, "--resume", "True"), check=True, **quiet)
             same = all(
                 torch.equal(one, torch.load(whole / file, weights_only=True)[key])
                 for file in ("model.pt", "model_best.pt")
                 for key, one in torch.load(out / file, weights_only=True).items()
             )
-            failed += not same or json.loads((out / "run.json").read_text())["status"] != "completed"
+            failed += not same or status_of(out) != "completed"
             shutil.rmtree(out)
     return failed
+
+
+def kill_all(word: str) -> None:
+    """Kill every process with this word in its command line, as a machine that goes down does."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if word.encode() in (folder / "cmdline").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], most_s: float = 300) -> None:
@@ -185,7 +231,7 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], most_
         time.sleep(0.005)
 
 
-HARNESSES: dict[str, Callable[[int, int], int]] = {"saver": saver, "files": files, "training": training}
+HARNESSES: dict[str, Callable[..., int]] = {"saver": saver, "files": files, "training": training}
 
 
 def main() -> int:
@@ -194,9 +240,17 @@ def main() -> int:
     parser.add_argument("harness", choices=list(HARNESSES))
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bundle", default="basic_unet", help="of a training")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load its batches")
+    parser.add_argument("--processes", type=int, default=1, help="that train together, by gloo")
     args = parser.parse_args()
-    failed = HARNESSES[args.harness](args.count, args.seed)
-    print(f"| kills, {args.harness}, seed {args.seed} | {args.count} | {failed} |")  # noqa: T201
+    options: dict[str, Any] = {}
+    what = args.harness
+    if args.harness == "training":
+        options = {"workers": args.workers, "processes": args.processes, "bundle": ROOT / "bundles" / args.bundle}
+        what = f"training of {args.bundle}, {args.workers} workers, {args.processes} process(es)"
+    failed = HARNESSES[args.harness](args.count, args.seed, **options)
+    print(f"| kills, {what}, seed {args.seed} | {args.count} | {failed} |")  # noqa: T201
     return bool(failed)
 
 

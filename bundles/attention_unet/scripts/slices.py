@@ -21,6 +21,8 @@ from monai.transforms import Transform
 from monai.utils import MetaKeys, convert_to_tensor
 from tqdm import tqdm
 
+from scripts.faults import TrainingError
+
 LEVELS = 255
 
 
@@ -58,14 +60,17 @@ class ToSlices(Transform):
             (D, 1, H, W) uint8 with 1 as 255.
 
         Raises:
-            ValueError: the image holds NaN or Inf.
+            TrainingError: the image holds NaN or Inf; names the volume.
         """
         image, label = (
             convert_to_tensor(data[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
         )
         low, high = torch.aminmax(image.flatten(1), dim=1)
         if not torch.isfinite(torch.stack([low, high])).all():
-            raise ValueError("the preprocessed image holds NaN or Inf")
+            source = getattr(data["image"], "meta", {}).get("filename_or_obj", "a volume")
+            raise TrainingError(
+                f"{Path(str(source)).name}: the preprocessed image holds NaN or Inf. Restore the volume."
+            )
         step = (high - low) / LEVELS
         low, step = low[:, None, None], step[:, None, None]
         levels = image.sub(low[..., None]).div_(step[..., None].clamp_min(torch.finfo(step.dtype).tiny))

@@ -6,6 +6,7 @@ has, or, for the moment of a change, with both.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import io
@@ -22,6 +23,8 @@ import ignite.distributed as idist
 import torch
 from ignite.handlers.checkpoint import BaseSaveHandler
 
+from scripts.faults import TrainingError
+
 PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
 RUN, LOCK = "run.json", ".lock"
 
@@ -34,7 +37,7 @@ def write_durably(path: Path, data: bytes) -> None:
         data: the whole content.
 
     Raises:
-        RuntimeError: the disk refuses; says what to do.
+        TrainingError: the disk refuses; says what to do.
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
@@ -47,7 +50,7 @@ def write_durably(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise RuntimeError(
+        raise TrainingError(
             f"{path}: cannot be written ({error.strerror or error}), what was there before stays. "
             "Free space on the disk or mend the folder's permissions, then go on with --resume True"
         ) from error
@@ -82,7 +85,7 @@ class DurableSaver(BaseSaveHandler):
         """Write one.
 
         Raises:
-            RuntimeError: the disk refuses.
+            TrainingError: the disk refuses.
         """
         del metadata
         if idist.get_rank():
@@ -125,7 +128,7 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[s
         device: where its tensors go.
 
     Raises:
-        RuntimeError: none is whole.
+        TrainingError: none is whole.
     """
     faults = []
     for path in checkpoints_in(folder):
@@ -135,7 +138,7 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[s
                 logging.getLogger("train").warning("%s; going on from %s", before, path.name)
             return state
         faults.append(fault)
-    raise RuntimeError(f"nothing to resume, every checkpoint is damaged: {'; '.join(faults)}")
+    raise TrainingError(f"nothing to resume, every checkpoint is damaged: {'; '.join(faults)}")
 
 
 def _load(path: Path, device: torch.device | str) -> tuple[str, dict[str, Any] | None]:
@@ -159,7 +162,7 @@ class Run:
         folder: of the training, made where it is missing.
 
     Raises:
-        RuntimeError: another process trains there, or the disk refuses.
+        TrainingError: another process trains there, or the disk refuses.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -169,6 +172,8 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._hold()
+        # However it ends; a kill leaves the file, which locks nothing.
+        atexit.register(self.release)
 
     def _hold(self) -> None:
         """Lock the folder until this process ends, however it ends; without effect where there are no locks.
@@ -185,7 +190,7 @@ class Run:
         except (BlockingIOError, PermissionError) as error:
             os.close(self._lock)
             self._lock = None
-            raise RuntimeError(
+            raise TrainingError(
                 f"{self.folder}: another training runs there. Wait for it, or pass another --ckpt_dir"
             ) from error
         except OSError:  # a file system without locks
@@ -199,7 +204,7 @@ class Run:
             facts: what else is known of it, JSON.
 
         Raises:
-            RuntimeError: the disk refuses.
+            TrainingError: the disk refuses.
         """
         if not idist.get_rank():
             write_durably(self.folder / RUN, json.dumps({"status": status, **facts}, indent=2).encode())

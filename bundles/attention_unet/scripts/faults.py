@@ -1,0 +1,174 @@
+"""What stops a training, told in one line: values that are not finite with their place, memory, workers, the disk."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SliceInferer
+
+GO_ON = "The checkpoints are whole: --resume True goes on."
+
+
+class TrainingError(RuntimeError):
+    """What the user can mend; the message names subject, found and remedy."""
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, what that was raised from, and so on."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def told(error: BaseException) -> str | None:
+    """One line for a fault that the user can mend, None for any other error.
+
+    Args:
+        error: as it left the run; MONAI and ignite wrap what happened within.
+    """
+    chain = chain_of(error)
+    cause = next((found for found in chain if isinstance(found, TrainingError)), chain[-1])
+    text = str(cause).strip()
+    if isinstance(cause, (TrainingError, AssertionError)):
+        return text
+    if isinstance(cause, KeyboardInterrupt):
+        return f"interrupted. {GO_ON}"
+    if out_of_memory(cause):
+        first = text.partition("\n")[0] or "MemoryError"
+        return f"memory ran out ({first}). Lower --batch_size or --image_size. {GO_ON}"
+    if isinstance(cause, RuntimeError) and "DataLoader worker" in text:
+        return (
+            f"{text.partition(chr(10))[0]} A process that loads batches was killed, mostly for want of memory or of "
+            f"/dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"  # noqa: S108
+        )
+    if isinstance(cause, OSError) and cause.errno is not None:
+        where = f"{cause.filename}: " if cause.filename else ""
+        return f"{where}{cause.strerror}. Free space on the disk or mend the folder's permissions. {GO_ON}"
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for what Python and PyTorch raise where memory is refused, on a CPU or a GPU."""
+    text = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    )
+
+
+def explain() -> None:
+    """From here on a fault that ends this program is its one line on standard error, without a traceback."""
+    previous = sys.excepthook
+    # StatsHandler logs the traceback of whatever passes by it.
+    logging.getLogger("train").addFilter(lambda record: not record.exc_info)
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        line = told(error)
+        if line is None:
+            previous(kind, error, trace)
+        else:
+            sys.stdout.flush()
+            sys.stderr.write(f"\nerror: {line}\n")
+
+    sys.excepthook = hook
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Names of the tensors that hold NaN or Inf."""
+    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
+    if not named:
+        return []
+    # One transfer from a GPU, not one a tensor.
+    finite = torch.stack([torch.isfinite(tensor.detach()).all() for _, tensor in named]).tolist()
+    return [name for (name, _), fine in zip(named, finite, strict=True) if not fine]
+
+
+class StopAtNaN:
+    """Handler that ends a training whose loss is not finite before a step is taken by it, naming the first such value.
+
+    Args:
+        network: that is trained.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def loss(self, engine: Any) -> None:
+        """Look at the loss; for ``IterationEvents.LOSS_COMPLETED``.
+
+        Raises:
+            TrainingError: it is NaN or Inf.
+        """
+        output: Mapping[str, torch.Tensor] = engine.state.output
+        if bool(torch.isfinite(output["loss"])):
+            return
+        inputs = not_finite((f"the batch's {key}", output[key]) for key in ("image", "label"))
+        places = inputs or self._weights() or not_finite([("the network's prediction", output["pred"])])
+        raise TrainingError(
+            f"the training loss is not finite at iteration {engine.state.iteration}: NaN or Inf first in "
+            f"{_list(places) or 'the loss itself'}. "
+            + (
+                "Check the volumes and the augmentation."
+                if inputs
+                else "Lower --learning_rate, or train with --amp False; checkpoints of before are kept."
+            )
+        )
+
+    def weights(self, engine: Any) -> None:
+        """Look at the network after an epoch, before it is kept; for ``Events.EPOCH_COMPLETED``.
+
+        Raises:
+            TrainingError: it holds NaN or Inf.
+        """
+        places = self._weights()
+        if places:
+            raise TrainingError(
+                f"after iteration {engine.state.iteration} the network holds NaN or Inf in {_list(places)}. "
+                "Lower --learning_rate, or train with --amp False; checkpoints of before are kept."
+            )
+
+    def _weights(self) -> list[str]:
+        named = [*self.network.named_parameters(), *self.network.named_buffers()]
+        return [f"network {name}" for name in not_finite(named)]
+
+
+def _list(places: list[str]) -> str:
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return ", ".join(places[:3]) + more
+
+
+class ShrinkingInferer(Inferer):
+    """A slice inferer that takes half the slices at once where a GPU's memory does not hold them, and says so.
+
+    Args:
+        inferer: whose ``sw_batch_size`` is halved, for the rest of the run.
+    """
+
+    def __init__(self, inferer: SliceInferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **named: Any) -> Any:
+        """Predict a volume.
+
+        Raises:
+            torch.OutOfMemoryError: not even one slice fits.
+        """
+        while True:
+            try:
+                return self.inferer(inputs, network, *args, **named)
+            except torch.OutOfMemoryError:
+                if self.inferer.sw_batch_size < 2:
+                    raise
+            # Out of the handler, whose traceback holds the tensors.
+            torch.cuda.empty_cache()
+            self.inferer.sw_batch_size //= 2
+            logging.getLogger("train").warning(
+                "the GPU's memory ran out: validation goes on with %d slices at once (--sw_batch_size)",
+                self.inferer.sw_batch_size,
+            )
