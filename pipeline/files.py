@@ -302,7 +302,8 @@ def locked(folder: Path) -> Iterator[None]:
     The lock ends with the process, however it ends, and leaves no file.
 
     Args:
-        folder: made where it is missing; removed again where nothing came into it.
+        folder: made where it is missing; removed again where nothing came into it. What killed runs have not finished
+            writing is removed.
 
     Raises:
         PipelineError: another run holds the folder.
@@ -312,6 +313,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with _flock(folder):
+            for path in folder.rglob(".*.tmp"):  # of a run that was killed
+                path.unlink(missing_ok=True)
             yield
     finally:
         if made and folder.is_dir() and not any(folder.iterdir()):

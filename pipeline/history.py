@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, read_bytes, sha256_bytes, stamp, write_atomically
+from pipeline.files import Listing, read_bytes, sha256_bytes, stamp
 
 STATE_NAME = ".state.json"
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
@@ -52,25 +52,24 @@ def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> boo
         return False  # no usable state: check by content
 
 
-def remember(folder: Path, options: Mapping[str, Any], listing: Listing, outputs: list[str]) -> None:
-    """Write the state that ``unchanged`` reads.
+def state_bytes(options: Mapping[str, Any], listing: Listing, outputs: Mapping[str, Path]) -> bytes:
+    """The state that ``unchanged`` reads.
 
     Args:
-        folder: of the manifest.
         options: what the run was asked for.
         listing: of the source folder.
-        outputs: paths below ``folder``.
+        outputs: path below the manifest's folder -> the file that is to stand there.
 
     Raises:
-        PipelineError: the disk refuses.
+        OSError: one of them is missing.
     """
     state = {
         "options": dict(options),
         "sources": listing.stamps,
         "faults": listing.faults,
-        "outputs": {name: stamp(folder / name) for name in outputs},
+        "outputs": {name: stamp(path) for name, path in outputs.items()},
     }
-    write_atomically(folder / STATE_NAME, json.dumps(state).encode())
+    return json.dumps(state).encode()
 
 
 def changes(earlier: Manifest, listing: Listing, hashes: Mapping[str, str]) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ from pipeline.files import (
     write_with_proof,
     writing_errors,
 )
-from pipeline.history import STATE_NAME, changes, earlier_manifest, remember, unchanged, verify
+from pipeline.history import STATE_NAME, changes, earlier_manifest, state_bytes, unchanged, verify
 from pipeline.records import CHANNELS, SECTIONS
 from pipeline.slices import institution
 from pipeline.splits import DRAWN, REFERENCE, SplitChoice, divide, fold_numbers, read_split
@@ -201,23 +201,25 @@ def _write(
     outputs = sorted(item[key] for item in items for key in ("image", "label"))
     staging, proof = out / _STAGING, proof_of(out / MANIFEST_NAME)
     content = (json.dumps(manifest, indent=1) + "\n").encode()
+    staged = {name: staging / Path(name).name for name in outputs}
     # Before anything of an earlier manifest is touched, the disk has taken all of this one.
-    write_with_proof(staging / MANIFEST_NAME, content)
-    staged = {staging / Path(name).name: out / name for name in outputs}
     with writing_errors(out):
-        (out / STATE_NAME).unlink(missing_ok=True)
         known = proof.read_bytes() if (out / MANIFEST_NAME).is_file() and proof.is_file() else b""
-    if known:
-        # For the moment of the change both hold.
-        write_atomically(proof, sha256_bytes(content).encode() + b"\n" + known)
-    staged |= {staging / MANIFEST_NAME: out / MANIFEST_NAME, proof_of(staging / MANIFEST_NAME): proof}
-    replace_all(staged, staging / "before")
+        write_with_proof(staging / MANIFEST_NAME, content)
+        staged |= {MANIFEST_NAME: staging / MANIFEST_NAME}
+        write_atomically(staging / STATE_NAME, state_bytes(options, listing, staged))
+        write_atomically(staging / "both", sha256_bytes(content).encode() + b"\n" + known)
+        (out / STATE_NAME).unlink(missing_ok=True)
+    # For the moment of the change the hashes of both manifests hold.
+    moves = {staging / "both": proof} if known else {}
+    moves |= {source: out / name for name, source in staged.items()}
+    moves |= {proof_of(staging / MANIFEST_NAME): proof, staging / STATE_NAME: out / STATE_NAME}
+    replace_all(moves, staging / "before")
     if earlier:
         old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
         with writing_errors(out):
             for path in sorted(old - {out / name for name in outputs}):
                 path.unlink(missing_ok=True)
-    remember(out, options, listing, [MANIFEST_NAME, *outputs])
 
 
 def _readable(out: Path) -> Manifest | None:

@@ -141,7 +141,7 @@ def test_the_recipe_holds_versions_and_code() -> None:
     parts, versions, code = module.recipe_of(parser, "a", {"torch": "1"})
     assert parts == {"a": "$@b + 1", "b": "@c#0", "c::0": 1}
     assert versions == {"torch": "1"}
-    assert set(code) == {"__init__.py", "slices.py", "augmentation.py", "checkpoints.py"}
+    assert set(code) == {"__init__.py", "slices.py", "augmentation.py", "checkpoints.py", "faults.py"}
     parser["c#0"] = 5
     assert module.recipe_of(parser, "a", {"torch": "1"})[0] != parts
 
@@ -168,13 +168,12 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     (tmp_path / "a").touch()
     cache = module.SliceCache([item], lambda item: {"image": torch.zeros(3)}, tmp_path / "cache", ["recipe"])
 
-    def full(path: Path, data: bytes) -> None:
-        Path.open(path, "wb").close()
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RuntimeError, match="No space"):
             cache[0]
     assert not list((tmp_path / "cache").iterdir())
     assert torch.equal(cache[0]["image"], torch.zeros(3))

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def write_durably(path: Path, data: bytes) -> None:
     Raises:
         TrainingError: the disk refuses; says what to do.
     """
-    beside = path.with_name(f".{path.name}.tmp")
+    # A name of its own for each process that writes.
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)
@@ -172,6 +174,8 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._hold()
+        for path in self.folder.glob(".*.tmp"):  # of a training that was killed
+            path.unlink(missing_ok=True)
         # However it ends; a kill leaves the file, which locks nothing.
         atexit.register(self.release)
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from monai.transforms import Transform
 from monai.utils import MetaKeys, convert_to_tensor
 from tqdm import tqdm
 
+from scripts.checkpoints import write_durably
 from scripts.faults import TrainingError
 
 LEVELS = 255
@@ -219,10 +219,4 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         torch.save(volume, buffer)
         content = buffer.getvalue()
         for path, data in ((proof, hashlib.sha256(content).hexdigest().encode()), (entry, content)):
-            # A name of its own for each process that writes; readable for those the folder is shared with.
-            new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                new.write_bytes(data)
-                new.replace(path)
-            finally:
-                new.unlink(missing_ok=True)
+            write_durably(path, data)
