@@ -74,6 +74,11 @@ def list_files(root: Path) -> Listing:
     return listing
 
 
+def counts_line(counts: Mapping[str, int]) -> str:
+    """The invariant of every run in one line."""
+    return "files: {found} found = {used} used + {skipped} skipped + {refused} refused".format(**counts)
+
+
 def _refuse_or_skip(listing: Listing, judged: str, path: str, fault: str) -> None:
     """Enter a fault, unless ``judged`` lies in a junk folder, where nothing is looked at."""
     if any(is_junk_folder(part) for part in PurePosixPath(judged).parts[:-1]):

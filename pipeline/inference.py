@@ -44,7 +44,7 @@ def predict_probability(bundles: Sequence[Bundle], image: Path, *, flips: bool =
         (H, W, D) float32, 0 to 1, on the grid of ``image``.
 
     Raises:
-        PipelineError: no bundle, an unreadable volume, or a probability that is not finite.
+        PipelineError: no bundle, an unreadable volume, or a prediction that is not finite.
     """
     return mean_probability(predict_passes(bundles, image, flips=flips))
 
@@ -61,18 +61,11 @@ def predict_passes(bundles: Sequence[Bundle], image: Path, *, flips: bool = Fals
         (H, W, D) float32, 0 to 1, on the grid of ``image``, one a pass.
 
     Raises:
-        PipelineError: no bundle, an unreadable volume, or a probability that is not finite.
+        PipelineError: no bundle, an unreadable volume, or a prediction that is not finite.
     """
     if not bundles:
         raise PipelineError("no bundle given (expected at least one). Pass --bundle FOLDER.")
-    passes = [
-        _probability(bundle, image, flip) for bundle in bundles for flip in ((False, True) if flips else (False,))
-    ]
-    if not all(np.isfinite(probability).all() for probability in passes):
-        raise PipelineError(
-            f"{image}: the prediction holds NaN or Inf. Check the weights and the volume's intensities."
-        )
-    return passes
+    return [_probability(bundle, image, flip) for bundle in bundles for flip in ((False, True) if flips else (False,))]
 
 
 def mean_probability(passes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -132,6 +125,12 @@ def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]
     with torch.inference_mode():
         with _NETWORK:
             logits = _mirrored(_infer(bundle, _mirrored(batch, flip)), flip)
+        # Before the sigmoid, which makes 1 of an infinite logit.
+        if not bool(torch.isfinite(logits).all()):
+            raise PipelineError(
+                f"{image}: the prediction of {bundle.name} holds NaN or Inf. Check the weights and the volume's "
+                "intensities."
+            )
         # The engine hands postprocessing one volume without the batch dimension; so do we.
         data["pred"] = logits[0]
         probability = bundle.to_probability(data)["pred"]

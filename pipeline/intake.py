@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, list_files, replace_all, write_atomically, writing_errors
+from pipeline.files import Listing, counts_line, list_files, replace_all, write_atomically, writing_errors
 from pipeline.patients import Patient, read_images, read_patient, volume_names
 from pipeline.records import PatientRecord, SliceFile
 from pipeline.slices import case_collisions, parse_name, shown
@@ -126,7 +126,7 @@ def slice_patients(root: Path) -> list[str]:
     )
 
 
-def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, list[str]]:
+def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Build the image volume of every patient below a folder of slices without truth; masks there are passed over.
 
     Args:
@@ -135,37 +135,47 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> dict[str, lis
         allow_gaps: missing slice numbers are a warning.
 
     Returns:
-        Patient id -> what is odd but used.
+        Patient id -> what is odd but used; and found, used, skipped and refused files, as ``Intake.counts``.
 
     Raises:
-        ManifestError: every fault of every file.
+        ManifestError: every fault of every file, after a line of the same counts.
     """
-    intake = Intake()
-    patients = _by_patient(list_files(root), intake)
+    listing = list_files(root)
+    intake = Intake(skipped=dict(listing.skipped))
+    patients = _by_patient(listing, intake)
     for group in case_collisions(patients):
         intake.faults[group[0]].append(
             f"ids differ only in case: {', '.join(group)} (expected ids that differ otherwise). Rename one."
         )
     warnings: dict[str, list[str]] = {}
+    used: set[str] = set()
     staging = target / ".building"
     shutil.rmtree(staging, ignore_errors=True)
-    for name in tqdm(sorted(patients), desc="slices", unit="patient", disable=None):
-        patient = Patient(name, patients[name])
-        if not any(file.kind == "image" for file in patient.files):
-            continue
-        volume, warnings[name] = read_images(root, patient, allow_gaps=allow_gaps)
-        for subject, messages in patient.faults.items():
-            intake.faults[shown(subject)] += messages
-        if volume is not None and not intake.faults:
-            write_atomically(staging / volume_names(name)[0], nifti_bytes(volume))
-    if intake.faults:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise ManifestError(intake.faults)
     try:
+        for name in tqdm(sorted(patients), desc="slices", unit="patient", disable=None):
+            intake.skipped |= {str(file.path): "mask, not looked at" for file in patients[name] if file.kind == "mask"}
+            patient = Patient(name, patients[name])
+            if not any(file.kind == "image" for file in patient.files):
+                continue
+            volume, warnings[name] = read_images(root, patient, allow_gaps=allow_gaps)
+            for subject, messages in patient.faults.items():
+                intake.faults[shown(subject)] += messages
+            intake.skipped |= patient.skipped
+            used |= set(patient.hashes) - set(patient.skipped)
+            if volume is not None and not intake.faults:
+                write_atomically(staging / volume_names(name)[0], nifti_bytes(volume))
+        if intake.faults:
+            used = set()  # one fault, and nothing is predicted
+        skipped = set(intake.skipped) - set(intake.refused)
+        counts = {"found": len(listing.stamps), "used": len(used), "skipped": len(skipped)}
+        counts["refused"] = counts["found"] - counts["used"] - counts["skipped"]
+        if intake.faults:
+            print(counts_line(counts))
+            raise ManifestError(intake.faults)
         replace_all({path: target / path.name for path in sorted(staging.glob("*"))}, staging / "before")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return warnings
+    return warnings, counts
 
 
 def _by_patient(listing: Listing, intake: Intake) -> dict[str, list[SliceFile]]:

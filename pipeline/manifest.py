@@ -24,6 +24,7 @@ from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import ManifestError, PipelineError, run_cli
 from pipeline.files import (
     Listing,
+    counts_line,
     list_files,
     locked,
     proof_of,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(f"--out {out} lies inside the source folder {root}. Choose a folder outside it.")
     if args.verify:
         print(verify(root, out, listing))
-        print(_counts_line(read_manifest(out).raw["counts"]))
+        print(counts_line(read_manifest(out).raw["counts"]))
         return 0
     choice, options = _choice(args)
     if not args.rebuild and unchanged(out, options, listing):
@@ -100,13 +101,13 @@ def _run(
     build.refuse(changed)
     counts = build.counts(listing)
     if not listing.slices and not build.faults:
-        print(_counts_line(counts))
+        print(counts_line(counts))
         raise PipelineError(
             f"{root}: no slice among {len(listing.stamps)} file(s) (expected <patient>_<number>.tif and "
             "<patient>_<number>_mask.tif). Check the path."
         )
     if changed or (build.faults and not args.skip_faulty):
-        print(_counts_line(counts))
+        print(counts_line(counts))
         subjects = [*build.faults, *(subject for subject in changed if subject not in build.faults)]
         raise ManifestError({key: [*build.faults.get(key, []), *changed.get(key, [])] for key in subjects})
     for subject, messages in build.faults.items():
@@ -115,7 +116,7 @@ def _run(
         sections, note = divide(build.records, choice, build.faulty)
         folds = fold_numbers(build.records, sections, choice)
     except PipelineError:
-        print(_counts_line(counts))
+        print(counts_line(counts))
         raise
     manifest = _manifest(build, counts, choice=choice, options=options, sections=sections, folds=folds, note=note)
     earlier = earlier or _readable(out)
@@ -230,11 +231,6 @@ def _readable(out: Path) -> Manifest | None:
         return None
 
 
-def _counts_line(counts: Mapping[str, int]) -> str:
-    """The invariant of every run in one line."""
-    return "files: {found} found = {used} used + {skipped} skipped + {refused} refused".format(**counts)
-
-
 def _summarize(manifest: dict[str, Any], out: Path) -> None:
     """Print what a person wants to know, and the next command."""
     patients = manifest["patients"].values()
@@ -244,7 +240,7 @@ def _summarize(manifest: dict[str, Any], out: Path) -> None:
         + ", ".join(f"{section} {len(manifest[section])}" for section in SECTIONS)
         + f"; split {manifest['split']['method']}{folds}), {sum(info['shape'][2] for info in patients)} slices"
     )
-    print(_counts_line(manifest["counts"]))
+    print(counts_line(manifest["counts"]))
     reasons = Counter(entry["reason"].partition(":")[0] for entry in manifest["skipped"])
     if reasons:
         print("skipped: " + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())))

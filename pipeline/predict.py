@@ -15,7 +15,7 @@ from pipeline.bundle import add_arguments, config_of, load_bundles, one_each, re
 from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
 from pipeline.figures import FIGURES, Case, draw_cases, remove_outdated
-from pipeline.files import locked, sha256_file, write_atomically, writing_errors
+from pipeline.files import counts_line, locked, sha256_file, write_atomically, writing_errors
 from pipeline.scores import VOLUMES
 from pipeline.slices import id_fault, is_junk_folder, shown
 
@@ -124,7 +124,9 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path]) -> int:
             from pipeline.intake import stage_images
 
             write_atomically(args.out / BUILT, b"volumes/ here was built of slices; it is no input of a prediction\n")
-            for name, oddities in stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps).items():
+            odd, counts = stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps)
+            print(counts_line(counts))
+            for name, oddities in odd.items():
                 for oddity in oddities:
                     print(f"warning: {name}: {oddity}")
     _check(volumes)

@@ -628,7 +628,7 @@ def test_a_changed_volume_is_refused_before_anything_is_scored(trained, manifest
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_weights_name_the_keys(trained, manifest, tmp_path: Path) -> None:
+def test_case_33_weights_of_another_architecture_name_the_keys(trained, manifest, tmp_path: Path) -> None:
     import torch
 
     bundle, out = trained
@@ -649,15 +649,42 @@ def test_wrong_weights_name_the_keys(trained, manifest, tmp_path: Path) -> None:
         evaluated((bundle, tmp_path), manifest, tmp_path / "out")
 
 
-def test_weights_that_predict_nan_are_an_error(trained, manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(math.nan, "model.pt: NaN or Inf in {key}"), (1e38, "_image.nii.gz: the prediction of .* holds NaN or Inf")],
+    ids=["weights", "prediction"],
+)
+def test_case_35_nan_is_an_error_with_its_place(trained, manifest, tmp_path: Path, spoil: float, message: str) -> None:
+    import torch
+
+    bundle, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    key = last_bias(state)
+    for name, value in state.items():
+        if spoil < math.inf and value.is_floating_point() and not name.endswith("running_var"):
+            value.mul_(spoil).clamp_(-spoil, spoil)
+    state[key] += math.nan if math.isnan(spoil) else 0
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(PipelineError, match=message.format(key=re.escape(key))):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("config", ["evaluate", "inference"])
+def test_case_35_bundle_configs_stop_at_nan_and_name_the_volume(
+    trained, manifest, run_config, tmp_path, config
+) -> None:
     import torch
 
     bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
     state[last_bias(state)] += math.nan
     torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(PipelineError, match="NaN or Inf"):
-        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    folders = {"dataset_dir": str(manifest), "ckpt_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path / "o")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(bundle / "configs" / f"{config}.json", **folders, image_size=TINY["image_size"])
+    assert re.search(r"the prediction of \S+_image.nii.gz holds NaN or Inf", str(failure.value.__cause__))
+    assert not list(tmp_path.glob("o/*"))
 
 
 def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phantoms, tmp_path: Path, capsys) -> None:

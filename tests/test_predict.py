@@ -271,14 +271,21 @@ def test_a_folder_of_slices_gives_what_the_manifest_gives(lively, slices, manife
         assert list(run(lively, folder / out, folder, "--overwrite")) == patients
 
 
-def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, tmp_path: Path) -> None:
+def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, tmp_path: Path, capsys) -> None:
     folder, patients = slices
+    images = len(list(folder.rglob("*.tif")))
+    masks = len(list((phantoms / patients[0]).glob("*_mask.tif")))
     for mask in (phantoms / patients[0]).glob("*_mask.tif"):
         (folder / patients[0] / mask.name).write_bytes(b"not looked at")
+    (folder / ".DS_Store").touch()
+    shutil.copytree(folder / patients[1], folder / "copy" / patients[1])
     assert list(run(lively, tmp_path / "out", folder)) == patients
+    copies = len(list((folder / "copy").rglob("*.tif")))
+    found, skipped = images + masks + 1 + copies, masks + 1 + copies
+    assert f"files: {found} found = {images} used + {skipped} skipped + 0 refused" in capsys.readouterr().out
 
 
-def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path: Path) -> None:
+def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path: Path, capsys) -> None:
     folder, (one, two) = slices
     numbers = sorted(folder.glob(f"{one}/*.tif"))
     numbers[0].write_bytes(b"<html>")
@@ -291,6 +298,8 @@ def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path:
     assert "slice(s) 4 missing" in told
     assert "nameless.tif: the name holds no slice number" in told
     assert not list(tmp_path.rglob("*.nii.gz"))
+    found = len(list(folder.rglob("*.tif")))
+    assert f"files: {found} found = 0 used + 0 skipped + {found} refused" in capsys.readouterr().out
 
 
 def test_a_fault_leaves_the_volumes_of_before(lively, slices, tmp_path: Path) -> None:

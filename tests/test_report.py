@@ -180,6 +180,10 @@ def test_slices_and_masks_are_in_the_page(written: Path, runs: list[Path]) -> No
         (lambda run: (run / "summary.json").write_text("{"), "no readable summary"),
         (lambda run: (run / "summary.json").write_text("{}"), "missing"),
         (lambda run: (run / "scores.csv").unlink(), "no readable scores"),
+        (
+            lambda run: (run / "scores.csv").write_text((run / "scores.csv").read_text().rsplit("\n", 2)[0] + "\n"),
+            "not of one evaluation",
+        ),
         (lambda run: (run / CURVES).write_text("[1]"), "no readable curves"),
         (lambda run: changed(run, protocol="reference"), "different protocols"),
         (lambda run: (run / "masks" / "3_mask.nii.gz").write_bytes(b"x"), "no readable NIfTI"),
@@ -220,7 +224,7 @@ def test_one_run_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
         report.main([str(tmp_path / "none")])
 
 
-def test_missing_volumes_and_patients_are_told(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+def test_case_34_missing_volumes_and_patients_are_told(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
     for run in (first, second):
         (run / "volumes" / "3_image.nii.gz").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,11 @@ def test_bad_arguments_exit_2(name: str) -> None:
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_each_of_the_35_bad_inputs_has_its_test() -> None:
+    """Numbers of the list of bad inputs, in names of tests or of their parameters."""
+    here = Path(__file__)
+    texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
+    found = {int(number) for text in texts for number in re.findall(r"(?:test_|\")case_(\d\d)_", text)}
+    assert found == set(range(1, 36))
