@@ -61,11 +61,12 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
         How many cases were drawn; the others were there, from the same files.
 
     Raises:
-        PipelineError: a volume that cannot be read, or a disk that refuses.
+        PipelineError: a volume that cannot be read, a disk that refuses, or a process that was killed.
     """
     import multiprocessing
     import os
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     from tqdm import tqdm
 
@@ -81,9 +82,15 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
     if workers == 1:
         done = [_draw(job) for job in waiting]
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            bar = tqdm(pool.map(_draw, waiting), total=len(waiting), desc="figures", unit="patient", disable=None)
-            done = list(bar)
+        try:
+            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+                bar = tqdm(pool.map(_draw, waiting), total=len(waiting), desc="figures", unit="patient", disable=None)
+                done = list(bar)
+        except BrokenProcessPool as error:
+            raise PipelineError(
+                f"{out}: a process that draws was killed, mostly for want of memory. Free some and run again; what is "
+                "drawn stays."
+            ) from error
     faults = [fault for fault in done if fault]
     if faults:
         raise PipelineError("\n".join(faults))

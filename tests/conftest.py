@@ -17,6 +17,20 @@ TINY = {"image_size": 32, "max_epochs": 2, "steps_per_epoch": 4, "batch_size": 4
 """Overrides that shrink a training to seconds."""
 
 
+def bundle_module(name: str) -> Any:
+    """A module of basic_unet's scripts, as its configs import it."""
+    import importlib
+    import sys
+
+    sys.path.insert(0, str(ROOT / "bundles" / "basic_unet"))
+    try:
+        for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
+            del sys.modules[module]
+        return importlib.import_module(f"scripts.{name}")
+    finally:
+        sys.path.pop(0)
+
+
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Published folder layout: 8 phantom patients of about 8 slices of 48 x 48 px."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BUNDLES, ROOT, TINY
+from conftest import BUNDLES, ROOT, TINY, bundle_module
 
 BUNDLE = ROOT / "bundles" / "basic_unet"
 
@@ -36,12 +35,7 @@ def slices(data: Path, cache: Path | None, **overrides: Any) -> Any:
 
 def scripts() -> Any:
     """The bundle's module slices."""
-    spec = importlib.util.spec_from_file_location("slices_of_a_bundle", BUNDLE / "scripts" / "slices.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return bundle_module("slices")
 
 
 def same(one: Any, other: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SliceInferer
 
-GO_ON = "The checkpoints are whole: --resume True goes on."
+GO_ON = "--resume True goes on from the newest checkpoint."
 
 
 class TrainingError(RuntimeError):

@@ -1,0 +1,275 @@
+"""What stops a run, told in one line: NaN with its place, memory, workers, locks, the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import BUNDLES, ROOT, TINY, bundle_module
+from torture.kills import into, training_command, wait_for
+
+from pipeline import errors, evaluate, figures, inference, predict, train
+from pipeline.errors import PipelineError, run_cli
+
+BASIC = ROOT / "bundles" / "basic_unet"
+NAN = {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x * float('nan')"}
+
+
+@pytest.fixture
+def faults() -> Any:
+    return bundle_module("faults")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+@pytest.mark.parametrize(
+    ("spoil", "place"),
+    [
+        ({"augmentation": [NAN]}, "the batch's image. Check the volumes"),
+        (
+            {"start_of_average": "$lambda engine: [p.data.fill_(float('nan')) for p in [*@network.parameters()][-1:]]"},
+            "network",
+        ),
+        ({"loss": "$lambda pred, label: pred.sum() * float('inf')"}, "the loss itself"),
+    ],
+    ids=["input", "weights", "loss"],
+)
+def test_nan_in_training_is_named_with_its_place(
+    manifest: Path, run_config: Any, tmp_path: Path, *, bundle: Path, spoil: dict[str, Any], place: str
+) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    if "loss" in spoil:
+        spoil = {**spoil, "checks": "$[]"}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(bundle / "configs" / "train.json", **folders, **TINY, **spoil)
+    told = sys.modules["scripts.faults"].told(failure.value)  # the running config's
+    assert told
+    assert told.startswith("the training loss is not finite at iteration 1: NaN or Inf first in ")
+    assert place in told
+    assert not [*tmp_path.glob("model*"), *tmp_path.glob("checkpoint_*.pt")]
+
+
+def test_weights_that_a_last_step_spoils_are_not_kept(manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    """The loss of the last step is finite, the weights after it are not: the epoch before stays."""
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    spoil = "$lambda engine: [p.grad.fill_(float('nan')) for p in @network.parameters() if engine.state.iteration == 8]"
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BASIC / "configs" / "train.json", **folders, **{**TINY, "val_interval": 5}, clip_gradients=spoil)
+    assert "after iteration 8 the network holds NaN or Inf in network conv_0" in str(
+        sys.modules["scripts.faults"].told(failure.value)
+    )
+    assert [path.name for path in tmp_path.glob("checkpoint_*.pt")] == ["checkpoint_1.pt"]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+
+
+def test_a_fault_is_one_line(faults: Any) -> None:
+    def raised(*chain: BaseException) -> BaseException:
+        for outer, inner in itertools.pairwise(chain):
+            outer.__cause__ = inner
+        return chain[0]
+
+    wrapped = RuntimeError("Failed to evaluate")
+    assert faults.told(raised(wrapped, AssertionError("no manifest"))) == "no manifest"
+    disk = raised(wrapped, faults.TrainingError("x: cannot be written"), OSError(28, "No space left on device"))
+    assert faults.told(disk) == "x: cannot be written"
+    assert "data: No space left on device. Free space" in faults.told(OSError(28, "No space left on device", "data"))
+    assert faults.told(MemoryError()).startswith("memory ran out (MemoryError). Lower --batch_size")
+    assert faults.told(torch.OutOfMemoryError("CUDA out of memory.\nmore")).startswith(
+        "memory ran out (CUDA out of mem"
+    )
+    assert "--resume True" in faults.told(KeyboardInterrupt())
+    assert "num_workers 0" in faults.told(RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. x"))
+    assert faults.told(raised(RuntimeError("Failed to evaluate"), KeyError("x"))) is None
+
+
+def test_other_errors_keep_their_traceback(faults: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "excepthook", lambda *error: sys.stdout.write(f"traceback of {error[1]}\n"))
+    faults.explain()
+    sys.excepthook(ValueError, ValueError("strange"), None)
+    sys.excepthook(AssertionError, AssertionError("known"), None)
+    assert capsys.readouterr() == ("traceback of strange\n", "\nerror: known\n")
+
+
+class Hungry(torch.nn.Module):
+    """A network whose device holds no more than ``most`` slices."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.seen: list[int] = []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(batch))
+        if len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return batch[:, :1]
+
+
+@pytest.mark.parametrize(("most", "shrunk"), [(4, 4), (1, 1), (0, None)])
+def test_validation_takes_fewer_slices_where_a_gpu_is_full(
+    faults: Any, caplog: Any, most: int, shrunk: int | None
+) -> None:
+    from monai.inferers import SliceInferer
+
+    volume = torch.rand(1, 3, 16, 16, 20)
+    inferer = faults.ShrinkingInferer(SliceInferer(roi_size=(16, 16), sw_batch_size=16, spatial_dim=2))
+    if shrunk is None:
+        with pytest.raises(torch.OutOfMemoryError):
+            inferer(volume, Hungry(most))
+        return
+    assert torch.equal(inferer(volume, Hungry(most)), volume[:, :1])
+    assert inferer.inferer.sw_batch_size == shrunk
+    assert f"goes on with {shrunk} slices at once" in caplog.text
+
+
+def test_prediction_takes_fewer_slices_where_a_gpu_is_full(capsys: Any) -> None:
+    from monai.inferers import SliceInferer
+
+    inferer = SliceInferer(roi_size=(16, 16), sw_batch_size=16, spatial_dim=2)
+    volume = torch.rand(1, 3, 16, 16, 20)
+    bundle: Any = SimpleNamespace(name="b", inferer=inferer, network=Hungry(5))
+    assert torch.equal(inference._infer(bundle, volume), volume[:, :1])
+    assert capsys.readouterr().err.splitlines() == [
+        f"b: the GPU's memory ran out; goes on with {count} slices at once" for count in (8, 4)
+    ]
+    bundle.network = Hungry(0)
+    assert run_cli(lambda _: inference._infer(bundle, volume)) == 2
+    assert "error: memory ran out (CUDA out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "memory ran out (MemoryError)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
+        (OSError(28, "No space left on device", "x.csv"), "x.csv: No space left on device. Free space"),
+    ],
+)
+def test_command_lines_say_what_the_machine_lacks(error: Exception, message: str, capsys: Any) -> None:
+    def fail(_: Any) -> int:
+        raise error
+
+    assert run_cli(fail) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_is_not_hidden() -> None:
+    def fail(_: Any) -> int:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run_cli(fail)
+    assert errors.of_the_machine(OSError(2, "No such file")) is None
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """As another process that writes there."""
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def test_a_second_run_into_one_folder_is_refused(manifest: Path, tmp_path: Path) -> None:
+    with held(tmp_path / "out"):
+        with pytest.raises(PipelineError, match="another run writes there"):
+            evaluate.main(["--manifest", str(manifest), "--bundle", str(BASIC), "--out", str(tmp_path / "out")])
+        with pytest.raises(PipelineError, match="another run writes there"):
+            predict.main([str(manifest), "--bundle", str(BASIC), "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_killed_runs_left_is_removed(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / ".scores.csv.x1.tmp").touch()
+    assert predict.main([str(manifest), "--bundle", str(BASIC), "--out", str(tmp_path), "--no-figures"]) == 0
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_a_drawer_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import concurrent.futures
+    from concurrent.futures.process import BrokenProcessPool
+
+    class Broken:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise BrokenProcessPool
+
+    (tmp_path / "image").touch()
+    cases = [figures.Case(name, tmp_path / "image", tmp_path / "image") for name in ("a", "b")]
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(PipelineError, match="a process that draws was killed"):
+        figures.draw_cases(cases, tmp_path / "out")
+
+
+def test_a_training_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(train.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
+    assert train._run(["python"]) == 137
+    assert "error: the training was killed (SIGKILL): perhaps memory ran out; the same command with --resume" in (
+        capsys.readouterr().err
+    )
+
+
+def children(process: int) -> list[int]:
+    """Processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="processes are found in /proc")
+def test_a_killed_loader_worker_ends_the_training_in_a_line(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = into(training_command(BASIC, manifest, workers=2), out, "--steps_per_epoch", "5000")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(lambda: any(children(process.pid)), process)
+        time.sleep(1)
+        workers = children(process.pid)
+        os.kill(workers[0], signal.SIGKILL)
+        start = time.monotonic()
+        text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert "Traceback" not in text
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("error: DataLoader worker (pid")
+    assert "--resume True goes on from the newest checkpoint" in line
+    assert time.monotonic() - start < 60
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not (out / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_a_training_without_memory_ends_in_a_line(manifest: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    command = into(training_command(BASIC, manifest), tmp_path / "run", "--image_size", "512", "--batch_size", "96")
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)),
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: memory ran out (")
