@@ -180,12 +180,13 @@ def stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a file so that under its name stands the old content or the new, whole, at any moment.
 
     Args:
         path: its folder is made where it is missing.
         data: the whole content.
+        mode: permissions, by default those of any new file.
 
     Raises:
         PipelineError: the disk refuses (full, read-only, no permission); the old file stays.
@@ -198,9 +199,11 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)  # mkstemp gives 0600, a plain open would not
+            if mode is None:
+                umask = os.umask(0)
+                os.umask(umask)
+                mode = 0o666 & ~umask  # mkstemp gives 0600, a plain open would not
+            Path(temporary).chmod(mode)
             Path(temporary).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):

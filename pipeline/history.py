@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,7 @@ def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> boo
         state = json.loads((folder / STATE_NAME).read_bytes())
         return bool(
             state["options"] == json.loads(json.dumps(options))
-            and state["sources"] == {path: list(found) for path, found in listing.stamps.items()}
-            and state["faults"] == listing.faults
+            and state["listing_sha256"] == _listing_sha256(listing)
             and all(list(stamp(folder / name)) == found for name, found in state["outputs"].items())
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -65,20 +64,27 @@ def state_bytes(options: Mapping[str, Any], listing: Listing, outputs: Mapping[s
     """
     state = {
         "options": dict(options),
-        "sources": listing.stamps,
-        "faults": listing.faults,
+        "listing_sha256": _listing_sha256(listing),
         "outputs": {name: stamp(path) for name, path in outputs.items()},
     }
     return json.dumps(state).encode()
 
 
-def changes(earlier: Manifest, listing: Listing, hashes: Mapping[str, str]) -> dict[str, list[str]]:
+def _listing_sha256(listing: Listing) -> str:
+    """Of every path with size and time, and every fault: the state names no file of the source."""
+    return sha256_bytes(json.dumps([listing.stamps, listing.faults], sort_keys=True).encode())
+
+
+def changes(
+    earlier: Manifest, paths: Collection[str], hashes: Mapping[str, str], names: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """Files of the earlier manifest that have another content now, or are gone.
 
     Args:
         earlier: the manifest there is.
-        listing: of the source folder now.
+        paths: of the source folder now.
         hashes: path -> SHA-256 now, of what could be read.
+        names: path of the manifest -> path of the source folder, where the manifest is pseudonymised.
 
     Returns:
         Path, or patient id -> messages; empty where all agree.
@@ -86,16 +92,16 @@ def changes(earlier: Manifest, listing: Listing, hashes: Mapping[str, str]) -> d
     Raises:
         PipelineError: none of the earlier manifest's files is there.
     """
-    known = {patient: _sources(info) for patient, info in earlier.patients.items()}
-    paths = [path for sources in known.values() for path in sources]
-    if paths and not any(path in listing.stamps for path in paths):
+    known = {patient: _sources(info, names) for patient, info in earlier.patients.items()}
+    used = [path for sources in known.values() for path in sources]
+    if used and not any(path in paths for path in used):
         raise PipelineError(
-            f"{earlier.path}: built from another folder, none of its {len(paths)} files is here. "
+            f"{earlier.path}: built from another folder, none of its {len(used)} files is here. "
             "Choose another --out, or pass --rebuild to replace it."
         )
     faults: dict[str, list[str]] = defaultdict(list)
     for patient, sources in known.items():
-        gone = [path for path in sources if path not in listing.stamps]
+        gone = [path for path in sources if path not in paths]
         if gone:
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             faults[patient].append(
@@ -110,13 +116,14 @@ def changes(earlier: Manifest, listing: Listing, hashes: Mapping[str, str]) -> d
     return faults
 
 
-def verify(root: Path, folder: Path, listing: Listing) -> str:
+def verify(root: Path, folder: Path, listing: Listing, names: Mapping[str, str] | None = None) -> str:
     """Recheck every hash of the manifest, of sources and volumes.
 
     Args:
         root: source folder.
         folder: of the manifest.
         listing: of the source folder.
+        names: as for ``changes``.
 
     Returns:
         One line on what was verified.
@@ -136,23 +143,26 @@ def verify(root: Path, folder: Path, listing: Listing) -> str:
             verify_volume(volume)
         except PipelineError as error:
             faults[volume.patient].append(str(error))
-        for path in _sources(manifest.patients[volume.patient]):
+        for path in _sources(manifest.patients[volume.patient], names):
             if path in listing.stamps:
                 try:
                     hashes[path] = sha256_bytes(read_bytes(root / path))
                 except PipelineError as error:
                     faults[path].append(str(error))
-    for subject, messages in changes(manifest, listing, hashes).items():
+    for subject, messages in changes(manifest, listing.stamps, hashes, names).items():
         faults[subject] += messages
     if faults:
         raise ManifestError(faults)
-    known = {entry["path"] for key in ("skipped", "refused") for entry in manifest.raw.get(key, [])} | set(hashes)
+    left_out = {entry["path"] for key in ("skipped", "refused") for entry in manifest.raw.get(key, [])}
+    known = {(names or {}).get(path, path) for path in left_out} | set(hashes)
     new = len(set(listing.stamps) - known)
     note = f"; {new} file(s) in the folder are not in the manifest: run without --verify to add them" if new else ""
     return f"verified: {len(hashes)} source files and {2 * len(volumes)} volumes agree with the manifest{note}"
 
 
-def _sources(info: Mapping[str, Any]) -> dict[str, str]:
+def _sources(info: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, str]:
     """Path -> SHA-256 of one patient's entry, empty where the entry holds none."""
     sources = info.get("sources")
-    return sources if isinstance(sources, dict) else {}
+    return (
+        {(names or {}).get(path, path): sha256 for path, sha256 in sources.items()} if isinstance(sources, dict) else {}
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -126,13 +126,16 @@ def slice_patients(root: Path) -> list[str]:
     )
 
 
-def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> tuple[dict[str, list[str]], dict[str, int]]:
+def stage_images(
+    root: Path, target: Path, *, allow_gaps: bool, names: Mapping[str, str] | None = None
+) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Build the image volume of every patient below a folder of slices without truth; masks there are passed over.
 
     Args:
         root: source folder.
         target: folder for ``NAME_image.nii.gz``, (H, W, D, 3) uint8; after a fault what was there stays as it was.
         allow_gaps: missing slice numbers are a warning.
+        names: patient id -> the name of its volume, where that is another.
 
     Returns:
         Patient id -> what is odd but used; and found, used, skipped and refused files, as ``Intake.counts``.
@@ -163,7 +166,7 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> tuple[dict[st
             intake.skipped |= patient.skipped
             used |= set(patient.hashes) - set(patient.skipped)
             if volume is not None and not intake.faults:
-                write_atomically(staging / volume_names(name)[0], nifti_bytes(volume))
+                write_atomically(staging / volume_names((names or {}).get(name, name))[0], nifti_bytes(volume))
         if intake.faults:
             used = set()  # one fault, and nothing is predicted
         skipped = set(intake.skipped) - set(intake.refused)
@@ -176,6 +179,11 @@ def stage_images(root: Path, target: Path, *, allow_gaps: bool) -> tuple[dict[st
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return warnings, counts
+
+
+def patients_of(listing: Listing) -> list[str]:
+    """Ids of all patients that a file of the listing names, with images or masks, sound or not."""
+    return sorted(_by_patient(listing, Intake()))
 
 
 def _by_patient(listing: Listing, intake: Intake) -> dict[str, list[SliceFile]]:

@@ -35,6 +35,7 @@ from pipeline.files import (
     writing_errors,
 )
 from pipeline.history import STATE_NAME, changes, earlier_manifest, state_bytes, unchanged, verify
+from pipeline.pseudonyms import aliases, check_place, extended, pseudonymised, read_key, write_key
 from pipeline.records import CHANNELS, SECTIONS
 from pipeline.slices import institution
 from pipeline.splits import DRAWN, REFERENCE, SplitChoice, divide, fold_numbers, read_split
@@ -64,8 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing = list_files(root)
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
         raise PipelineError(f"--out {out} lies inside the source folder {root}. Choose a folder outside it.")
+    key = args.pseudonymise
+    if key:
+        check_place(key, root, out)
     if args.verify:
-        print(verify(root, out, listing))
+        names = _names(read_manifest(out), listing, key)
+        print(verify(root, out, listing, names))
         print(counts_line(read_manifest(out).raw["counts"]))
         return 0
     choice, options = _choice(args)
@@ -86,9 +91,11 @@ def _run(
     *, args: argparse.Namespace, root: Path, out: Path, listing: Listing, choice: SplitChoice, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Read the whole folder, judge it, and only then write."""
-    from pipeline.intake import read_folder
+    from pipeline.intake import patients_of, read_folder
+    from pipeline.patients import volume_names
 
     earlier = None if args.rebuild else earlier_manifest(out)
+    names = _names(earlier, listing, args.pseudonymise) if earlier else None
     build = read_folder(
         root,
         listing,
@@ -97,7 +104,7 @@ def _run(
         skip_unpaired=args.skip_unpaired,
         skip_faulty=args.skip_faulty,
     )
-    changed = changes(earlier, listing, build.hashes) if earlier else {}
+    changed = changes(earlier, listing.stamps, build.hashes, names) if earlier else {}
     build.refuse(changed)
     counts = build.counts(listing)
     if not listing.slices and not build.faults:
@@ -119,6 +126,15 @@ def _run(
         print(counts_line(counts))
         raise
     manifest = _manifest(build, counts, choice=choice, options=options, sections=sections, folds=folds, note=note)
+    if args.pseudonymise:
+        key = extended(read_key(args.pseudonymise), patients_of(listing))
+        write_key(args.pseudonymise, key)
+        manifest = pseudonymised(manifest, key, aliases(listing.stamps, key))
+        sections = {key[patient]: section for patient, section in sections.items()}
+        for patient in build.records:
+            for old, new in zip(volume_names(patient), volume_names(key[patient]), strict=True):
+                with writing_errors(out):
+                    (out / _STAGING / old).replace(out / _STAGING / new)
     earlier = earlier or _readable(out)
     _write(out, manifest, listing, options, earlier)
     before = (
@@ -128,6 +144,24 @@ def _run(
     if moved:
         print(f"split changed: {moved} patients stand in another section; weights trained before may have seen them")
     return manifest
+
+
+def _names(earlier: Manifest, listing: Listing, key: Path | None) -> dict[str, str] | None:
+    """Path that a pseudonymised manifest tells -> path of the source folder; None where it tells the paths themselves.
+
+    Raises:
+        PipelineError: pseudonymised, and no key is given or there, or the other way round.
+    """
+    done = bool(earlier.raw.get("options", {}).get("pseudonymised"))
+    if done != bool(key):
+        how = "pseudonymised: pass --pseudonymise KEY" if done else "not pseudonymised: leave --pseudonymise out"
+        raise PipelineError(f"{earlier.path}: {how}, or replace it by --rebuild.")
+    if not key:
+        return None
+    if not key.is_file():
+        raise PipelineError(f"{key}: no key, but {earlier.path} was built by one. Restore it, or pass --rebuild.")
+    known = read_key(key)
+    return {alias: path for path, alias in aliases(listing.stamps, known).items()}
 
 
 def _manifest(
@@ -288,6 +322,7 @@ def _choice(args: argparse.Namespace) -> tuple[SplitChoice, dict[str, Any]]:
         "split": method,
         "split_sha256": hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest() if listed else None,
         "seed": args.seed,
+        **({"pseudonymised": True} if args.pseudonymise else {}),
         "validation_fraction": fractions[0],
         "test_fraction": fractions[1],
         "folds": args.folds,
@@ -319,6 +354,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-gaps", action="store_true", help="missing slice numbers are a warning")
     add("--skip-unpaired", action="store_true", help="skip images without mask and masks without image")
     add("--skip-faulty", action="store_true", help="leave out every patient with a fault and go on")
+    add(
+        "--pseudonymise",
+        type=Path,
+        metavar="KEY",
+        help="pseudonyms for patient ids in all that is written; KEY, a CSV of ids and pseudonyms that must lie apart, "
+        "is read and extended",
+    )
     add("--rebuild", action="store_true", help="take the folder as it is, whatever an earlier manifest says")
     add("--verify", action="store_true", help="build nothing, recheck the SHA-256 of every source file and volume")
     return parser

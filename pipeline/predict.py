@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
 from pipeline.figures import FIGURES, Case, draw_cases, remove_outdated
 from pipeline.files import counts_line, locked, sha256_file, write_atomically, writing_errors
+from pipeline.pseudonyms import check_place, extended, read_key, write_key
 from pipeline.scores import VOLUMES
 from pipeline.slices import id_fault, is_junk_folder, shown
 
@@ -93,6 +94,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
     parser.add_argument("--allow-gaps", action="store_true", help="of TIFF slices: missing numbers are a warning")
+    parser.add_argument(
+        "--pseudonymise",
+        type=Path,
+        metavar="KEY",
+        help="pseudonyms for the volumes' names in all that is written; KEY, a CSV of names and pseudonyms that must "
+        "lie apart, is read and extended",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser
 
@@ -109,22 +117,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.uncertainty:
         refuse_single_pass(len(args.bundle), flips=args.tta)
     volumes = named(args.inputs, args.out)
+    key: dict[str, str] = {}
+    if args.pseudonymise:
+        key, volumes = _pseudonymised(args.pseudonymise, volumes, args.out)
     _refuse_what_is_there(args.out, volumes, overwrite=args.overwrite)
     for folder in args.bundle:
         config_of(folder)
     one_each("--weights", args.weights, args.bundle)
     with locked(args.out):
-        return _predict(args, volumes)
+        return _predict(args, volumes, key)
 
 
-def _predict(args: argparse.Namespace, volumes: dict[str, Path]) -> int:
+def _pseudonymised(key: Path, volumes: dict[str, Path], out: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """The key, with all of these volumes in it, and the volumes by their pseudonyms."""
+    check_place(key, out)
+    names = extended(read_key(key), volumes)
+    write_key(key, names)
+    built = out / VOLUMES
+    return names, {
+        names[name]: built / f"{names[name]}{IMAGE}" if path.parent == built else path for name, path in volumes.items()
+    }
+
+
+def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[str, str]) -> int:
     """Predict and write what was asked for."""
     for path in args.inputs:
         if _holds_slices(path):
             from pipeline.intake import stage_images
 
             write_atomically(args.out / BUILT, b"volumes/ here was built of slices; it is no input of a prediction\n")
-            odd, counts = stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps)
+            odd, counts = stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps, names=key)
             print(counts_line(counts))
             for name, oddities in odd.items():
                 for oddity in oddities:
@@ -147,6 +169,9 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path]) -> int:
     )
     if not predictions:
         raise ManifestError({path: [message] for path, message in faults.items()})
+    names = {str(path): name for name, path in volumes.items()}
+    if key:  # the file's own name may be the patient's
+        predictions = [replace(found, image=f"{found.volume}{IMAGE}") for found in predictions]
     summary = {
         "bundles": [bundle.provenance() for bundle in bundles],
         "tta": args.tta,
@@ -154,7 +179,7 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path]) -> int:
         "device": str(bundles[0].device),
         "versions": versions(args.backend),
         "volumes": [asdict(prediction) for prediction in predictions],
-        "failed": faults,
+        "failed": {names[path]: text.replace(path, names[path]) for path, text in faults.items()} if key else faults,
     }
     write_atomically(args.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     _write_table(args.out / TABLE, predictions)
