@@ -11,7 +11,7 @@ FOLDS ?= 5
 COUNT ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-run test torture lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
+.PHONY: help env demo demo-run test torture audit lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,7 +21,12 @@ env: $(VENV)/.installed ## Make the virtual environment (.venv) with the pinned 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python %d.%d found, 3.11 or newer needed: make PYTHON=/path/to/python" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# A torch that lies on this machine (pip's find-links), such as a CPU build, is taken before the index's.
+	@sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > $(VENV)/torch.txt
+	@$(PY) -m pip install --quiet --no-index --no-deps --require-hashes --requirement $(VENV)/torch.txt 2> $(VENV)/torch.log || true
+	$(PY) -m pip install --quiet --require-hashes --no-deps --requirement constraints.txt
+	@# The project itself, and for CUDA the libraries that torch pins.
+	$(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 demo: env ## Phantoms, manifest, a minute or two of training, evaluation with pictures, report; prints the DSC table
@@ -43,6 +48,11 @@ test: env ## Run all tests with branch coverage, two processes; LGG_ROOT=data/ka
 torture: env ## Kill and damage, COUNT=20 times each, what saves, writes and trains; a line each (tried, failed)
 	cd tests && for harness in saver files training; do $(abspath $(PY)) -m torture.kills $$harness --count $(COUNT) || exit 1; done; \
 	  $(abspath $(PY)) -m torture.flips --count $(COUNT) && $(abspath $(PY)) -W ignore -m torture.fuzz --count $(COUNT)
+
+audit: ## Ask for known vulnerabilities of the pinned versions (needs the network)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --require-hashes --disable-pip
 
 lint: env ## ruff (lint and format), mypy --strict, generated bundle configs
 	$(VENV)/bin/ruff check .

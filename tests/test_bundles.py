@@ -16,7 +16,7 @@ from conftest import BUNDLES, ROOT
 from pipeline import template
 from pipeline.errors import PipelineError
 
-STOCK = ("monai", "torch", "ignite")
+STOCK = ("monai", "torch", "ignite", "types")
 WORKFLOWS = ("train", "evaluate", "inference")
 
 

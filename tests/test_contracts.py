@@ -242,7 +242,12 @@ def test_monai_federated_client(zoo: Path, manifest: Path, monkeypatch) -> None:
     monkeypatch.chdir(zoo.parent)
     given = {"dataset_dir": str(manifest), **TINY, "max_epochs": 2}
     algo = MonaiAlgo(
-        bundle_root=zoo.name, local_epochs=1, train_kwargs=given, eval_kwargs=given, eval_workflow_name="train"
+        bundle_root=zoo.name,
+        local_epochs=1,
+        train_kwargs=given,
+        eval_kwargs=given,
+        eval_workflow_name="train",
+        send_weight_diff=False,  # a server would add differences up
     )
     algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(zoo.parent)})
     weights = torch.load(zoo / "models" / "model.pt", weights_only=True)
@@ -311,7 +316,7 @@ def modules_beyond(packages: Iterable[str]) -> list[str]:
 def test_metadata_names_every_package_that_the_bundle_needs(bundle: Path, manifest: Path, tmp_path: Path) -> None:
     """In the versions that are tested; with every other package out of reach, the bundle trains and infers."""
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    pinned = dict(re.findall(r"^([\w.\-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     named = metadata["required_packages_version"]
     assert {name: pinned[name] for name in named} == named
     core = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}

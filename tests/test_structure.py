@@ -123,3 +123,31 @@ def test_each_of_the_35_bad_inputs_has_its_test() -> None:
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
     found = {int(number) for text in texts for number in re.findall(r"(?:test_|\")case_(\d\d)_", text)}
     assert found == set(range(1, 36))
+
+
+def test_every_pinned_version_has_hashes_and_no_dependency_is_without_a_pin() -> None:
+    import tomllib
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    root = PACKAGE.parent
+    blocks = re.findall(
+        r"^([\w.\-]+)==\S+((?: ;[^\\\n]*)?(?: \\\n    --hash=sha256:[0-9a-f]{64})*)",
+        *[(root / "constraints.txt").read_text(), re.MULTILINE],
+    )
+    pins = {canonicalize_name(name): hashes for name, hashes in blocks}
+    assert [name for name, hashes in pins.items() if "--hash" not in hashes] == []
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = ("dev", "export", "backends")
+    waiting = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
+    known = {"lgg-flair-pipeline"}
+    while waiting:
+        wanted = Requirement(waiting.pop())
+        name = canonicalize_name(wanted.name)
+        if name in known or (wanted.marker and not wanted.marker.evaluate({"extra": ""})) or name.startswith("nvidia-"):
+            continue
+        known.add(name)
+        assert name in pins, name
+        waiting += requires(name) or []
