@@ -20,6 +20,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -32,6 +33,8 @@ from torture.kills import BUNDLE, checkpoints, into, training_command
 
 WAYS = ("refused", "cut short", "killed", "killed in the write")
 KILLS = WAYS[2:]
+FULL = "disk full"
+"""Not at a point: the folder is a little file system of its own (tmpfs), smaller than what the command writes."""
 VARYING = re.compile(r"events\.out\.tfevents\.|/run\.json$|/training\.json$")
 """Files that say when, or whether a training was resumed."""
 
@@ -111,6 +114,7 @@ def run(command: Callable[[], int], folder: Path, number: int | None, way: str, 
         try:
             os.dup2(printing, 1)
             os.dup2(printing, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             saboteur = Saboteur(folder, number, way, most)
             saboteur.start()
             try:
@@ -181,14 +185,16 @@ def faults_of(case: Case, folder: Path, number: int, way: str, most: int) -> lis
     Args:
         case: the command.
         folder: where it writes; made anew.
-        number: of the point.
-        way: of ``WAYS``.
+        number: of the point; of a full disk its KiB.
+        way: of ``WAYS``, or ``FULL``.
         most: as for ``Saboteur``.
     """
     after = case.after
-    fresh(case, folder)
+    fresh(case, folder, number if way == FULL else None)
     before = tree(folder)
-    ended = run(lambda: case.command(folder), folder, number, way, most)
+    ended = run(lambda: case.command(folder), folder, None if way == FULL else number, way, most)
+    if way == FULL:
+        mount(folder, "remount,size=1g")
     found, now = [], tree(folder)
     told = "Traceback" not in ended.text and re.search(r"error: .*(Free|space|folder|again|disk)", ended.text)
     if ended.status == 0:
@@ -225,13 +231,46 @@ MIXED = ("checkpoint.json", "summary.json")
 """Files that change in the course of a run."""
 
 
-def fresh(case: Case, folder: Path) -> None:
-    """The folder as the command finds it."""
+def fresh(case: Case, folder: Path, kibibytes: int | None = None) -> None:
+    """The folder as the command finds it.
+
+    Args:
+        case: the command.
+        folder: removed first.
+        kibibytes: that are free in it, a file system of its own then.
+    """
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if kibibytes is not None:
+        mount(folder, "size=1g")
     if case.before:
-        shutil.copytree(case.before, folder, symlinks=True)
-    else:
-        folder.mkdir()
+        shutil.copytree(case.before, folder, symlinks=True, dirs_exist_ok=True)
+    if kibibytes is not None:
+        mount(folder, f"remount,size={used_kib(folder) + kibibytes}k")
+
+
+def mount(folder: Path, options: str) -> None:
+    """A tmpfs; needs root."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+
+
+def may_mount() -> bool:
+    """True where a tmpfs can be mounted."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mount(Path(folder), "size=4k")
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
+
+
+def used_kib(folder: Path) -> int:
+    """Of a file system."""
+    usage = shutil.disk_usage(folder)
+    return usage.used // 1024
 
 
 IMPORTED = ("monai.bundle", "monai.engines", "monai.handlers", "monai.networks.nets", "torch.utils.tensorboard")
@@ -329,12 +368,16 @@ def sabotage(count: int, seed: int, names: Sequence[str] = ()) -> dict[tuple[str
                 raise RuntimeError(f"{key}: {ended.text}")
             case.after, case.hidden = tree(folder), hidden(folder)
             points += [(key, number, way) for number in range(ended.points) for way in WAYS]
+            if may_mount():
+                written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024
+                points += [(key, rng.randrange(written + 1), FULL) for _ in range(ended.points)]
         for key, number, way in points if not count else rng.sample(points, min(count, len(points))):
             faults = faults_of(cases[key], folder, number, way, rng.choice((0, 1, 7, 30)))
             for fault in faults:
                 print(f"{key}, point {number} {way}: {fault}", file=sys.stderr)  # noqa: T201
             tried, failed = found[key, way]
             found[key, way] = tried + 1, failed + bool(faults)
+        fresh(next(iter(cases.values())), folder)  # unmounted
     return dict(sorted(found.items()))
 
 

@@ -1,0 +1,60 @@
+"""All harnesses, one table.
+
+    python -m torture --count 20 --seed 0        (from tests/; `make torture COUNT=20`)
+
+COUNT is that of whole trainings killed and resumed, for each bundle and each way of loading; kills of savers and
+writers, damages and mutated inputs come ten times, a hundred times and a thousand times as often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+
+from torture import flips, fuzz, guided, kills, numbers, sabotage
+
+ROOT = kills.ROOT
+Row = tuple[str, int, int]
+
+
+def rows(count: int, seed: int) -> Iterator[Row]:
+    """What, tried, failed; the short ones first."""
+    for kind, found in numbers.numbers(100 * count, seed).items():
+        yield kind, *found
+    for kind, found in flips.flips(100 * count, seed).items():
+        yield f"damage of {kind}", *found
+    for kind, (tried, failed, _) in fuzz.fuzz(1000 * count, seed).items():
+        yield f"mutated {kind}", tried, failed
+    if importlib.util.find_spec("atheris"):
+        for kind, found in guided.guided(1000 * count, seed).items():
+            yield f"mutated {kind}, led by coverage", *found
+    for (command, way), found in sabotage.sabotage(20 * count, seed).items():
+        yield f"write points of {command}: {way}", *found
+    yield "kills of a process that saves checkpoints", 10 * count, kills.saver(10 * count, seed)
+    yield "kills of a process that writes files", 10 * count, kills.files(10 * count, seed)
+    for bundle in sorted(path.parent for path in (ROOT / "bundles").glob("*/network.yaml")):
+        for workers, processes in ((0, 1), (2, 1), (0, 2)):
+            what = f"{bundle.name} killed and resumed, {workers} loader workers, {processes} process(es)"
+            yield what, count, kills.training(count, seed, workers=workers, processes=processes, bundle=bundle)
+
+
+def main() -> int:
+    """Run all and print each line as it comes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    print(f"| what (seed {args.seed}) | tried | failed |\n|---|---|---|", flush=True)  # noqa: T201
+    failed = 0
+    for what, tried, bad in rows(args.count, args.seed):
+        print(f"| {what} | {tried} | {bad} |", flush=True)  # noqa: T201
+        failed += bad
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
