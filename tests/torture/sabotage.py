@@ -14,6 +14,7 @@ import argparse
 import errno
 import hashlib
 import importlib
+import json
 import os
 import random
 import re
@@ -326,6 +327,12 @@ def commands(folder: Path) -> dict[str, Case]:
 
     def loadable(out: Path) -> None:
         module = checkpoints()
+        for path in out.rglob("[!.]*.pt"):
+            beside = path.with_suffix(".sha256") if path.parent.name == "cache" else module.proof_of(path)
+            if hashlib.sha256(path.read_bytes()).hexdigest() not in beside.read_text().split():
+                raise ValueError(f"{path.name} is torn")
+        for path in out.glob("[!.]*.json"):
+            json.loads(path.read_text())
         if module.checkpoints_in(out):
             module.newest(out, "cpu")
 
