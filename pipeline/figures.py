@@ -83,7 +83,8 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
         done = [_draw(job) for job in waiting]
     else:
         try:
-            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
                 bar = tqdm(pool.map(_draw, waiting), total=len(waiting), desc="figures", unit="patient", disable=None)
                 done = list(bar)
         except BrokenProcessPool as error:
@@ -137,6 +138,24 @@ def _is_drawn(case: Case, out: Path, stamp: dict[str, Any]) -> bool:
         return False
     here = len(list((out / case.name).glob("slice_*.png")))
     return bool(found == stamp and here == pictures and (out / f"{case.name}.gif").is_file())
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed: the pool's own would wait for work for ever."""
+    import multiprocessing
+    import os
+    import threading
+    from multiprocessing.connection import wait
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw(job: tuple[Case, Path, dict[str, Any], bool]) -> str:

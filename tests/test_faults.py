@@ -218,6 +218,49 @@ def test_a_drawer_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         figures.draw_cases(cases, tmp_path / "out")
 
 
+POOL = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from pipeline.figures import _end_with_parent
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+    pool.submit(abs, 1).result()
+    print(*pool._processes, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_drawer_outlives_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout
+        drawer = int(process.stdout.readline())
+        process.kill()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            os.kill(drawer, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{drawer}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return  # ended, and nobody there to ask how
+        time.sleep(0.1)
+    raise AssertionError("still there")
+
+
+def test_too_little_shared_memory_is_told_before_the_first_batch(faults: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
+    faults.check_shared_memory(0, 2**40, str(tmp_path))
+    faults.check_shared_memory(2, 2**24, str(tmp_path))
+    faults.check_shared_memory(2, 2**40, str(tmp_path / "none"))
+    with pytest.raises(RuntimeError, match=r"67.1 MB free, 2 processes that load batches need 67.1 MB\. Pass --train"):
+        faults.check_shared_memory(2, 2**24 + 1, str(tmp_path))
+
+
 def test_a_training_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(train.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
     assert train._run(["python"]) == 137

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,10 +44,10 @@ def told(error: BaseException) -> str | None:
     if out_of_memory(cause):
         first = text.partition("\n")[0] or "MemoryError"
         return f"memory ran out ({first}). Lower --batch_size or --image_size. {GO_ON}"
-    if isinstance(cause, RuntimeError) and "DataLoader worker" in text:
+    if isinstance(cause, RuntimeError) and text.startswith(("DataLoader worker", "DataLoader timed out")):
         return (
-            f"{text.partition(chr(10))[0]} A process that loads batches was killed, mostly for want of memory or of "
-            f"/dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"  # noqa: S108
+            f"{text.partition(chr(10))[0]} A process that loads batches was killed or hangs, mostly for want of memory "
+            f"or of /dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"
         )
     if isinstance(cause, OSError) and cause.errno is not None:
         where = f"{cause.filename}: " if cause.filename else ""
@@ -59,6 +61,27 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
     )
+
+
+def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108
+    """Refuse loader processes whose batches the shared memory does not hold: PyTorch waits for them for ever.
+
+    Args:
+        workers: processes, each with two batches under way.
+        batch_bytes: of one batch.
+        folder: of the shared memory; where there is none, nothing is checked.
+
+    Raises:
+        TrainingError: it is too small.
+    """
+    if not workers or not Path(folder).is_dir():
+        return
+    free, needed = shutil.disk_usage(folder).free, 2 * workers * batch_bytes
+    if free < needed:
+        raise TrainingError(
+            f"{folder}: {free / 1e6:.1f} MB free, {workers} processes that load batches need {needed / 1e6:.1f} MB. "
+            "Pass --train#dataloader#num_workers 0 (batches come from memory), or give a container more by --shm-size"
+        )
 
 
 def explain() -> None:
