@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.errors import PipelineError
+from pipeline.files import proof_of
 from pipeline.records import RECORD
 from pipeline.trust import refuse_foreign
 
@@ -365,14 +366,21 @@ def _content(parser: ConfigParser, key: str, config: Path) -> Any:
 
 
 def _read_bytes(path: Path) -> tuple[bytes, str]:
-    """A weights file and its SHA-256."""
+    """A weights file and its SHA-256.
+
+    Raises:
+        PipelineError: unreadable, or not what the hash says that stands beside it, where one does.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PipelineError(
             f"{path}: no weights ({error.strerror}). Train the bundle first, or pass --weights FILE."
         ) from error
-    return data, hashlib.sha256(data).hexdigest()
+    digest, proof = hashlib.sha256(data).hexdigest(), proof_of(path)
+    if proof.is_file() and digest not in proof.read_text(errors="replace").split():
+        raise PipelineError(f"{path}: damaged, its SHA-256 {digest} is not that in {proof.name} beside it. Restore it.")
+    return data, digest
 
 
 def named_weights(folder: Path) -> str | None:

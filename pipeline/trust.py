@@ -14,6 +14,9 @@ import configparser
 import hashlib
 import json
 import re
+import stat
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,9 +25,13 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.grammar import expression_fault
+from pipeline.slices import shown
 
 KNOWN = Path(__file__).with_name("bundles.json")
 """SHA-256 of configs and scripts of this project's bundles; ``pipeline.template`` writes it."""
+
+MAX_UNPACKED_BYTES = 4 * 2**30
+"""Of a bundle's zip; weights of the model zoo take less."""
 
 MODULES = (
     *("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses"),
@@ -397,6 +404,43 @@ def _is_literal(text: str) -> bool:
 def _stays_below(path: str) -> bool:
     parts = PurePosixPath(path.replace("\\", "/"))
     return not parts.is_absolute() and ".." not in parts.parts and ":" not in path
+
+
+def unpacked(archive: Path, target: Path) -> Path:
+    """Unpack a bundle's zip, unless an entry would leave the folder or fill the disk.
+
+    Args:
+        archive: the zip.
+        target: folder, empty.
+
+    Returns:
+        The bundle's folder in it.
+
+    Raises:
+        PipelineError: no readable zip, or what it must not hold, each with its name.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            entries = file.infolist()
+            faults = [Fault(shown(entry.filename), 0, reason) for entry in entries if (reason := _entry_fault(entry))]
+            size = sum(entry.file_size for entry in entries)
+            if size > MAX_UNPACKED_BYTES:
+                faults.append(Fault(archive.name, 0, f"{size} bytes unpacked (at most {MAX_UNPACKED_BYTES})"))
+            if faults:
+                raise PipelineError(f"{archive}: not unpacked:\n{listed(faults)}")
+            file.extractall(target)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise PipelineError(f"{archive}: no readable zip ({error}). Download it again.") from error
+    folders = [path for path in target.iterdir() if path.is_dir()]
+    return folders[0] if len(folders) == 1 and not (target / "configs").is_dir() else target
+
+
+def _entry_fault(entry: zipfile.ZipInfo) -> str:
+    name = entry.filename.replace("\\", "/")
+    if not _stays_below(name):
+        return "leads out of the folder it is unpacked into"
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a special file"
 
 
 def refuse_foreign(folder: Path, read: Sequence[str]) -> None:

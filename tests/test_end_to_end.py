@@ -782,6 +782,18 @@ def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "scores.csv", b"")
 
 
+def test_weights_are_held_against_the_hash_beside_them(trained, manifest, tmp_path: Path) -> None:
+    bundle, out = trained
+    for name in ("model.pt", "model.pt.sha256"):
+        shutil.copy(out / name, tmp_path / name)
+    evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    data = bytearray((tmp_path / "model.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.pt").write_bytes(data)
+    with pytest.raises(PipelineError, match=r"model.pt: damaged, its SHA-256 .* is not that in model.pt.sha256"):
+        evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+
+
 def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -> None:
     shutil.copy(trained[1] / "model.pt", tmp_path)
     (tmp_path / "training.json").write_text("{")

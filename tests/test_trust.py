@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,47 @@ def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFi
         vet.main([str(bundle), "configs/none.json"])
     with pytest.raises(PipelineError, match="no folder"):
         vet.main([str(tmp_path / "none")])
+
+
+def zipped(path: Path, *entries: tuple[str, str, int]) -> Path:
+    """A zip of (name, content, mode)."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content, mode in entries:
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = mode << 16
+            file.writestr(entry, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "reason"),
+    [
+        ("../evil.py", 0o644, "leads out"),
+        ("b/../../evil.py", 0o644, "leads out"),
+        ("/etc/evil", 0o644, "leads out"),
+        ("..\\evil.py", 0o644, "leads out"),
+        ("C:/evil.py", 0o644, "leads out"),
+        ("b/link", stat.S_IFLNK | 0o777, "a link"),
+        ("b/pipe", stat.S_IFIFO | 0o644, "special"),
+    ],
+)
+def test_a_zip_that_would_leave_its_folder_is_not_unpacked(tmp_path: Path, name: str, mode: int, reason: str) -> None:
+    archive = zipped(tmp_path / "b.zip", ("b/configs/inference.json", "{}", 0o644), (name, "/etc/passwd", mode))
+    with pytest.raises(PipelineError, match=rf"not unpacked:\n.*{reason}"):
+        vet.main([str(archive)])
+    assert [path.name for path in tmp_path.rglob("*")] == ["b.zip"]
+
+
+def test_a_zip_is_read_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = json.dumps({"network_def": {"_target_": "UNet"}})
+    assert vet.main([str(zipped(tmp_path / "b.zip", ("b/configs/inference.json", plain, 0o644)))]) == 0
+    assert vet.main([str(zipped(tmp_path / "c.zip", ("configs/inference.json", plain, 0o644)))]) == 0
+    evil = zipped(tmp_path / "d.zip", ("b/configs/inference.json", '{"a": "$os.system(1)"}', 0o644))
+    with pytest.raises(PipelineError, match=r"configs/inference.json:1: 'os.system'"):
+        vet.main([str(evil)])
+    monkeypatch.setattr(trust, "MAX_UNPACKED_BYTES", 10)
+    with pytest.raises(PipelineError, match=r"bytes unpacked"):
+        vet.main([str(evil)])
+    evil.write_bytes(evil.read_bytes()[:60])
+    with pytest.raises(PipelineError, match=r"no readable zip"):
+        vet.main([str(evil)])
