@@ -204,7 +204,8 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
                 for file in ("model.pt", "model_best.pt")
                 for key, one in torch.load(out / file, weights_only=True).items()
             )
-            failed += not same or status_of(out) != "completed"
+            best = [json.loads((run / "training.json").read_text())["best_validation_dsc"] for run in (whole, out)]
+            failed += not same or best[0] != best[1] or status_of(out) != "completed"
             shutil.rmtree(out)
     return failed
 
