@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     choice, options = _choice(args)
     if not args.rebuild and unchanged(out, options, listing):
+        if (out / _STAGING).exists():  # of a run that was killed when it had written all
+            with locked(out):
+                shutil.rmtree(out / _STAGING, ignore_errors=True)
         print("unchanged: nothing written")
         _summarize(json.loads((out / MANIFEST_NAME).read_bytes()), out)
         return 0

@@ -641,6 +641,13 @@ def test_second_run_writes_nothing(build, out):
     assert tree(out) == before
 
 
+def test_second_run_clears_what_a_kill_left(root, build, out):
+    build()
+    (out / ".building" / "before").mkdir(parents=True)
+    build()
+    assert not (out / ".building").exists()
+
+
 def test_second_run_with_left_out_patients_writes_nothing(root, build, out):
     (root / A / f"{A}_1.tif").write_bytes(b"")
     (root / "gone_1.tif").symlink_to("nothing")

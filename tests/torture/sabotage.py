@@ -249,7 +249,7 @@ def fresh(case: Case, folder: Path, kibibytes: int | None = None) -> None:
     if case.before:
         shutil.copytree(case.before, folder, symlinks=True, dirs_exist_ok=True)
     if kibibytes is not None:
-        mount(folder, f"remount,size={used_kib(folder) + kibibytes}k")
+        mount(folder, f"remount,size={max(used_kib(folder) + kibibytes, 4)}k")  # 0 would be without limit
 
 
 def mount(folder: Path, options: str) -> None:
