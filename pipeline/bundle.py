@@ -18,7 +18,7 @@ from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.errors import PipelineError
 from pipeline.files import proof_of
 from pipeline.records import RECORD
-from pipeline.trust import refuse_foreign
+from pipeline.trust import fetching_by_default, refuse_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -306,7 +306,9 @@ def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParse
     network = trained.get("network_def")
     if isinstance(network, dict) and network != parser.get().get("network_def") and _is_stock_network(network):
         # The weights come from the file: nothing is fetched for an encoder that was pretrained.
-        settings["network_def"] = {**network, **({"pretrained": False} if "pretrained" in network else {})}
+        fetching = [key for key in ("pretrained",) if key in network]
+        fetching += fetching_by_default(str(network["_target_"]))
+        settings["network_def"] = {**network, **dict.fromkeys(fetching, False)}
         trained.pop("network_def")
     differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
     differing += _trained_otherwise(trained, folder / TRAINING)

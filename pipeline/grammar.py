@@ -215,10 +215,11 @@ def expression_fault(text: str) -> str:
         names.append(match[0])
         return f"reference_{len(names)}"
 
-    if "reference_" in text:
-        return "a name that stands for references here"
+    replaced = REFERENCE.sub(named, text)
+    if "reference_" in text or "#" in replaced:
+        return "a '#' outside of a reference (a comment here, a '::' for MONAI), or a name that stands for one here"
     try:
-        tree = ast.parse(REFERENCE.sub(named, text), mode="eval")
+        tree = ast.parse(replaced, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"no expression ({type(error).__name__}): {text[:60]!r}"
     if ast.unparse(tree) in ONE_BY_ONE:

@@ -12,8 +12,11 @@ from __future__ import annotations
 import ast
 import configparser
 import hashlib
+import importlib
+import inspect
 import json
 import re
+import shutil
 import stat
 import zipfile
 import zlib
@@ -67,7 +70,9 @@ REFUSED = frozenset(
         "MedNISTDataset",
         "NPZDictItemDataset",
         "NrrdReader",
+        "MedicalNetPerceptualSimilarity",
         "NumpyReader",
+        "PerceptualLoss",
         "PersistentDataset",
         "RandCuCIM",
         "RandCuCIMd",
@@ -125,9 +130,31 @@ def is_known(folder: Path) -> bool:
         folder: of the bundle.
     """
     try:
-        return digest(folder) in set(json.loads(KNOWN.read_bytes()).values())
+        return not _unread_code(folder) and digest(folder) in set(json.loads(KNOWN.read_bytes()).values())
     except (OSError, ValueError):
         return False
+
+
+def _unread_code(folder: Path) -> list[Path]:
+    """What Python could import from a bundle's folder, or what leads out of it, beside the files that ``digest`` is of.
+
+    A bundle's folder stands first on the path while its configs are resolved.
+    """
+    judged = set(_judged(folder))
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_symlink() or (path.suffix in CODE and path not in judged and path.is_file())
+    ]
+
+
+def clear_compiled(folder: Path) -> None:
+    """Remove what Python has compiled of a bundle's scripts: it is made anew of the text that was judged.
+
+    Args:
+        folder: of the bundle.
+    """
+    shutil.rmtree(folder / "scripts" / "__pycache__", ignore_errors=True)
 
 
 def digest(folder: Path) -> str:
@@ -153,7 +180,10 @@ def _judged(folder: Path) -> list[Path]:
         path
         for part in ("configs", "scripts")
         for path in (folder / part).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.stem != "metadata"
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and path.stem != "metadata"
+        and path.stat().st_size <= MOST_BYTES
     ]
 
 
@@ -172,7 +202,7 @@ def faults_of(folder: Path, *, only: Sequence[str] = ()) -> list[Fault]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found.append(Fault(name, 0, "a symbolic link: it may lead out of the bundle"))
-        elif (only and name not in only) or path.is_dir() or "__pycache__" in path.parts:
+        elif (only and name not in only) or path.is_dir():
             continue
         elif not path.is_file():
             found.append(Fault(name, 0, "neither file nor folder"))
@@ -208,7 +238,6 @@ def _config_faults(path: Path, name: str) -> Iterator[Fault]:
         return
     if path.stem == "metadata":
         yield from _metadata_faults(content, name, text)
-        return
     if not isinstance(content, dict):
         return
     for reason, value in _value_faults(content):
@@ -267,7 +296,9 @@ def _value_faults(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
         yield "nested deeper than any config needs", ""
     elif isinstance(value, dict):
         yield from _component_faults(value)
-        for item in value.values():
+        for key, item in value.items():
+            if re.search(r"#|::|^\+", str(key)):  # MONAI makes nested keys of it
+                yield f"the key {key!r} (expected one without '#', '::' or a leading '+')", key
             yield from _value_faults(item, depth + 1)
     elif isinstance(value, list):
         for item in value:
@@ -287,9 +318,13 @@ def _component_faults(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     mode = value.get("_mode_", "default")
     if mode not in ("default", "callable"):
         yield f"_mode_ {mode!r} starts a debugger, or is not known", mode
-    for key in ("pretrained", "download"):
-        if value.get(key) not in (None, False):
+    for key, given in value.items():
+        if _fetches(key) and given not in (None, False):
             yield f"{key} fetches files", key
+    if isinstance(value.get("_target_"), str):
+        unset = [key for key in fetching_by_default(value["_target_"]) if key not in value]
+        if unset:
+            yield f"{value['_target_']} fetches files unless {unset[0]} is False", value["_target_"]
     for key, known in BY_NAME.items():
         given = value.get(key)
         for name in given if isinstance(given, list) else [given]:
@@ -303,6 +338,34 @@ def _text_fault(text: str) -> str:
     if text.startswith("%") and re.search(r"\.(json|ya?ml)\b", text, re.IGNORECASE):
         return f"a macro that reads another file: {text[:60]!r}"
     return ""
+
+
+def _fetches(key: object) -> bool:
+    return str(key).startswith(("pretrained", "download"))
+
+
+@cache
+def fetching_by_default(target: str) -> tuple[str, ...]:
+    """Arguments by which a component of MONAI or torch fetches files where they are not given.
+
+    Args:
+        target: name of a class, with or without its module; others have none.
+    """
+    module, _, name = target.rpartition(".")
+    for candidate in [part for part in MODULES if part == module or (not module and part.startswith("monai."))]:
+        try:
+            found = getattr(importlib.import_module(candidate), name, None)
+            parameters = inspect.signature(found).parameters.values() if callable(found) else ()
+        except (ImportError, ValueError, TypeError):
+            continue
+        if found is None:
+            continue
+        return tuple(
+            parameter.name
+            for parameter in parameters
+            if _fetches(parameter.name) and parameter.default not in (None, False, inspect.Parameter.empty)
+        )
+    return ()
 
 
 def target_fault(target: str) -> str:
@@ -328,8 +391,6 @@ def target_fault(target: str) -> str:
 
 
 def _is_class(module: str, name: str) -> bool:
-    import importlib
-
     return isinstance(getattr(importlib.import_module(module), name, None), type)
 
 
@@ -380,6 +441,9 @@ def _logging_faults(path: Path, name: str) -> Iterator[Fault]:
         return
     for section in parser.sections():
         items = dict(parser.items(section))
+        for key, value in items.items():
+            if key != "format" and "%(" in value:
+                yield Fault(name, line_of(value, text), f"{key} is put together from other lines ({value!r})")
         if section.startswith("handler_"):
             if items.get("class", "StreamHandler") not in LOG_HANDLERS:
                 yield Fault(name, line_of(items["class"], text), f"a handler of class {items['class']!r}")
@@ -431,8 +495,8 @@ def unpacked(archive: Path, target: Path) -> Path:
             file.extractall(target)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise PipelineError(f"{archive}: no readable zip ({error}). Download it again.") from error
-    folders = [path for path in target.iterdir() if path.is_dir()]
-    return folders[0] if len(folders) == 1 and not (target / "configs").is_dir() else target
+    top = list(target.iterdir())
+    return top[0] if len(top) == 1 and top[0].is_dir() and top[0].name != "configs" else target
 
 
 def _entry_fault(entry: zipfile.ZipInfo) -> str:
@@ -453,6 +517,7 @@ def refuse_foreign(folder: Path, read: Sequence[str]) -> None:
     Raises:
         PipelineError: it is and does; every finding with its file and line.
     """
+    clear_compiled(folder)
     faults = [] if is_known(folder) else faults_of(folder, only=read)
     if faults:
         raise PipelineError(

@@ -36,6 +36,10 @@ def _read(folder: Path, files: Sequence[str], name: Path) -> int:
     """Judge a bundle's folder; ``name`` is what it is called."""
     if not folder.is_dir():
         raise PipelineError(f"{name}: no folder (expected a bundle's, or its zip). Check the path.")
+    if not (folder / "configs").is_dir():
+        raise PipelineError(
+            f"{name}: no folder configs/ at its top (expected a bundle's, or a zip of one). Check the path."
+        )
     gone = [file for file in files if not (folder / file).is_file()]
     if gone:
         raise PipelineError(f"{name}: no {', '.join(gone)} in it. Check the path.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import stat
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import trust, vet
+from pipeline.bundle import load_bundle
 from pipeline.errors import PipelineError
 from pipeline.grammar import expression_fault
 from pipeline.trust import faults_of, is_known, target_fault
@@ -172,6 +174,64 @@ def test_environment_does_not_switch_it_off(tmp_path: Path, monkeypatch: pytest.
     assert faults_of(bundle_of(tmp_path / "bundle", {"evil": EXPRESSIONS["os"]}))
 
 
+HIDDEN = {
+    "key by #": {"device": {}, "device#_target_": "os.system", "device#command": "touch pwned"},
+    "key by ::": {"device": {}, "device::_target_": "os.system", "device::command": "touch pwned"},
+    "key by +": {"device": [], "+device": ["$__import__('os').system('touch pwned')"]},
+    "comment": {"device": "$[0][0#__import__('os').system('touch pwned')\n]"},
+    "perceptual": {"device": {"_target_": "PerceptualLoss", "spatial_dims": 2}},
+    "default": {"device": {"_target_": "monai.networks.nets.ResNetFeatures", "model_name": "resnet10"}},
+    "url": {"device": {"_target_": "HoVerNet", "pretrained_url": "http://localhost/x"}},
+}
+"""What MONAI reads otherwise than it is written, and what fetches by an argument that is not there."""
+
+
+@pytest.mark.parametrize("evaluates", ["0", "1"])
+@pytest.mark.parametrize("content", [*HIDDEN.values(), *({"device": text} for text in EXPRESSIONS.values())])
+def test_no_attack_runs_in_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, Any], evaluates: str
+) -> None:
+    """Through ``load_bundle`` itself, which resolves ``device`` before anything else."""
+    monkeypatch.setenv("MONAI_EVAL_EXPR", evaluates)
+    monkeypatch.chdir(tmp_path)
+    bundle = bundle_of(tmp_path / "bundle", content)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PipelineError, match="not one of this project's bundles"):
+        load_bundle(bundle)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_loader_would_run_it_if_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    needed = dict.fromkeys(("network", "preprocessing", "inferer", "to_probability", "to_mask"), 0)
+    bundle = bundle_of(tmp_path / "bundle", {**needed, **HIDDEN["comment"]})
+    with contextlib.suppress(PipelineError):
+        load_bundle(bundle, trust=True)
+    assert (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["medpy.py", "medpy/__init__.py", "scripts/torch.py", "models/a.so", "x.pyc"])
+def test_a_bundle_with_more_code_is_not_known(tmp_path: Path, name: str) -> None:
+    """Its folder is the first on the path."""
+    bundle = shutil.copytree(BUNDLES[0], tmp_path / "b", ignore=shutil.ignore_patterns("__pycache__"))
+    assert is_known(bundle)
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).touch()
+    assert not is_known(bundle)
+    (bundle / name).unlink()
+    (bundle / "docs" / "link").symlink_to("/etc/passwd")
+    assert not is_known(bundle)
+
+
+def test_compiled_scripts_are_made_anew(tmp_path: Path) -> None:
+    bundle = shutil.copytree(BUNDLES[-1], tmp_path / "b", ignore=shutil.ignore_patterns("__pycache__"))
+    (bundle / "scripts" / "__pycache__").mkdir()
+    (bundle / "scripts" / "__pycache__" / "unet_plusplus.cpython-311.pyc").write_bytes(b"evil")
+    assert not is_known(bundle)
+    load_bundle(bundle)
+    assert all(path.read_bytes() != b"evil" for path in bundle.rglob("*.pyc"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -182,6 +242,9 @@ def test_environment_does_not_switch_it_off(tmp_path: Path, monkeypatch: pytest.
         ("configs/logging.conf", "[handler_x]\nclass=os.system('x')\nargs=()\n", "a handler of class"),
         ("configs/logging.conf", "[handler_x]\nclass=StreamHandler\nargs=(__import__('os'),)\n", "evaluated"),
         ("configs/logging.conf", "[handler_x]\nclass=FileHandler\nargs=('../../x.log',)\n", "outside"),
+        ("configs/logging.conf", "[handler_x]\nx=a\nargs=('%(x)s',)\n", "put together"),
+        ("configs/metadata.json", '{"evil": "$os.system(1)"}', "os.system"),
+        ("scripts/__pycache__/evil.pyc", "x", "is code"),
         ("configs/logging.conf", "[formatter_x]\nclass=os.system\n", "a class in formatter_x"),
         ("configs/logging.conf", "no section", "no readable logging config"),
         ("configs/metadata.json", '{"spatial_shape": ["__import__(\'os\')"]}', "no product"),
@@ -198,7 +261,7 @@ def test_environment_does_not_switch_it_off(tmp_path: Path, monkeypatch: pytest.
 )
 def test_other_files_are_held_to_what_they_are_for(tmp_path: Path, name: str, content: str, reason: str) -> None:
     bundle = bundle_of(tmp_path / "bundle")
-    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).parent.mkdir(exist_ok=True, parents=True)
     (bundle / name).write_text(content)
     found = faults_of(bundle)
     assert [fault.file for fault in found] == [name]
@@ -271,8 +334,12 @@ def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFi
     assert vet.main([str(bundle), "configs/inference.json"]) == 0
     with pytest.raises(PipelineError, match=r"no configs/none\.json in it"):
         vet.main([str(bundle), "configs/none.json"])
-    with pytest.raises(PipelineError, match="no folder"):
-        vet.main([str(tmp_path / "none")])
+    for nothing in (tmp_path / "none", tmp_path, zipped(tmp_path / "empty.zip")):
+        with pytest.raises(PipelineError, match="no folder"):
+            vet.main([str(nothing)])
+    two = zipped(tmp_path / "two.zip", ("b/configs/inference.json", "{}", 0o644), ("evil.py", "", 0o644))
+    with pytest.raises(PipelineError, match="no folder configs/ at its top"):
+        vet.main([str(two)])
 
 
 def zipped(path: Path, *entries: tuple[str, str, int]) -> Path:
