@@ -115,4 +115,4 @@ evaluate: env ## Score basic_unet on the validation patients of data_manifest
 	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --split validation --out runs/basic_unet
 
 clean: ## Remove the demo and the caches; data, manifests, weights and the environment stay
-	rm -rf $(DEMO) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(DEMO) build $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

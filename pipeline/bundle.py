@@ -280,11 +280,13 @@ def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        record: dict[str, Any] = json.loads(data)
         dict(record["config"]), list(record.get("training_patients", []))
         known = set(dict(record["weights"]).values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
+    _refuse_damaged(path, hashlib.sha256(data).hexdigest())
     if weights_sha256 not in known:
         raise PipelineError(
             f"{path}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
@@ -379,10 +381,15 @@ def _read_bytes(path: Path) -> tuple[bytes, str]:
         raise PipelineError(
             f"{path}: no weights ({error.strerror}). Train the bundle first, or pass --weights FILE."
         ) from error
-    digest, proof = hashlib.sha256(data).hexdigest(), proof_of(path)
+    digest = hashlib.sha256(data).hexdigest()
+    _refuse_damaged(path, digest)
+    return data, digest
+
+
+def _refuse_damaged(path: Path, digest: str) -> None:
+    proof = proof_of(path)
     if proof.is_file() and digest not in proof.read_text(errors="replace").split():
         raise PipelineError(f"{path}: damaged, its SHA-256 {digest} is not that in {proof.name} beside it. Restore it.")
-    return data, digest
 
 
 def named_weights(folder: Path) -> str | None:

@@ -43,6 +43,8 @@ def of_the_machine(error: BaseException) -> str | None:
     allocation = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocation:
         return f"memory ran out ({first or 'MemoryError'}). Free some, or give fewer volumes or bundles at once."
+    if isinstance(error, RecursionError):
+        return "folders or a file's content are nested deeper than this program follows. Move them out."
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Free space on the disk or mend it, then run again."

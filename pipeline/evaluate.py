@@ -123,7 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_single_pass(len(predictors(groups, volume)), flips=args.tta)
     provenance = _provenance(args, manifest, groups, volumes)
     _refuse_other_results(args.out / SUMMARY, provenance)
-    with locked(args.out):
+    if manifest.raw.get("options", {}).get("pseudonymised") and any(
+        bundle.training_patients and bundle.training.get("manifest_sha256") != manifest.sha256
+        for group in groups
+        for bundle in group.values()
+    ):
+        print(
+            "warning: these patients have pseudonyms, and the weights come from another manifest: whether any of them "
+            "was trained on is not known"
+        )
+    with locked(args.out, (MASKS, VOLUMES, MAPS, FIGURES)):
         return _score(args, groups, volumes, provenance)
 
 
@@ -344,13 +353,14 @@ def _provenance(
 
 
 def _command(given: Sequence[str]) -> str:
-    """The command as it was given, but for ``--out``; of absolute paths the last part."""
+    """The command as it was given, but for ``--out``; of paths out of the working folder the last part."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=True)
     parser.add_argument("--out")
     kept = []
     for text in parser.parse_known_args(given)[1]:
         option, equals, value = text.rpartition("=")
-        kept.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+        outside = Path(value).is_absolute() or ".." in Path(value).parts
+        kept.append(option + equals + (Path(value).name if outside else value))
     return shlex.join(["python", "-m", "pipeline.evaluate", *kept])
 
 

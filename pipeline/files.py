@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +18,10 @@ from pipeline.slices import is_junk_folder, skip_reason
 
 MAX_FILE_BYTES = 256 * 2**20
 """A slice of 4096 x 4096 RGB pixels takes 48 MiB uncompressed; far larger files are refused unread."""
+
+
+WRITING = ".writing-"
+"""How names of files begin that are not finished."""
 
 
 @dataclass
@@ -193,7 +197,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     """
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=WRITING, suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -293,7 +297,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         if target.exists() and target.samefile(source):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.tmp")
+        beside = target.with_name(f"{WRITING}{target.name}.tmp")
         beside.unlink(missing_ok=True)
         try:
             os.link(source, beside)
@@ -304,14 +308,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
     """Keep a second run out of the same folder meanwhile; without effect where the system has no ``flock``.
 
-    The lock ends with the process, however it ends, and leaves no file.
+    The lock ends with the process, however it ends, and leaves no file. What killed runs have not finished writing is
+    removed.
 
     Args:
-        folder: made where it is missing; removed again where nothing came into it. What killed runs have not finished
-            writing is removed.
+        folder: made where it is missing; removed again where nothing came into it.
+        parts: folders in it that such a run writes into as well.
 
     Raises:
         PipelineError: another run holds the folder.
@@ -320,8 +325,11 @@ def locked(folder: Path) -> Iterator[None]:
     with writing_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _flock(folder):
-            for path in folder.rglob(".*.tmp"):  # of a run that was killed
+        with held(folder):
+            for path in [
+                *folder.glob(f"{WRITING}*"),
+                *(p for part in parts for p in (folder / part).rglob(f"{WRITING}*")),
+            ]:
                 path.unlink(missing_ok=True)
             yield
     finally:
@@ -330,7 +338,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _flock(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
+    """``locked`` of a folder that is there, in which nothing is removed."""
     if sys.platform == "win32":
         yield
         return
@@ -343,7 +352,7 @@ def _flock(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PipelineError(
-                f"{folder}: another run writes there. Wait for it to end, or choose another --out."
+                f"{folder}: another run writes there. Wait for it to end, or choose another folder."
             ) from error
         except OSError:  # a network file system without locks: go on as without flock
             pass

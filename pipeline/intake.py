@@ -171,7 +171,9 @@ def stage_images(
             used = set()  # one fault, and nothing is predicted
         skipped = set(intake.skipped) - set(intake.refused)
         counts = {"found": len(listing.stamps), "used": len(used), "skipped": len(skipped)}
-        counts["refused"] = counts["found"] - counts["used"] - counts["skipped"]
+        counts["refused"] = len(set(listing.stamps) - used - skipped) if intake.faults else 0
+        if sum(counts.values()) != 2 * counts["found"]:
+            raise PipelineError(f"files do not add up: {counts}. Please report this.")
         if intake.faults:
             print(counts_line(counts))
             raise ManifestError(intake.faults)

@@ -35,7 +35,7 @@ from pipeline.files import (
     writing_errors,
 )
 from pipeline.history import STATE_NAME, changes, earlier_manifest, state_bytes, unchanged, verify
-from pipeline.pseudonyms import aliases, check_place, extended, pseudonymised, read_key, write_key
+from pipeline.pseudonyms import aliases, check_place, key_for, pseudonymised, read_key
 from pipeline.records import CHANNELS, SECTIONS
 from pipeline.slices import institution
 from pipeline.splits import DRAWN, REFERENCE, SplitChoice, divide, fold_numbers, read_split
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("unchanged: nothing written")
         _summarize(json.loads((out / MANIFEST_NAME).read_bytes()), out)
         return 0
-    with locked(out):
+    with locked(out, (VOLUMES,)):
         try:
             manifest = _run(args=args, root=root, out=out, listing=listing, choice=choice, options=options)
         finally:
@@ -129,17 +129,16 @@ def _run(
         print(counts_line(counts))
         raise
     manifest = _manifest(build, counts, choice=choice, options=options, sections=sections, folds=folds, note=note)
+    staged: dict[str, Path] = {}
     if args.pseudonymise:
-        key = extended(read_key(args.pseudonymise), patients_of(listing))
-        write_key(args.pseudonymise, key)
+        key = key_for(args.pseudonymise, patients_of(listing))
         manifest = pseudonymised(manifest, key, aliases(listing.stamps, key))
         sections = {key[patient]: section for patient, section in sections.items()}
         for patient in build.records:
             for old, new in zip(volume_names(patient), volume_names(key[patient]), strict=True):
-                with writing_errors(out):
-                    (out / _STAGING / old).replace(out / _STAGING / new)
+                staged[new] = out / _STAGING / old
     earlier = earlier or _readable(out)
-    _write(out, manifest, listing, options, earlier)
+    _write(out, manifest, listing, options, earlier=earlier, named=staged)
     before = (
         {volume.patient: name for name, volumes in earlier.sections.items() for volume in volumes} if earlier else {}
     )
@@ -232,14 +231,23 @@ def _reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _write(
-    out: Path, manifest: dict[str, Any], listing: Listing, options: dict[str, Any], earlier: Manifest | None
+    out: Path,
+    manifest: dict[str, Any],
+    listing: Listing,
+    options: dict[str, Any],
+    *,
+    earlier: Manifest | None,
+    named: Mapping[str, Path],
 ) -> None:
-    """Put volumes and then the manifest in place, all or none, then drop volumes it no longer names."""
+    """Put volumes and then the manifest in place, all or none, then drop volumes it no longer names.
+
+    ``named`` tells the staged file of a volume that is to have another name.
+    """
     items = [item for section in SECTIONS for item in manifest[section]]
     outputs = sorted(item[key] for item in items for key in ("image", "label"))
     staging, proof = out / _STAGING, proof_of(out / MANIFEST_NAME)
     content = (json.dumps(manifest, indent=1) + "\n").encode()
-    staged = {name: staging / Path(name).name for name in outputs}
+    staged = {name: named.get(Path(name).name, staging / Path(name).name) for name in outputs}
     # Before anything of an earlier manifest is touched, the disk has taken all of this one.
     with writing_errors(out):
         known = proof.read_bytes() if (out / MANIFEST_NAME).is_file() and proof.is_file() else b""

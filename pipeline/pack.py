@@ -36,7 +36,7 @@ def packed_files(bundle: Path) -> list[Path]:
         raise PipelineError(
             f"{bundle}: found no {', '.join(missing)}. Run `make bundles`, and train the bundle for its weights."
         )
-    patterns = (*TAKEN, f"models/{RECORD}")
+    patterns = (*TAKEN, f"models/{RECORD}", f"models/{RECORD}.sha256")
     return sorted({path for pattern in patterns for path in bundle.glob(pattern) if path.is_file()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
 from pipeline.figures import FIGURES, Case, draw_cases, remove_outdated
 from pipeline.files import counts_line, locked, sha256_file, write_atomically, writing_errors
-from pipeline.pseudonyms import check_place, extended, read_key, write_key
+from pipeline.pseudonyms import check_place, key_for
 from pipeline.scores import VOLUMES
 from pipeline.slices import id_fault, is_junk_folder, shown
 
@@ -119,21 +120,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     volumes = named(args.inputs, args.out)
     key: dict[str, str] = {}
     if args.pseudonymise:
-        key, volumes = _pseudonymised(args.pseudonymise, volumes, args.out)
+        key, volumes = _pseudonymised(args, volumes)
     _refuse_what_is_there(args.out, volumes, overwrite=args.overwrite)
     for folder in args.bundle:
         config_of(folder)
     one_each("--weights", args.weights, args.bundle)
-    with locked(args.out):
+    with locked(args.out, (VOLUMES, FIGURES)):
         return _predict(args, volumes, key)
 
 
-def _pseudonymised(key: Path, volumes: dict[str, Path], out: Path) -> tuple[dict[str, str], dict[str, Path]]:
-    """The key, with all of these volumes in it, and the volumes by their pseudonyms."""
-    check_place(key, out)
-    names = extended(read_key(key), volumes)
-    write_key(key, names)
-    built = out / VOLUMES
+def _pseudonymised(args: argparse.Namespace, volumes: dict[str, Path]) -> tuple[dict[str, str], dict[str, Path]]:
+    """The key, with all of these volumes in it, and the volumes by their pseudonyms.
+
+    Raises:
+        PipelineError: the key lies among inputs or results, or results under the names themselves are there.
+    """
+    check_place(args.pseudonymise, args.out, *(path for path in args.inputs if path.is_dir()))
+    named = [
+        path
+        for name in volumes
+        for path in (args.out, args.out / VOLUMES)
+        if list(path.glob(f"{glob.escape(name)}_*.nii.gz"))
+    ]
+    if named:
+        raise PipelineError(f"{named[0]}: holds results under the patients' own names. Choose another --out.")
+    names, built = key_for(args.pseudonymise, volumes), args.out / VOLUMES
     return names, {
         names[name]: built / f"{names[name]}{IMAGE}" if path.parent == built else path for name, path in volumes.items()
     }
@@ -179,7 +190,10 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
         "device": str(bundles[0].device),
         "versions": versions(args.backend),
         "volumes": [asdict(prediction) for prediction in predictions],
-        "failed": {names[path]: text.replace(path, names[path]) for path, text in faults.items()} if key else faults,
+        "failed": {
+            _told(path, names[path], key): text.replace(path, _told(path, names[path], key))
+            for path, text in faults.items()
+        },
     }
     write_atomically(args.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     _write_table(args.out / TABLE, predictions)
@@ -188,11 +202,18 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
     if args.figures:
         draw_cases(cases, args.out / FIGURES, all_slices=args.all_slices)
         print(f"figures: {args.out / FIGURES}")
+    refused = len(volumes) - len(predictions)
+    print(f"volumes: {len(volumes)} found = {len(predictions)} used + 0 skipped + {refused} refused")
     print(table(predictions))
     print(f"Research only, not for clinical use. Masks and table: {args.out}")
     if faults:
         raise ManifestError({path: [message] for path, message in faults.items()})
     return 0
+
+
+def _told(path: str, name: str, key: Mapping[str, str]) -> str:
+    """A volume's path for a file: its name where the path names a folder of this machine, or the patient."""
+    return name if key else Path(path).name if Path(path).is_absolute() else path
 
 
 def _refuse_what_is_there(out: Path, volumes: dict[str, Path], *, overwrite: bool) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
+from pipeline.files import held, write_atomically, writing_errors
 from pipeline.records import SECTIONS
-from pipeline.slices import by_preference, id_fault, parse_name
+from pipeline.slices import by_preference, id_fault, parse_name, shown
 
 COLUMNS = ("patient", "pseudonym")
+OTHER = "other/"
+REFUSED = "the file's name is no slice's, or it cannot be read"
 
 
 def check_place(key: Path, *folders: Path) -> None:
@@ -28,8 +30,12 @@ def check_place(key: Path, *folders: Path) -> None:
     Raises:
         PipelineError: it does.
     """
+    try:
+        place = key.resolve()
+    except (OSError, RuntimeError) as error:
+        raise PipelineError(f"--pseudonymise {key}: a link that leads nowhere ({error}). Name another file.") from error
     for folder in folders:
-        if key.resolve().is_relative_to(folder.resolve()):
+        if place.is_relative_to(folder.resolve()):
             raise PipelineError(f"--pseudonymise {key}: lies in {folder}. Keep the key apart, in a folder of its own.")
 
 
@@ -47,6 +53,8 @@ def read_key(path: Path) -> dict[str, str]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are {reader.fieldnames}")  # noqa: TRY301
             rows = [(row["patient"], row["pseudonym"]) for row in reader]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise PipelineError(f"{path}: no readable key ({error}); expected a CSV of {', '.join(COLUMNS)}.") from error
@@ -76,6 +84,24 @@ def extended(key: Mapping[str, str], patients: Iterable[str]) -> dict[str, str]:
         taken.add(pseudonym)
         result[patient] = pseudonym
     return result
+
+
+def key_for(path: Path, patients: Iterable[str]) -> dict[str, str]:
+    """The key with all of these patients in it, written; no other run changes it meanwhile.
+
+    Args:
+        path: its file.
+        patients: ids.
+
+    Raises:
+        PipelineError: unreadable, another run changes it, or the disk refuses.
+    """
+    with writing_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with held(path.parent):
+        key = extended(read_key(path), patients)
+        write_key(path, key)
+    return key
 
 
 def write_key(path: Path, key: Mapping[str, str]) -> None:
@@ -120,7 +146,7 @@ def aliases(paths: Iterable[str], key: Mapping[str, str]) -> dict[str, str]:
         seen[alias] = seen.get(alias, 0) + 1
         result[path] = alias if seen[alias] == 1 else f"copy_{seen[alias]}/{alias}"
     others = sorted(set(paths) - set(result))
-    return result | {path: f"other/{number:04d}" for number, path in enumerate(others, 1)}
+    return result | {path: f"{OTHER}{number:04d}" for number, path in enumerate(others, 1)}
 
 
 def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Any]:
@@ -145,12 +171,25 @@ def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Ma
             {**item, **{part: told(item[part]) for part in ("image", "label", "patient")}} for item in manifest[section]
         ]
         content[section].sort(key=lambda item: item["patient"])
+    # Of a file whose name is no slice's the reason may tell a name that is in no key.
+    nameless = {path for path, alias in paths.items() if alias.startswith(OTHER)}
     for name in ("skipped", "refused"):
-        entries = [{"path": paths[entry["path"]], "reason": told(entry["reason"])} for entry in manifest[name]]
+        entries = [
+            {
+                "path": paths[entry["path"]],
+                "reason": REFUSED if name == "refused" and entry["path"] in nameless else told(entry["reason"]),
+            }
+            for entry in manifest[name]
+        ]
         content[name] = sorted(entries, key=lambda entry: entry["path"])
+
+    def message(warning: Mapping[str, Any]) -> str:
+        subject = next((path for path in nameless if warning["message"].startswith(f"{shown(path)}: ")), None)
+        return told(warning["message"]) if subject is None else f"{paths[subject]}: {REFUSED}"
+
     content["warnings"] = sorted(
         (
-            {**warning, "patient": key.get(warning["patient"]), "message": told(warning["message"])}
+            {**warning, "patient": key.get(warning["patient"]), "message": message(warning)}
             for warning in manifest["warnings"]
         ),
         key=lambda warning: (warning["patient"] or "", warning["kind"], warning["message"]),

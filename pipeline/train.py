@@ -206,6 +206,14 @@ def _folds(manifest: Path, fold: str | None) -> list[int | None]:
     return [int(fold)]
 
 
+def _end_with_parent() -> None:
+    """In the training's process, before it begins: end when the one that started it is killed; on Linux alone."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def _run(command: Sequence[str]) -> int:
     """Print a command as it could be typed, run it, and say how to go on after Ctrl-C."""
     # A list of config files holds single quotes: double quotes around it read better than what shlex makes of it.
@@ -214,7 +222,7 @@ def _run(command: Sequence[str]) -> int:
     ]
     print("python", *parts, flush=True)
     try:
-        status = subprocess.run(command, check=False).returncode  # noqa: S603
+        status = subprocess.run(command, check=False, preexec_fn=_end_with_parent).returncode  # noqa: S603
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
         return 130

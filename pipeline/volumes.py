@@ -357,7 +357,7 @@ def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     # Free text of another program, a patient's name perhaps.
-    header["db_name"] = header["aux_file"] = header["intent_name"] = b""
+    header["db_name"] = header["aux_file"] = header["intent_name"] = header["data_type"] = b""
     header.extensions.clear()
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"
     image = nib.Nifti1Image(volume, reference.affine, header)  # type: ignore[no-untyped-call]

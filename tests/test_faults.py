@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -85,6 +86,9 @@ def test_a_fault_is_one_line(faults: Any) -> None:
     disk = raised(wrapped, faults.TrainingError("x: cannot be written"), OSError(28, "No space left on device"))
     assert faults.told(disk) == "x: cannot be written"
     assert "data: No space left on device. Free space" in faults.told(OSError(28, "No space left on device", "data"))
+    assert faults.told(FileNotFoundError(2, "No such file", "v.nii.gz")).startswith("v.nii.gz: No such file. Check the")
+    assert faults.told(ConnectionRefusedError(111, "Connection refused")) is None
+    assert faults.told(AssertionError()) is None
     assert faults.told(MemoryError()).startswith("memory ran out (MemoryError). Lower --batch_size")
     assert faults.told(torch.OutOfMemoryError("CUDA out of memory.\nmore")).startswith(
         "memory ran out (CUDA out of mem"
@@ -196,10 +200,11 @@ def test_a_second_run_into_one_folder_is_refused(manifest: Path, tmp_path: Path)
 
 
 def test_what_killed_runs_left_is_removed(manifest: Path, tmp_path: Path) -> None:
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / ".scores.csv.x1.tmp").touch()
+    (tmp_path / "volumes").mkdir()
+    for path in (tmp_path / "volumes" / ".writing-x1.tmp", tmp_path / ".writing-x2.tmp", tmp_path / ".other.tmp"):
+        path.touch()
     assert predict.main([str(manifest), "--bundle", str(BASIC), "--out", str(tmp_path), "--no-figures"]) == 0
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert [path.name for path in tmp_path.rglob(".*.tmp")] == [".other.tmp"]
 
 
 def test_a_drawer_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,16 +243,7 @@ def test_no_drawer_outlives_its_parent(tmp_path: Path) -> None:
         assert process.stdout
         drawer = int(process.stdout.readline())
         process.kill()
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            os.kill(drawer, 0)
-        except ProcessLookupError:
-            return
-        if Path(f"/proc/{drawer}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return  # ended, and nobody there to ask how
-        time.sleep(0.1)
-    raise AssertionError("still there")
+    ended(drawer)
 
 
 def test_too_little_shared_memory_is_told_before_the_first_batch(faults: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -259,6 +255,82 @@ def test_too_little_shared_memory_is_told_before_the_first_batch(faults: Any, tm
     faults.check_shared_memory(2, 2**40, str(tmp_path / "none"))
     with pytest.raises(RuntimeError, match=r"67.1 MB free, 2 processes that load batches need 67.1 MB\. Pass --train"):
         faults.check_shared_memory(2, 2**24 + 1, str(tmp_path))
+
+
+FRONT = """
+import sys
+from pipeline import train
+train._run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells a process of its parent's end on Linux alone")
+def test_a_training_does_not_outlive_its_front_door() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", FRONT], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        child = int(line) if line.strip().isdigit() else int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        ended(child)
+
+
+def ended(process: int) -> None:
+    """Wait until a process is no more, or a zombie whom nobody asks how it ended."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except OSError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("still there")
+
+
+def test_damaged_volumes_do_not_train_and_are_not_scored(manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(manifest, tmp_path / "m")
+    label = sorted((copy / "volumes").glob("*_label.nii.gz"))[0]
+    data = bytearray(label.read_bytes())
+    data[-9] ^= 1  # gzip's own sum, which nibabel does not read
+    label.write_bytes(data)
+    for config in ("train", "evaluate"):
+        folders = {"dataset_dir": str(copy), "ckpt_dir": str(BASIC / "models"), "output_dir": str(tmp_path / "o")}
+        if config == "train":
+            folders["ckpt_dir"] = str(tmp_path / "run")
+        with pytest.raises(RuntimeError) as failure:
+            for split in (
+                ({},) if config == "train" else ({"split": name} for name in ("training", "validation", "test"))
+            ):
+                run_config(BASIC / "configs" / f"{config}.json", **folders, **(TINY if config == "train" else split))
+        assert f"{label.name}: changed since the manifest was built" in str(
+            sys.modules["scripts.faults"].told(failure.value)
+        )
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_save_that_fails_twice_leaves_the_old_file_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = bundle_module("checkpoints")
+    saver, write = module.DurableSaver(tmp_path), module.write_durably
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.suffix == ".pt":
+            raise module.TrainingError("full")
+        write(path, data)
+
+    saver({"a": 1}, "model_best.pt")
+    (tmp_path / "other.pt").write_bytes(b"came with the bundle, without a hash beside it")
+    monkeypatch.setattr(module, "write_durably", refuse)
+    for name in ("model_best.pt", "other.pt"):
+        whole = (tmp_path / name).read_bytes()
+        for number in (2, 3):
+            with pytest.raises(RuntimeError, match="full"):
+                saver({"a": number}, name)
+        assert (tmp_path / name).read_bytes() == whole
+        assert hashlib.sha256(whole).hexdigest() in (tmp_path / f"{name}.sha256").read_text().split()
 
 
 def test_a_training_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

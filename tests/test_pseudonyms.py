@@ -31,6 +31,8 @@ def source(phantoms: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder / first, folder / "copy of Mr. Smith" / first)
     (folder / f"notes on {second}.txt").touch()
     (folder / second / f"{second}_3_mask.tif").write_bytes(b"<html>")
+    for name in ("=Smith Jane_1.tif", "Smith,Jane_2.tif", "Smith.tif"):
+        (folder / name).touch()
     return folder
 
 
@@ -127,6 +129,36 @@ def test_a_key_that_is_missing_or_misplaced_is_refused(source: Path, tmp_path: P
     assert not key.exists()
 
 
+def test_a_pseudonym_may_be_another_patients_id(source: Path, tmp_path: Path) -> None:
+    first = ids(source)[0]
+    third = ids(source)[2]
+    shutil.copytree(source / third, source / "P0001")
+    for path in (source / "P0001").iterdir():
+        path.rename(path.with_name(path.name.replace(third, "P0001")))
+    write_key(tmp_path / "key.csv", {first: "P0001"})
+    found = build(source, tmp_path / "out", tmp_path / "key.csv")
+    key = read_key(tmp_path / "key.csv")
+    assert key[first] == "P0001" != key["P0001"]
+    volumes = {patient: info["image_sha256"] for patient, info in found["patients"].items()}
+    assert volumes[key["P0001"]] == volumes[key[third]] != volumes[key[first]]
+
+
+def test_predictions_under_names_are_not_mixed_with_pseudonyms(source: Path, tmp_path: Path) -> None:
+    given = [str(source / ids(source)[0]), "--bundle", str(BUNDLE), "--out", str(tmp_path / "out"), "--no-figures"]
+    assert predict.main(given) == 0
+    with pytest.raises(PipelineError, match="holds results under the patients' own names"):
+        predict.main([*given, "--overwrite", "--pseudonymise", str(tmp_path / "key" / "key.csv")])
+    with pytest.raises(PipelineError, match="Keep the key apart"):
+        predict.main([*given, "--overwrite", "--pseudonymise", str(source / ids(source)[0] / "key.csv")])
+
+
+def test_scores_of_pseudonyms_do_not_pass_as_unseen(source: Path, tmp_path: Path, capsys: Any) -> None:
+    build(source, tmp_path / "out", tmp_path / "key.csv")
+    given = ["--manifest", str(tmp_path / "out"), "--bundle", str(BUNDLE), "--out", str(tmp_path / "scores")]
+    assert evaluate.main(given) == 0
+    assert "whether any of them was trained on is not known" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -135,6 +167,7 @@ def test_a_key_that_is_missing_or_misplaced_is_refused(source: Path, tmp_path: P
         "patient,pseudonym\na,P1\nb,P1\n",
         "patient,pseudonym\na,../x\n",
         "patient,pseudonym\na\n",
+        "patient,pseudonym,consent\na,P1,yes\n",
         "\xff\n",
     ],
 )

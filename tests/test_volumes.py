@@ -115,7 +115,7 @@ def test_saved_mask_takes_over_a_foreign_affine_and_spacing(tmp_path):
     like = tmp_path / "like.nii.gz"
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.diag([0.5, 0.7, 3, 1]))
     image.header.set_xyzt_units("mm")
-    for field in ("descrip", "db_name", "aux_file", "intent_name"):
+    for field in ("descrip", "db_name", "aux_file", "intent_name", "data_type"):
         image.header[field] = b"TOP SECRET"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"TOP SECRET"))
     nib.save(image, like)

@@ -11,13 +11,35 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from pipeline.datalist import read_manifest, select
 from torture import flips, fuzz, guided, kills, numbers, sabotage
 
 ROOT = kills.ROOT
 Row = tuple[str, int, int]
+
+
+TESTS = {
+    "bad inputs, tests": [".", "-k", "case_"],
+    "foreign bundles and zips, tests": ["test_trust.py"],
+    "faults told, locks, processes, tests": ["test_faults.py"],
+    "privacy and pseudonyms, tests": ["test_privacy.py", "test_pseudonyms.py"],
+}
+
+
+def tests(chosen: Sequence[str]) -> tuple[int, int]:
+    """Run tests: how many passed or failed, and how many failed."""
+    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *chosen]
+    ended = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
+    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", ended.stdout)}
+    failed = found.get("failed", 0) + found.get("error", 0)
+    return found.get("passed", 0) + failed, max(failed, int(ended.returncode != 0))
 
 
 def rows(count: int, seed: int) -> Iterator[Row]:
@@ -28,7 +50,15 @@ def rows(count: int, seed: int) -> Iterator[Row]:
         yield f"damage of {kind}", *found
     for kind, (tried, failed, _) in fuzz.fuzz(1000 * count, seed).items():
         yield f"mutated {kind}", tried, failed
-    if importlib.util.find_spec("atheris"):
+    with tempfile.TemporaryDirectory() as folder:
+        volumes = select(read_manifest(kills.phantom_manifest(Path(folder))), "all")
+        for kind, found in numbers.nothing_scores_0(list(volumes)).items():
+            yield kind, *found
+    for what, chosen in TESTS.items():
+        yield what, *tests(chosen)
+    if importlib.util.find_spec("atheris") is None:
+        print("no atheris (pip install -e '.[fuzz]'): no rows led by coverage", file=sys.stderr)  # noqa: T201
+    else:
         for kind, found in guided.guided(1000 * count, seed).items():
             yield f"mutated {kind}, led by coverage", *found
     for (command, way), found in sabotage.sabotage(20 * count, seed).items():

@@ -158,11 +158,6 @@ def into(command: Sequence[str], out: Path, *more: str) -> list[str]:
     return [*command, "--ckpt_dir", str(out), "--output_dir", str(out), *more]
 
 
-def status_of(out: Path) -> str:
-    """What ``run.json`` says."""
-    return str(json.loads((out / "run.json").read_text())["status"]) if (out / "run.json").is_file() else "none"
-
-
 def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, processes: int = 1) -> int:
     """Kill a training once at a random moment and resume it: weights and best weights must be an undisturbed one's.
 
@@ -181,11 +176,18 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
         manifest = phantom_manifest(folder)
         command = training_command(bundle, manifest, workers=workers, processes=processes)
         quiet: dict[str, Any] = {"capture_output": True, "cwd": ROOT}
+        module = checkpoints()
         whole = folder / "whole"
-        subprocess.run(into(command, whole), check=True, **quiet)
-        # From the first checkpoint to the end, when nothing disturbs it.
-        took = (whole / "run.json").stat().st_mtime - (whole / "model_best.pt").stat().st_mtime
-        for number in range(count):
+        with subprocess.Popen(
+            into(command, whole), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        ) as run:
+            wait_for(lambda: any(whole.glob("checkpoint_*.pt")), run)
+            start = time.monotonic()
+            if run.wait():
+                raise RuntimeError("the training fails undisturbed")
+            took = time.monotonic() - start
+        number = 0
+        while number < count:
             out = folder / f"killed_{number}_"
             with subprocess.Popen(
                 into(command, out),
@@ -194,18 +196,24 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
                 cwd=ROOT,
             ) as process:
                 wait_for(lambda out=out: any(out.glob("checkpoint_*.pt")), process)
-                time.sleep(rng.uniform(0, max(took, 1.0)))
+                time.sleep(rng.uniform(0, took))
                 kill_all(str(out))
-                process.wait()
-            if status_of(out) != "completed":
+                if process.wait() == 0:  # it had ended before: not one of those that are counted
+                    shutil.rmtree(out)
+                    continue
+            number += 1
+            if module.checkpoints_in(out):
                 subprocess.run(into(command, out, "--resume", "True"), check=True, **quiet)
+            elif not (out / "training.json").is_file():
+                failed += 1  # nothing to go on from, and not ended
+                continue
             same = all(
                 torch.equal(one, torch.load(whole / file, weights_only=True)[key])
                 for file in ("model.pt", "model_best.pt")
                 for key, one in torch.load(out / file, weights_only=True).items()
             )
             best = [json.loads((run / "training.json").read_text())["best_validation_dsc"] for run in (whole, out)]
-            failed += not same or best[0] != best[1] or status_of(out) != "completed"
+            failed += not same or best[0] != best[1]
             shutil.rmtree(out)
     return failed
 

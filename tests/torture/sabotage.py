@@ -197,7 +197,9 @@ def faults_of(case: Case, folder: Path, number: int, way: str, most: int) -> lis
     if way == FULL:
         mount(folder, "remount,size=1g")
     found, now = [], tree(folder)
-    told = "Traceback" not in ended.text and re.search(r"error: .*(Free|space|folder|again|disk)", ended.text)
+    told = "Traceback" not in ended.text and re.search(
+        r"error: .*(Free space|Choose another|Mend its|run again)", ended.text
+    )
     if ended.status == 0:
         found += [] if now == after else ["ended well, with other files"]
     elif ended.status > 0:

@@ -73,6 +73,25 @@ def proof_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def write_with_proof(path: Path, data: bytes) -> None:
+    """``write_durably``, and the SHA-256 beside it; for the moment of the change that of the old file stands there too.
+
+    Args:
+        path: its folder exists.
+        data: the whole content.
+
+    Raises:
+        TrainingError: the disk refuses.
+    """
+    new = hashlib.sha256(data).hexdigest()
+    old = [hashlib.sha256(path.read_bytes()).hexdigest()] if path.is_file() else []
+    # The hash first: a file under its final name is never without the one it has.
+    write_durably(proof_of(path), "\n".join([new, *old]).encode())
+    write_durably(path, data)
+    if old:
+        write_durably(proof_of(path), new.encode())
+
+
 class DurableSaver(BaseSaveHandler):
     """ignite's ``DiskSaver`` with ``write_durably`` and a hash beside each file; the first process writes.
 
@@ -95,15 +114,7 @@ class DurableSaver(BaseSaveHandler):
         self.dirname.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        data = buffer.getvalue()
-        path = self.dirname / filename
-        proof, new = proof_of(path), hashlib.sha256(data).hexdigest()
-        old = proof.read_text().split() if path.is_file() and proof.is_file() else []
-        # The hash first: a file under its final name is never without the one it has.
-        write_durably(proof, "\n".join([new, *old[:1]]).encode())
-        write_durably(path, data)
-        if old:
-            write_durably(proof, new.encode())
+        write_with_proof(self.dirname / filename, buffer.getvalue())
 
     def remove(self, filename: str) -> None:
         """Remove one and its hash."""
@@ -188,17 +199,25 @@ class Run:
             return
         import fcntl  # noqa: PLC0415  # not there on Windows
 
-        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            os.close(self._lock)
-            self._lock = None
-            raise TrainingError(
-                f"{self.folder}: another training runs there. Wait for it, or pass another --ckpt_dir"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+        while self._lock is None:
+            handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                os.close(handle)
+                raise TrainingError(
+                    f"{self.folder}: another training runs there. Wait for it, or pass another --ckpt_dir"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            try:
+                same = os.fstat(handle).st_ino == (self.folder / LOCK).stat().st_ino
+            except FileNotFoundError:
+                same = False
+            if same:
+                self._lock = handle
+            else:  # whoever held it has just removed it
+                os.close(handle)
 
     def says(self, status: str, **facts: Any) -> None:
         """Write ``run.json``.

@@ -60,7 +60,7 @@ class ToSlices(Transform):
             (D, 1, H, W) uint8 with 1 as 255.
 
         Raises:
-            TrainingError: the image holds NaN or Inf; names the volume.
+            TrainingError: image or label holds NaN or Inf; names the volume.
         """
         image, label = (
             convert_to_tensor(data[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")

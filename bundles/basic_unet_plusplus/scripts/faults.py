@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +17,10 @@ import torch
 from monai.inferers import Inferer, SliceInferer
 
 GO_ON = "--resume True goes on from the newest checkpoint."
+
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""What a disk answers that is full or broken."""
 
 
 class TrainingError(RuntimeError):
@@ -37,22 +44,25 @@ def told(error: BaseException) -> str | None:
     chain = chain_of(error)
     cause = next((found for found in chain if isinstance(found, TrainingError)), chain[-1])
     text = str(cause).strip()
+    first = text.partition("\n")[0]
+    line = None
     if isinstance(cause, (TrainingError, AssertionError)):
-        return text
-    if isinstance(cause, KeyboardInterrupt):
-        return f"interrupted. {GO_ON}"
-    if out_of_memory(cause):
-        first = text.partition("\n")[0] or "MemoryError"
-        return f"memory ran out ({first}). Lower --batch_size or --image_size. {GO_ON}"
-    if isinstance(cause, RuntimeError) and text.startswith(("DataLoader worker", "DataLoader timed out")):
-        return (
-            f"{text.partition(chr(10))[0]} A process that loads batches was killed or hangs, mostly for want of memory "
-            f"or of /dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"
+        line = text or None
+    elif isinstance(cause, KeyboardInterrupt):
+        line = f"interrupted. {GO_ON}"
+    elif out_of_memory(cause):
+        line = f"memory ran out ({first or 'MemoryError'}). Lower --batch_size or --image_size. {GO_ON}"
+    elif isinstance(cause, RuntimeError) and text.startswith(("DataLoader worker", "DataLoader timed out")):
+        line = (
+            f"{first} A process that loads batches was killed or hangs, mostly for want of memory or of /dev/shm. Free "
+            f"some, or pass --train#dataloader#num_workers 0. {GO_ON}"
         )
-    if isinstance(cause, OSError) and cause.errno is not None:
+    elif isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
         where = f"{cause.filename}: " if cause.filename else ""
-        return f"{where}{cause.strerror}. Free space on the disk or mend the folder's permissions. {GO_ON}"
-    return None
+        line = f"{where}{cause.strerror}. Free space on the disk or mend it. {GO_ON}"
+    elif isinstance(cause, OSError) and cause.filename:
+        line = f"{cause.filename}: {cause.strerror}. Check the path and its permissions. {GO_ON}"
+    return line
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -82,6 +92,29 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm"
             f"{folder}: {free / 1e6:.1f} MB free, {workers} processes that load batches need {needed / 1e6:.1f} MB. "
             "Pass --train#dataloader#num_workers 0 (batches come from memory), or give a container more by --shm-size"
         )
+
+
+def check_volumes(datalist: str, items: Sequence[Mapping[str, Any]]) -> None:
+    """Hold the volumes of a manifest against the hashes it was built with: a damaged one would change figures untold.
+
+    Args:
+        datalist: manifest.json; another datalist, which knows no hashes, is passed over.
+        items: of it.
+
+    Raises:
+        TrainingError: a volume is another than it was built as.
+    """
+    try:
+        known = json.loads(Path(datalist).read_bytes())["patients"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for item in items:
+        for kind in ("image", "label"):
+            expected = known.get(item.get("patient"), {}).get(f"{kind}_sha256")
+            if expected and hashlib.sha256(Path(item[kind]).read_bytes()).hexdigest() != expected:
+                raise TrainingError(
+                    f"{item[kind]}: changed since the manifest was built. Restore it or build it again."
+                )
 
 
 def explain() -> None:
