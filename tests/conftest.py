@@ -147,4 +147,5 @@ def save_weights(state: dict[str, Any], trained: tuple[Path, Path], target: Path
     record = json.loads((trained[1] / "training.json").read_text())
     record["weights"] = {target.name: sha256_file(target)}
     (target.parent / "training.json").write_text(json.dumps(record))
+    (target.parent / "training.json.sha256").unlink(missing_ok=True)
     return target

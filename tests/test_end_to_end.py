@@ -649,6 +649,7 @@ def test_case_33_weights_of_another_architecture_name_the_keys(trained, manifest
         evaluated((bundle, tmp_path), manifest, tmp_path / "out")
 
 
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [(math.nan, "model.pt: NaN or Inf in {key}"), (1e38, "_image.nii.gz: the prediction of .* holds NaN or Inf")],
@@ -670,6 +671,7 @@ def test_case_35_nan_is_an_error_with_its_place(trained, manifest, tmp_path: Pat
     assert not (tmp_path / "out" / "scores.csv").exists()
 
 
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize("config", ["evaluate", "inference"])
 def test_case_35_bundle_configs_stop_at_nan_and_name_the_volume(
     trained, manifest, run_config, tmp_path, config
@@ -782,6 +784,7 @@ def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "scores.csv", b"")
 
 
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_weights_are_held_against_the_hash_beside_them(trained, manifest, tmp_path: Path) -> None:
     bundle, out = trained
     for name in ("model.pt", "model.pt.sha256"):

@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def test_kills_while_saving_leave_whole_checkpoints() -> None:
-    assert kills.saver(2, seed=0) == 0
+    assert kills.saver(1, seed=0) == 0
 
 
 def test_kills_while_writing_leave_whole_files() -> None:
@@ -33,9 +33,9 @@ def test_a_killed_training_ends_as_if_nothing_had_happened() -> None:
 
 def test_spoilt_write_points_leave_what_was_or_what_was_to_be() -> None:
     """Disks that refuse, writes cut short, kills: of a manifest that replaces another, and of an evaluation."""
-    found = sabotage.sabotage(24, seed=0, names=("manifest, replaced",)) | sabotage.sabotage(6, 0, names=("evaluate",))
+    found = sabotage.sabotage(12, seed=0, names=("manifest, replaced", "report", "evaluate"))
     assert {key: failed for key, (_, failed) in found.items() if failed} == {}
-    assert {way for _, way in found} >= set(sabotage.WAYS)
+    assert sum(tried for tried, _ in found.values()) == 12
 
 
 def test_dsc_is_that_of_others_and_nothing_scores_0(manifest: Path) -> None:

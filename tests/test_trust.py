@@ -187,18 +187,18 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("evaluates", ["0", "1"])
-@pytest.mark.parametrize("content", [*HIDDEN.values(), *({"device": text} for text in EXPRESSIONS.values())])
-def test_no_attack_runs_in_the_loader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, Any], evaluates: str
-) -> None:
+def test_no_attack_runs_in_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluates: str) -> None:
     """Through ``load_bundle`` itself, which resolves ``device`` before anything else."""
     monkeypatch.setenv("MONAI_EVAL_EXPR", evaluates)
     monkeypatch.chdir(tmp_path)
-    bundle = bundle_of(tmp_path / "bundle", content)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(PipelineError, match="not one of this project's bundles"):
-        load_bundle(bundle)
-    assert sorted(tmp_path.rglob("*")) == before
+    attacks = [*HIDDEN.values(), *({"device": attack} for attack in (*EXPRESSIONS.values(), *COMPONENTS.values()))]
+    for number, content in enumerate(attacks):
+        bundle = bundle_of(tmp_path / str(number), content)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(PipelineError, match="not one of this project's bundles"):
+            load_bundle(bundle)
+        assert sorted(tmp_path.rglob("*")) == before, content
+    assert len(attacks) > 50
 
 
 def test_the_loader_would_run_it_if_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ def told(error: BaseException) -> str | None:
         error: as it left the run; MONAI and ignite wrap what happened within.
     """
     chain = chain_of(error)
-    cause = next((found for found in chain if isinstance(found, TrainingError)), chain[-1])
+    # What PyTorch says of a loader process stands before the empty queue by which it saw it.
+    cause = next((found for found in chain if isinstance(found, TrainingError) or _of_a_loader(found)), chain[-1])
     text = str(cause).strip()
     first = text.partition("\n")[0]
     line = None
@@ -52,10 +53,10 @@ def told(error: BaseException) -> str | None:
         line = f"interrupted. {GO_ON}"
     elif out_of_memory(cause):
         line = f"memory ran out ({first or 'MemoryError'}). Lower --batch_size or --image_size. {GO_ON}"
-    elif isinstance(cause, RuntimeError) and text.startswith(("DataLoader worker", "DataLoader timed out")):
+    elif _of_a_loader(cause):
         line = (
-            f"{first} A process that loads batches was killed or hangs, mostly for want of memory or of /dev/shm. Free "
-            f"some, or pass --train#dataloader#num_workers 0. {GO_ON}"
+            f"{first or type(cause).__name__}. A process that loads batches was killed or hangs, mostly for want of "
+            f"memory or of /dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"
         )
     elif isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
         where = f"{cause.filename}: " if cause.filename else ""
@@ -63,6 +64,12 @@ def told(error: BaseException) -> str | None:
     elif isinstance(cause, OSError) and cause.filename:
         line = f"{cause.filename}: {cause.strerror}. Check the path and its permissions. {GO_ON}"
     return line
+
+
+def _of_a_loader(error: BaseException) -> bool:
+    """True for what is raised where a process that loads batches is killed, or hangs."""
+    told_so = isinstance(error, RuntimeError) and str(error).startswith(("DataLoader worker", "DataLoader timed out"))
+    return told_so or isinstance(error, (ConnectionResetError, BrokenPipeError, EOFError))
 
 
 def out_of_memory(error: BaseException) -> bool:
