@@ -36,7 +36,7 @@ WAYS = ("refused", "cut short", "killed", "killed in the write")
 KILLS = WAYS[2:]
 FULL = "disk full"
 """Not at a point: the folder is a little file system of its own (tmpfs), smaller than what the command writes."""
-VARYING = re.compile(r"events\.out\.tfevents\.|/run\.json$|/training\.json$")
+VARYING = re.compile(r"events\.out\.tfevents\.|/run\.json$|/training\.json(\.sha256)?$")
 """Files that say when, or whether a training was resumed."""
 
 
