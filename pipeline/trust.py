@@ -493,7 +493,7 @@ def unpacked(archive: Path, target: Path) -> Path:
             if faults:
                 raise PipelineError(f"{archive}: not unpacked:\n{listed(faults)}")
             file.extractall(target)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # also unknown compression
         raise PipelineError(f"{archive}: no readable zip ({error}). Download it again.") from error
     top = list(target.iterdir())
     return top[0] if len(top) == 1 and top[0].is_dir() and top[0].name != "configs" else target
