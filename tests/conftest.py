@@ -17,6 +17,15 @@ TINY = {"image_size": 32, "max_epochs": 2, "steps_per_epoch": 4, "batch_size": 4
 """Overrides that shrink a training to seconds."""
 
 
+def cuda_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+on_cuda = pytest.mark.skipif(not cuda_is_there(), reason="no CUDA device on this machine: the CUDA path was not run")
+
+
 def bundle_module(name: str) -> Any:
     """A module of basic_unet's scripts, as its configs import it."""
     import importlib

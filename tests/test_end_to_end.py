@@ -17,7 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import BUNDLES, ROOT, TINY, evaluated, last_bias, lively_weights, save_weights, silent_weights
+from conftest import BUNDLES, ROOT, TINY, evaluated, last_bias, lively_weights, on_cuda, save_weights, silent_weights
 
 from pipeline import evaluate, phantom, report
 from pipeline import manifest as manifest_cli
@@ -29,13 +29,6 @@ from pipeline.inference import mask_from_probability, predict_probability
 from pipeline.metrics import largest_component
 from pipeline.trust import faults_of
 from pipeline.volumes import AFFINE, load_label, nifti_bytes
-
-
-def cuda_is_there() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
 
 FIELDS = {"train_loss", "learning_rate", "val_dsc", "val_loss"}
 
@@ -331,9 +324,6 @@ def test_the_engines_amp_is_for_cuda_alone(trained, manifest, run_config, tmp_pa
     )
     trainer = workflow.parser.get_parsed_content("train#trainer")
     assert (trainer.state.device, trainer.amp) == (torch.device("cpu"), False)
-
-
-on_cuda = pytest.mark.skipif(not cuda_is_there(), reason="no CUDA device on this machine: the CUDA path was not run")
 
 
 @on_cuda

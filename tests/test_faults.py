@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, bundle_module
+from conftest import ROOT, TINY, bundle_module, on_cuda
 from torture.kills import into, training_command, wait_for
 
 from pipeline import errors, evaluate, figures, inference, predict, train
@@ -153,6 +153,62 @@ def test_prediction_takes_fewer_slices_where_a_gpu_is_full(capsys: Any) -> None:
     bundle.network = Hungry(0)
     assert run_cli(lambda _: inference._infer(bundle, volume)) == 2
     assert "error: memory ran out (CUDA out of memory" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def memory_of_the_gpu(megabytes: int) -> Iterator[None]:
+    """What this process may take of the GPU's memory, beyond what it holds."""
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + megabytes * 2**20) / whole)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+@on_cuda
+@pytest.mark.parametrize("program", ["training", "prediction"])
+def test_slices_of_a_volume_fit_a_gpu_that_is_really_full(faults: Any, program: str, capsys: Any, caplog: Any) -> None:
+    from monai.inferers import SliceInferer
+    from monai.networks.nets import BasicUNet
+
+    torch.manual_seed(0)
+    network = BasicUNet(2, 3, 1, features=(16, 16, 32, 64, 128, 16), norm="batch").cuda().eval()
+    volume = torch.rand(1, 3, 256, 256, 64, device="cuda")
+    inferer = SliceInferer(roi_size=(256, 256), sw_batch_size=64, spatial_dim=2)
+    bundle: Any = SimpleNamespace(name="b", inferer=inferer, network=network)
+    with torch.inference_mode():
+        expected = inferer(volume, network).cpu()
+        with memory_of_the_gpu(500):
+            found = (
+                faults.ShrinkingInferer(inferer)(volume, network)
+                if program == "training"
+                else inference._infer(bundle, volume)
+            ).cpu()
+    assert 1 <= inferer.sw_batch_size < 64
+    assert "the GPU's memory ran out" in (caplog.text if program == "training" else capsys.readouterr().err)
+    assert torch.allclose(found, expected, atol=1e-2)
+
+
+@on_cuda
+def test_a_training_too_large_for_a_gpu_ends_in_one_line(manifest: Path, tmp_path: Path) -> None:
+    """A batch that the GPU's memory does not hold: no traceback, no lock, no status of success."""
+    small = (
+        "import runpy, torch; torch.cuda.set_per_process_memory_fraction(0.01); "
+        "runpy.run_module('monai.bundle', {}, '__main__', True)"
+    )
+    command = into(training_command(BASIC, manifest), tmp_path, "--image_size", "192", "--batch_size", "2048")
+    at = command.index("monai.bundle")
+    command[at - 1 : at + 1] = ["-c", small]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    told = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert ended.returncode == 1, ended.stderr
+    assert len(told) == 1, ended.stderr
+    assert told[0].startswith("error: memory ran out (CUDA out of memory")
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize(
