@@ -775,7 +775,7 @@ def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
-def test_weights_are_held_against_the_hash_beside_them(trained, manifest, tmp_path: Path) -> None:
+def test_weights_are_held_against_the_hash_beside_them(trained, manifest, run_config, tmp_path: Path) -> None:
     bundle, out = trained
     for name in ("model.pt", "model.pt.sha256"):
         shutil.copy(out / name, tmp_path / name)
@@ -785,6 +785,15 @@ def test_weights_are_held_against_the_hash_beside_them(trained, manifest, tmp_pa
     (tmp_path / "model.pt").write_bytes(data)
     with pytest.raises(PipelineError, match=r"model.pt: damaged, its SHA-256 .* is not that in model.pt.sha256"):
         evaluated((bundle, tmp_path), manifest, tmp_path / "out")
+    for config in ("evaluate", "inference"):
+        with pytest.raises(RuntimeError) as failure:
+            run_config(
+                bundle / "configs" / f"{config}.json",
+                ckpt_path=str(tmp_path / "model.pt"),
+                output_dir=str(tmp_path / "own"),
+                dataset_dir=str(manifest if config == "evaluate" else manifest / "volumes"),
+            )
+        assert "model.pt is damaged, its SHA-256 is not that" in str(failure.value.__cause__)
 
 
 def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -> None:
