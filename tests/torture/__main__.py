@@ -42,6 +42,20 @@ def tests(chosen: Sequence[str]) -> tuple[int, int]:
     return found.get("passed", 0) + failed, max(failed, int(ended.returncode != 0))
 
 
+MOST_OF_AN_EPOCH = 0.02
+
+
+def overhead(manifest: Path, epochs: int = 2) -> tuple[int, int]:
+    """Epochs of the bundle's own size with a durable checkpoint each, and how many took more than a share for it."""
+    command = [sys.executable, "-W", "ignore", "benchmarks/checkpoints.py", "--manifest", str(manifest)]
+    command += ["--patients", "6", "--epochs", str(epochs)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    share = re.search(r"([\d.]+) at most", ended.stdout)
+    if share is None:
+        raise RuntimeError(ended.stderr)
+    return epochs, int(float(share.group(1)) > MOST_OF_AN_EPOCH)
+
+
 def rows(count: int, seed: int) -> Iterator[Row]:
     """What, tried, failed; the short ones first."""
     for kind, found in numbers.numbers(100 * count, seed).items():
@@ -51,9 +65,10 @@ def rows(count: int, seed: int) -> Iterator[Row]:
     for kind, (tried, failed, _) in fuzz.fuzz(1000 * count, seed).items():
         yield f"mutated {kind}", tried, failed
     with tempfile.TemporaryDirectory() as folder:
-        volumes = select(read_manifest(kills.phantom_manifest(Path(folder))), "all")
-        for kind, found in numbers.nothing_scores_0(list(volumes)).items():
+        manifest = kills.phantom_manifest(Path(folder))
+        for kind, found in numbers.nothing_scores_0(list(select(read_manifest(manifest), "all"))).items():
             yield kind, *found
+        yield f"checkpoints of an epoch, over {MOST_OF_AN_EPOCH:.0%} of its time", *overhead(manifest)
     for what, chosen in TESTS.items():
         yield what, *tests(chosen)
     if importlib.util.find_spec("atheris") is None:
