@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
+from pipeline.components import fetching_by_default, macro_files, target_fault
 from pipeline.errors import PipelineError
 from pipeline.files import proof_of
 from pipeline.records import RECORD
-from pipeline.trust import fetching_by_default, refuse_foreign
+from pipeline.trust import config_to_resolve
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,8 @@ SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "int
 """Config keys that decide what the network sees; training and prediction must agree in them."""
 PLAIN_SETTINGS = {"image_size": int, "crop_to_head": bool}
 """Numbers and switches that do the same; prediction takes them over as they were trained."""
+NEEDED = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
+"""Keys of its config by which a bundle predicts."""
 TRAINING = "configs/train.json"
 TRAINING_ALONE = ("image_loading", "deterministic_transforms", "preprocessing")
 """The same in the section ``train``; the bundle's own training config tells what goes with its prediction."""
@@ -215,24 +218,23 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
             gc.enable()
 
     config = config_of(folder)
-    if not trust:
-        refuse_foreign(folder, (CONFIG,))
+    keys = (*NEEDED, "keep_memory", *SAME_AS_TRAINED, *PLAIN_SETTINGS)
+    content, config_sha256 = config_to_resolve(folder, CONFIG, keys, trust=trust)
     parser = ConfigParser()
-    try:
-        parser.read_config(config)
-    except ValueError as error:
-        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
-    parser["bundle_root"] = str(folder)
+    parser.read_config(content)
+    parser["bundle_root"] = str(folder.resolve())  # as a path: a name of a folder can be an expression too
     if backend != TORCH:
         parser["device"] = "$torch.device('cpu')"
-    needed = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
-    missing = [key for key in needed if key not in parser]
+    missing = [key for key in NEEDED if key not in parser]
     if missing:
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
     if "keep_memory" in parser:
         _content(parser, "keep_memory", config)
     weights = weights or folder / WEIGHTS
-    device = torch.device(_content(parser, "device", config))
+    try:
+        device = torch.device(_content(parser, "device", config))
+    except (RuntimeError, TypeError) as error:
+        raise PipelineError(f"{config}: 'device' is none ({error}). Name one, such as cpu or cuda.") from error
     data, weights_sha256 = _read_bytes(weights)
     record = _read_record(weights, weights_sha256)
     own = weights.resolve() == (folder / WEIGHTS).resolve()
@@ -252,7 +254,7 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
         to_probability=Compose(_content(parser, "to_probability", config)),
         to_mask=Compose(_content(parser, "to_mask", config)),
         weights_sha256=weights_sha256,
-        config_sha256=hashlib.sha256(config.read_bytes()).hexdigest(),
+        config_sha256=config_sha256,
         settings=settings,
         recorded=bool(record),
         training=_training(record),
@@ -332,7 +334,13 @@ def _trained_otherwise(trained: dict[str, Any], config: Path) -> list[str]:
     section = trained.get("train")
     if not isinstance(section, dict) or not config.is_file():
         return []
-    parser = ConfigParser(json.loads(config.read_bytes()))
+    try:
+        content = json.loads(config.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
+    for macro in macro_files(content):
+        raise PipelineError(f"{config}: {macro!r} would read another file. Write its content there.")
+    parser = ConfigParser(content)
     parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]  # as the record was written
     own = parser.get().get("train", {})
     return [f"train#{key}" for key in TRAINING_ALONE if key in section and section[key] != own.get(key, section[key])]
@@ -344,6 +352,8 @@ def _is_stock_network(definition: dict[str, Any]) -> bool:
 
     name = str(definition.get("_target_")).removeprefix("monai.networks.nets.")
     if not isinstance(getattr(monai.networks.nets, name, None), type):
+        return False
+    if target_fault(f"monai.networks.nets.{name}", predicts=True):
         return False
     arguments = {key: value for key, value in definition.items() if key != "_target_"}
     fetching = any(key.startswith("pretrained_") for key in arguments)
@@ -364,7 +374,7 @@ def _is_plain(value: Any) -> bool:
 def _content(parser: ConfigParser, key: str, config: Path) -> Any:
     try:
         return parser.get_parsed_content(key)
-    except (RuntimeError, ValueError, TypeError, KeyError, ImportError) as error:
+    except Exception as error:  # a config's own code can raise anything
         cause = error.__cause__ or error
         raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore it with `make bundles`.") from error
 

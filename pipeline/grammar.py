@@ -114,7 +114,6 @@ METHODS = frozenset(
         "ndim",
         "parameters",
         "permute",
-        "replace",
         "reshape",
         "run",
         "shape",
@@ -207,8 +206,8 @@ def expression_fault(text: str) -> str:
     if text.startswith(("import ", "from ")):
         wanted = text.removeprefix("import ")
         return "" if wanted in IMPORTS else f"imports {wanted[:60]!r}"
-    if len(text) > MOST_CHARACTERS:
-        return f"an expression of {len(text)} characters"
+    if len(text) > MOST_CHARACTERS or not text.isascii():
+        return f"an expression of {len(text)} characters, or of letters beyond ASCII, which Python may read as others"
     names: list[str] = []
 
     def named(match: re.Match[str]) -> str:
@@ -216,15 +215,24 @@ def expression_fault(text: str) -> str:
         return f"reference_{len(names)}"
 
     replaced = REFERENCE.sub(named, text)
-    if "reference_" in text or "#" in replaced:
-        return "a '#' outside of a reference (a comment here, a '::' for MONAI), or a name that stands for one here"
+    odd = re.search("[@#]|::", replaced) or any(name[1] in "#:" for name in names)
+    if odd or "reference_" in text or "__local_refs" in text:
+        return "a '#', '::' or '@' that belongs to no reference by name, or a name that stands for one here"
     try:
         tree = ast.parse(replaced, mode="eval")
+        once = ast.unparse(tree) in ONE_BY_ONE
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"no expression ({type(error).__name__}): {text[:60]!r}"
-    if ast.unparse(tree) in ONE_BY_ONE:
-        return ""
-    return _tree_fault(tree)
+    return "" if once else _reference_fault(tree, names) or _tree_fault(tree)
+
+
+def _reference_fault(tree: ast.Expression, names: list[str]) -> str:
+    """MONAI puts code in the place of a reference wherever it stands, within a text as well."""
+    read = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    for number, name in enumerate(names, 1):
+        if read.count(f"reference_{number}") != 1:
+            return f"the reference {name!r} within a text, or as a name"
+    return ""
 
 
 def _tree_fault(tree: ast.Expression) -> str:

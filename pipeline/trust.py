@@ -4,7 +4,7 @@ MONAI instantiates any ``_target_`` and evaluates any ``$`` of a config that it 
 not this project's own, by their hash, are held against a list of what a plain bundle needs: components of MONAI, torch
 and ignite, and expressions of a small grammar. Whatever else stands there is named with its file and line. This is a
 list of what is known to be harmless, not of what is known to be harmful. A bundle's own code (``scripts/``) cannot be
-judged so.
+judged so. ``pipeline.components`` and ``pipeline.grammar`` hold the lists; this module knows files and folders.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from __future__ import annotations
 import ast
 import configparser
 import hashlib
-import importlib
-import inspect
 import json
+import os
 import re
 import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.components import part_for_prediction, value_faults
 from pipeline.errors import PipelineError
-from pipeline.grammar import expression_fault
 from pipeline.slices import shown
 
 KNOWN = Path(__file__).with_name("bundles.json")
@@ -36,71 +34,9 @@ KNOWN = Path(__file__).with_name("bundles.json")
 MAX_UNPACKED_BYTES = 4 * 2**30
 """Of a bundle's zip; weights of the model zoo take less."""
 
-MODULES = (
-    *("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses"),
-    *("monai.metrics", "monai.networks.nets", "monai.networks.blocks", "monai.networks.layers", "monai.optimizers"),
-    *("torch.nn", "torch.optim", "torch.optim.lr_scheduler", "ignite.metrics"),
-)
-"""Whose classes may be components."""
-COMPONENTS = {
-    *("torch.device", "torch.utils.data.WeightedRandomSampler", "torch.utils.data.BatchSampler"),
-    *("torch.utils.data.DataLoader", "torch.utils.tensorboard.SummaryWriter", "ignite.handlers.EMAHandler"),
-    *("ignite.handlers.EarlyStopping", "ignite.handlers.ProgressBar", "ignite.handlers.TerminateOnNan"),
-}
-REFUSED = frozenset(
-    [
-        "CSVDataset",
-        "CacheNTransDataset",
-        "CellSamWrapper",
-        "ClearMLImageHandler",
-        "ClearMLStatsHandler",
-        "CrossValidation",
-        "CuCIM",
-        "CuCIMd",
-        "DataStats",
-        "DataStatsd",
-        "DecathlonDataset",
-        "EfficientNetBN",
-        "EfficientNetBNFeatures",
-        "GDSDataset",
-        "GarbageCollector",
-        "LMDBDataset",
-        "MILModel",
-        "MLFlowHandler",
-        "MedNISTDataset",
-        "NPZDictItemDataset",
-        "NrrdReader",
-        "MedicalNetPerceptualSimilarity",
-        "NumpyReader",
-        "PerceptualLoss",
-        "PersistentDataset",
-        "RandCuCIM",
-        "RandCuCIMd",
-        "RandTorchIO",
-        "RandTorchIOd",
-        "RandTorchVisiond",
-        "ResNetFeatures",
-        "SimulateDelay",
-        "SimulateDelayd",
-        "TciaDataset",
-        "TorchIO",
-        "TorchIOd",
-        "TorchVision",
-        "TorchVisionFCModel",
-        "TorchVisiond",
-        "Transchex",
-        "TrtHandler",
-    ]
-)
-"""They read pickles, download, or call what they are given by name."""
-BY_NAME = {
-    "reader": {"ITKReader", "NibabelReader", "PILReader", "PydicomReader"},
-    "writer": {"ITKWriter", "NibabelWriter", "PILWriter"},
-}
-"""Arguments that MONAI imports whatever they name, and what they may name."""
-SHAPE = re.compile(r"[0-9np*+\-/() ]{1,40}")
-MOST_BYTES, DEEPEST = 2**20, 60
-"""Of a config, and of what lies within what: more than any plain bundle has, and a bound on reading."""
+SHAPE = re.compile(r"(?:[0-9np+\-/() ]|\*(?!\*)|(?<![0-9])2\*\*(?:p|[0-9]{1,2})(?![0-9]|\*\*))+")
+MOST_BYTES = 2**20
+"""Of a config: more than any plain bundle has, and a bound on reading."""
 LOG_HANDLERS = {"StreamHandler", "logging.StreamHandler", "FileHandler", "logging.FileHandler"}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".sh", ".ts", ".pth", ".pkl", ".pickle", ".joblib", ".whl", ".egg"}
 
@@ -123,16 +59,32 @@ class Fault:
         return f"{self.file}{f':{self.line}' if self.line else ''}: {self.reason}"
 
 
-def is_known(folder: Path) -> bool:
+def is_known(folder: Path, read: Mapping[str, bytes] | None = None) -> bool:
     """True for configs and scripts that are, byte for byte, those of a bundle of this project.
 
     Args:
         folder: of the bundle.
+        read: paths below it, and what was read of them and will be used.
     """
     try:
-        return not _unread_code(folder) and digest(folder) in set(json.loads(KNOWN.read_bytes()).values())
+        return not _unread_code(folder) and digest(folder, read) in set(json.loads(KNOWN.read_bytes()).values())
     except (OSError, ValueError):
         return False
+
+
+def _paths(folder: Path) -> list[Path]:
+    """All below a folder, sorted; links are not followed.
+
+    Raises:
+        OSError: a folder in it cannot be listed. What stands in it could be opened by its name all the same.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    return sorted(
+        Path(parent) / name for parent, folders, files in os.walk(folder, onerror=fail) for name in (*folders, *files)
+    )
 
 
 def _unread_code(folder: Path) -> list[Path]:
@@ -143,8 +95,8 @@ def _unread_code(folder: Path) -> list[Path]:
     judged = set(_judged(folder))
     return [
         path
-        for path in folder.rglob("*")
-        if path.is_symlink() or (path.suffix in CODE and path not in judged and path.is_file())
+        for path in _paths(folder)
+        if path.is_symlink() or (path.suffix.lower() in CODE and path not in judged and path.is_file())
     ]
 
 
@@ -154,23 +106,25 @@ def clear_compiled(folder: Path) -> None:
     Args:
         folder: of the bundle.
     """
-    shutil.rmtree(folder / "scripts" / "__pycache__", ignore_errors=True)
+    if not (folder / "scripts").is_symlink():
+        shutil.rmtree(folder / "scripts" / "__pycache__", ignore_errors=True)  # a link itself is left alone
 
 
-def digest(folder: Path) -> str:
+def digest(folder: Path, read: Mapping[str, bytes] | None = None) -> str:
     """SHA-256 over names and contents of all that a bundle's configs can run.
 
     Args:
         folder: of the bundle.
+        read: paths below it, and what was read of them already.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: a file cannot be read, or a folder not be listed.
     """
-    total = hashlib.sha256()
-    for path in sorted(_judged(folder)):
-        total.update(
-            f"{path.relative_to(folder).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
+    total, contents = hashlib.sha256(), read or {}
+    for path in _judged(folder):
+        name = path.relative_to(folder).as_posix()
+        content = contents[name] if name in contents else path.read_bytes()
+        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
@@ -179,7 +133,7 @@ def _judged(folder: Path) -> list[Path]:
     return [
         path
         for part in ("configs", "scripts")
-        for path in (folder / part).rglob("*")
+        for path in _paths(folder / part)
         if path.is_file()
         and "__pycache__" not in path.parts
         and path.stem != "metadata"
@@ -198,7 +152,13 @@ def faults_of(folder: Path, *, only: Sequence[str] = ()) -> list[Fault]:
         One fault a finding, in order of the files; empty for a plain bundle.
     """
     found: list[Fault] = []
-    for path in sorted(folder.rglob("*")):
+    try:
+        paths = _paths(folder)
+    except OSError as error:
+        return [Fault(Path(error.filename).name, 0, f"cannot be listed ({error.strerror})")]
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    found += [Fault(name, 0, "is not in it by this name") for name in only if name not in names]
+    for path in paths:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found.append(Fault(name, 0, "a symbolic link: it may lead out of the bundle"))
@@ -206,7 +166,7 @@ def faults_of(folder: Path, *, only: Sequence[str] = ()) -> list[Fault]:
             continue
         elif not path.is_file():
             found.append(Fault(name, 0, "neither file nor folder"))
-        elif path.suffix in CODE:
+        elif path.suffix.lower() in CODE:
             found.append(Fault(name, 0, f"{path.suffix} is code, or can hold some"))
         elif path.stem == "large_files":
             found.append(Fault(name, 0, "names files to be downloaded, and where they are put"))
@@ -240,7 +200,7 @@ def _config_faults(path: Path, name: str) -> Iterator[Fault]:
         yield from _metadata_faults(content, name, text)
     if not isinstance(content, dict):
         return
-    for reason, value in _value_faults(content):
+    for reason, value in value_faults(content):
         yield Fault(name, line_of(value, text), reason)
 
 
@@ -273,9 +233,9 @@ def _parsed(text: str, suffix: str) -> Any:
         )
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    if re.search(r"(^|[\s:\-])[&*][A-Za-z0-9_]", text):
-        raise ValueError("anchors and aliases: they can stand for more than is written")
     try:
+        if any(isinstance(token, (yaml.AnchorToken, yaml.AliasToken)) for token in yaml.scan(text, Strict)):
+            raise ValueError("anchors and aliases: they can stand for more than is written")
         return yaml.load(text, Strict)  # noqa: S506  # built on SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(str(error).replace("\n", " ")) from error
@@ -284,134 +244,19 @@ def _parsed(text: str, suffix: str) -> Any:
 def line_of(value: Any, text: str) -> int:
     """The line on which a value stands first, 1 where it cannot be told."""
     wanted = str(value)[:60]
+    written = (wanted, *(json.dumps(wanted, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True)))
     for number, line in enumerate(text.splitlines(), 1):
-        if wanted in line or json.dumps(wanted, ensure_ascii=False)[1:-1] in line:
+        if any(form in line for form in written):
             return number
     return 1
-
-
-def _value_faults(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(reason, where) of everything below a value of a config."""
-    if depth > DEEPEST:
-        yield "nested deeper than any config needs", ""
-    elif isinstance(value, dict):
-        yield from _component_faults(value)
-        for key, item in value.items():
-            if re.search(r"#|::|^\+", str(key)):  # MONAI makes nested keys of it
-                yield f"the key {key!r} (expected one without '#', '::' or a leading '+')", key
-            yield from _value_faults(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _value_faults(item, depth + 1)
-    elif isinstance(value, str):
-        reason = _text_fault(value)
-        if reason:
-            yield reason, value
-
-
-def _component_faults(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    if "_target_" in value:
-        target = value["_target_"]
-        reason = f"_target_ is no text: {target!r}" if not isinstance(target, str) else target_fault(target)
-        if reason:
-            yield reason, target
-    mode = value.get("_mode_", "default")
-    if mode not in ("default", "callable"):
-        yield f"_mode_ {mode!r} starts a debugger, or is not known", mode
-    for key, given in value.items():
-        if _fetches(key) and given not in (None, False):
-            yield f"{key} fetches files", key
-    if isinstance(value.get("_target_"), str):
-        unset = [key for key in fetching_by_default(value["_target_"]) if key not in value]
-        if unset:
-            yield f"{value['_target_']} fetches files unless {unset[0]} is False", value["_target_"]
-    for key, known in BY_NAME.items():
-        given = value.get(key)
-        for name in given if isinstance(given, list) else [given]:
-            if isinstance(name, str) and name not in known:
-                yield f"{key} {name!r} (expected {', '.join(sorted(known))})", name
-
-
-def _text_fault(text: str) -> str:
-    if text.startswith("$"):
-        return expression_fault(text[1:])
-    if text.startswith("%") and re.search(r"\.(json|ya?ml)\b", text, re.IGNORECASE):
-        return f"a macro that reads another file: {text[:60]!r}"
-    return ""
-
-
-def _fetches(key: object) -> bool:
-    return str(key).startswith(("pretrained", "download"))
-
-
-@cache
-def fetching_by_default(target: str) -> tuple[str, ...]:
-    """Arguments by which a component of MONAI or torch fetches files where they are not given.
-
-    Args:
-        target: name of a class, with or without its module; others have none.
-    """
-    module, _, name = target.rpartition(".")
-    for candidate in [part for part in MODULES if part == module or (not module and part.startswith("monai."))]:
-        try:
-            found = getattr(importlib.import_module(candidate), name, None)
-            parameters = inspect.signature(found).parameters.values() if callable(found) else ()
-        except (ImportError, ValueError, TypeError):
-            continue
-        if found is None:
-            continue
-        return tuple(
-            parameter.name
-            for parameter in parameters
-            if _fetches(parameter.name) and parameter.default not in (None, False, inspect.Parameter.empty)
-        )
-    return ()
-
-
-def target_fault(target: str) -> str:
-    """Why a component is not taken, empty for a class of ``MODULES`` that is not ``REFUSED``.
-
-    Args:
-        target: value of ``_target_``.
-    """
-    name = target.rpartition(".")[2]
-    if target in COMPONENTS:
-        return ""
-    if name in REFUSED:
-        return f"_target_ {target!r} reads pickles, downloads, or calls what it is given by name"
-    if "." in target:
-        module = target.rpartition(".")[0]
-        if module in MODULES and _is_class(module, name):
-            return ""
-    elif any(_is_class(module, name) for module in MODULES if module.startswith("monai.")):
-        # MONAI looks a short name up in all of its modules: none may mean something else by it.
-        others = [module for module in _modules_with(name) if not module.startswith(MODULES)]
-        return f"_target_ {target!r} is also {others[0]}.{name}" if others else ""
-    return f"_target_ {target[:80]!r} is no component of MONAI, torch or ignite that is known"
-
-
-def _is_class(module: str, name: str) -> bool:
-    return isinstance(getattr(importlib.import_module(module), name, None), type)
-
-
-@cache
-def _locator() -> Any:
-    from monai.bundle.config_item import ComponentLocator
-
-    return ComponentLocator(excludes=["metatensor"])
-
-
-def _modules_with(name: str) -> list[str]:
-    found = _locator().get_component_module_name(name)
-    return [] if found is None else [found] if isinstance(found, str) else list(found)
 
 
 def _metadata_faults(content: Any, name: str, text: str) -> Iterator[Fault]:
     """MONAI evaluates the shapes of a network's inputs and outputs."""
     for value in _shapes(content):
         if not isinstance(value, (int, str)) or (isinstance(value, str) and not SHAPE.fullmatch(value)):
-            yield Fault(name, line_of(value, text), f"spatial_shape {value!r} is no product of numbers, n and p")
-        elif isinstance(value, str) and ("**" in value.replace("2**", "") or len(value) > 20):
+            yield Fault(name, line_of(value, text), f"spatial_shape {value!r} is no product of numbers, n, p and 2**p")
+        elif isinstance(value, str) and len(value) > 20:
             yield Fault(name, line_of(value, text), f"spatial_shape {value!r} may be of any size")
 
 
@@ -452,7 +297,7 @@ def _logging_faults(path: Path, name: str) -> Iterator[Fault]:
                 yield Fault(
                     name, line_of(items.get("kwargs") or items.get("args"), text), "arguments that are evaluated"
                 )
-            elif any(isinstance(part, str) and not _stays_below(part) for part in ast.literal_eval(arguments)):
+            elif not all(_is_plain_argument(part) for part in ast.literal_eval(arguments)):
                 yield Fault(name, line_of(items["args"], text), "writes its log outside of the working folder")
         elif items.get("class"):
             yield Fault(name, line_of(items["class"], text), f"a class in {section}: {items['class']!r}")
@@ -463,6 +308,10 @@ def _is_literal(text: str) -> bool:
         return isinstance(ast.literal_eval(text), tuple)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
+
+
+def _is_plain_argument(part: object) -> bool:
+    return part is None or isinstance(part, int) or (isinstance(part, str) and _stays_below(part))
 
 
 def _stays_below(path: str) -> bool:
@@ -507,23 +356,47 @@ def _entry_fault(entry: zipfile.ZipInfo) -> str:
     return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a special file"
 
 
-def refuse_foreign(folder: Path, read: Sequence[str]) -> None:
-    """Refuse a bundle that is not this project's own and holds more than a plain bundle needs in what will be read.
+def config_to_resolve(
+    folder: Path, name: str, keys: Sequence[str], *, trust: bool = False
+) -> tuple[dict[str, Any], str]:
+    """A bundle's config as it may be resolved; of a bundle that is not this project's own what ``keys`` need alone.
+
+    What is judged is what is returned: the file is read once.
 
     Args:
         folder: of the bundle.
-        read: paths below it of the files that the caller will resolve; its own code it cannot reach but through them.
+        name: of the config, a path below it.
+        keys: that will be resolved, or read.
+        trust: take all of it, whatever it holds.
+
+    Returns:
+        The config and its SHA-256.
 
     Raises:
-        PipelineError: it is and does; every finding with its file and line.
+        PipelineError: unreadable; or foreign, and what the keys need is more than a plain bundle has, every finding
+            with its file and line.
     """
+    path = folder / name
     clear_compiled(folder)
-    faults = [] if is_known(folder) else faults_of(folder, only=read)
+    try:
+        data = path.read_bytes()
+        text = data.decode()
+        content = dict(_parsed(text, path.suffix))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise PipelineError(f"{path}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if trust or is_known(folder, {name: data}):
+        return content, sha256
+    faults = [Fault(name, 0, f"{len(data)} bytes, more than any config needs")] if len(data) > MOST_BYTES else []
+    faults += [fault for fault in faults_of(folder, only=(name,)) if fault.file != name or not fault.line]
+    kept, beyond = part_for_prediction(content, keys)
+    faults += [Fault(name, line_of(value, text), reason) for reason, value in beyond]
     if faults:
         raise PipelineError(
             f"{folder}: not one of this project's bundles as they come, and it holds what could run code of its own:\n"
             f"{listed(faults)}\nRead it; if you trust it, pass --trust."
         )
+    return kept, sha256
 
 
 def listed(faults: Sequence[Fault], most: int = 20) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
+import os
 import shutil
 import stat
 import zipfile
@@ -16,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import trust, vet
-from pipeline.bundle import load_bundle
+from pipeline.bundle import _trained_otherwise, load_bundle
+from pipeline.components import target_fault
 from pipeline.errors import PipelineError
-from pipeline.grammar import expression_fault
-from pipeline.trust import faults_of, is_known, target_fault
+from pipeline.grammar import REFERENCE, expression_fault
+from pipeline.trust import faults_of, is_known
 
 PLAIN = {
     "imports": ["$import os", "$import glob", "$import numpy as np"],
@@ -83,6 +86,17 @@ EXPRESSIONS = {
     "nested too deep": "$" + "(" * 300 + ")" * 300,
     "too long": "$" + "1+" * 5000 + "1",
     "type of a builtin": "$str.mro()",
+    "text that becomes an f-string": '$\'@f {__import__("os").system("touch pwned")}\'',
+    "escaped text that does": '$\'\\@f {__import__("os").system("touch pwned")}\'',
+    "wide letters": "$\uff52eference_1 + @f",
+    "the whole config": "$@",
+    "in a text": "$'@'",
+    "reference as a name": "$[0 for @f in [1]]",
+    "by place": "$[1][@#c]",
+    "slice that is a comment": "$[0][::1]",
+    "move of a file": "$@o.replace('a', 'b')",
+    "long sum": "$" + "1+" * 1990 + "1",
+    "deep lambda": "$" + "lambda:" * 560 + "1",
     "load_state": "$@network.load_state_dict(1)",
     "apply": "$@network.share_memory()",
     "extending a module": "$monai.apps.download_url('u', 'f')",
@@ -103,12 +117,26 @@ TARGETS = {
     "class method": "monai.transforms.Compose.__call__",
     "not text": 3,
     "empty": "",
+    "alias of a refused one": "TorchVisionD",
+    "imported from elsewhere": "torch.optim.lr_scheduler.partial",
+    "pickler": "monai.data.ForkingPickler",
+    "compiler flags": "monai.networks.layers.GaussianMixtureModel",
+    "deletes": "CSVSaver",
+    "writes any text": "SaveClassificationd",
+    "sends": "CSVIterableDataset",
+    "opens a connection": "torch.utils.tensorboard.SummaryWriter",
 }
 COMPONENTS: dict[str, dict[str, Any]] = {
     "reader by name": {"_target_": "LoadImaged", "keys": "image", "reader": "subprocess.Popen"},
     "reader of pickles": {"_target_": "LoadImaged", "keys": "image", "reader": ["NibabelReader", "NumpyReader"]},
     "writer by name": {"_target_": "SaveImaged", "keys": "pred", "writer": "os.system"},
     "debugger": {"_target_": "UNet", "_mode_": "debug"},
+    "debugger by a key": {"_target_": "UNet", "_debug_": True},
+    "function to call": {"_target_": "LoadImage", "_mode_": "callable"},
+    "pickles": {"_target_": "LoadImage", "allow_pickle": True},
+    "merger by name": {"_target_": "PatchInferer", "merger_cls": "b.models.evil.X"},
+    "reader by a reference": {"_target_": "LoadImage", "reader": "@r"},
+    "by place": {"_target_": "Compose", "transforms": "%#device"},
     "download": {"_target_": "FlexibleUNet", "pretrained": True},
     "macro": {"network_def": "%../../secret.json#key"},
     "required": {"_target_": "UNet", "_requires_": "$os.system('x')"},
@@ -169,6 +197,124 @@ def test_arguments_that_run_something_are_named(attack: dict[str, Any], tmp_path
     assert len(faults_of(bundle_of(tmp_path / "bundle", {"evil": attack}))) == 1
 
 
+PREDICTING = {
+    "writer": {"_target_": "SaveImage", "output_dir": "/"},
+    "reader's argument": {"_target_": "LoadImage", "converter": "$lambda image: image"},
+    "reader as a component": {"_target_": "LoadImage", "reader": {"_target_": "PILReader"}},
+    "inferer of another kind": {"_target_": "SaliencyInferer", "cam_name": "CAM", "target_layers": "x"},
+    "dataset": {"_target_": "Dataset", "data": []},
+    "handler": {"_target_": "CheckpointSaver", "save_dir": "x", "save_dict": {}},
+    "macro": "%network_def",
+    "key": {"a b": 1},
+    "module": "$@imports",
+    "import": "$import os",
+}
+"""What a bundle may hold, but not in what is resolved of it here."""
+
+
+@pytest.mark.parametrize("attack", PREDICTING.values(), ids=PREDICTING)
+def test_what_is_resolved_is_held_to_a_shorter_list(attack: Any, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path / "bundle", {"device": "$torch.device('cpu')", "inferer": attack})
+    assert len(faults_of(bundle)) <= (attack == {"a b": 1})
+    for where in ({"inferer": attack}, {"inferer": ["@named"], "named": attack}):
+        with pytest.raises(PipelineError, match=r"not one of this project's bundles.*\n  configs/inference.json:\d+: "):
+            load_bundle(bundle_of(tmp_path / str(len(where)), where))
+
+
+def test_what_is_not_needed_is_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = {"_target_": "os.system", "command": "touch pwned"}
+    needed = {**dict.fromkeys(("network", "to_probability", "to_mask"), 0), "device": "$torch.device('cpu')"}
+    bundle = bundle_of(tmp_path / "bundle", {**needed, "evil": evil, "initialize": [evil, "$os.system('touch pwned')"]})
+    with pytest.raises(PipelineError, match=r"model\.pt"):  # is empty; judged as plain before
+        load_bundle(bundle)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_what_is_judged_is_what_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is changed between the two."""
+    monkeypatch.chdir(tmp_path)
+    needed = {**dict.fromkeys(("network", "to_probability", "to_mask"), 0), "device": "$torch.device('cpu')"}
+    bundle = bundle_of(tmp_path / "bundle", needed)
+    config = bundle / "configs" / "inference.json"
+
+    def changed(*_: Any) -> bool:
+        config.write_text(json.dumps({**needed, "device": EXPRESSIONS["import of a function"]}))
+        return False
+
+    monkeypatch.setattr(trust, "is_known", changed)
+    with pytest.raises(PipelineError, match=r"model\.pt"):
+        load_bundle(bundle)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in it can be opened by its name."""
+    own, listing = shutil.copytree(BUNDLES[0], tmp_path / "own"), os.scandir
+    foreign = bundle_of(tmp_path / "bundle", {"device": EXPRESSIONS["os"]})
+
+    def denied(path: Any = ".") -> Any:
+        if Path(path).name == "configs":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert not is_known(own)
+    assert [str(fault) for fault in faults_of(foreign)] == ["configs: cannot be listed (Permission denied)"]
+    with pytest.raises(PipelineError, match="configs: cannot be listed"):
+        load_bundle(foreign)
+
+
+def test_a_name_that_is_not_listed_is_not_taken(tmp_path: Path) -> None:
+    """As on a disk that takes Inference.json for inference.json."""
+    found = faults_of(bundle_of(tmp_path / "bundle"), only=["configs/Inference.json"])
+    assert [fault.file for fault in found] == ["configs/Inference.json"]
+
+
+def test_a_folders_name_is_no_expression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "$__import__('os').system('touch pwned')"
+    needed = {**dict.fromkeys(("network", "to_probability", "to_mask"), 0), "device": ["@bundle_root"]}
+    bundle_of(tmp_path / name, needed)
+    with pytest.raises(PipelineError, match="'device' is none"):
+        load_bundle(Path(name))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_compiled_code_is_not_removed_through_a_link(tmp_path: Path) -> None:
+    kept = tmp_path / "elsewhere" / "__pycache__" / "x.pyc"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    bundle = bundle_of(tmp_path / "bundle")
+    (bundle / "scripts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PipelineError, match="a symbolic link"):
+        load_bundle(bundle)
+    assert kept.is_file()
+
+
+def test_a_training_config_reads_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"train": {"image_loading": "%/etc/secret.yaml::x"}}')
+    with pytest.raises(PipelineError, match="would read another file"):
+        _trained_otherwise({"train": {"image_loading": []}}, tmp_path / "train.json")
+    (tmp_path / "train.json").write_text("{")
+    with pytest.raises(PipelineError, match="no readable JSON config"):
+        _trained_otherwise({"train": {"image_loading": []}}, tmp_path / "train.json")
+
+
+def test_a_reference_stands_where_monai_puts_it() -> None:
+    """The text that is judged is the one that MONAI evaluates, but for its references."""
+    from monai.bundle.reference_resolver import ReferenceResolver
+
+    for text in ("@a + @ab", "@a#0#b.to(@device)", "[i for i in @a::b]", "{'a': @a}['a']"):
+        assert expression_fault(text) == ""
+        ids = ReferenceResolver.match_refs_pattern(f"${text}")
+        run = ReferenceResolver.update_refs_pattern(f"${text}", dict.fromkeys(ids))[1:]
+        subscripts = [node for node in ast.walk(ast.parse(run, mode="eval")) if isinstance(node, ast.Subscript)]
+        read = [ast.literal_eval(node.slice) for node in subscripts if ast.unparse(node.value) == "__local_refs"]
+        assert sorted(set(read)) == sorted(ids)
+        assert len(read) == len(REFERENCE.findall(text))
+
+
 def test_environment_does_not_switch_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONAI_EVAL_EXPR", "0")
     assert faults_of(bundle_of(tmp_path / "bundle", {"evil": EXPRESSIONS["os"]}))
@@ -178,6 +324,14 @@ HIDDEN = {
     "key by #": {"device": {}, "device#_target_": "os.system", "device#command": "touch pwned"},
     "key by ::": {"device": {}, "device::_target_": "os.system", "device::command": "touch pwned"},
     "key by +": {"device": [], "+device": ["$__import__('os').system('touch pwned')"]},
+    "key by place": {"x": {"b": 0, "b or __import__('os')": {"a": "$[1][@#c]", "c": 1}}, "device": "@x"},
+    "macro by a key": {"/etc/evil.json": {"a": "%#device"}, "device": "$'@'"},
+    "call of a class": {
+        "L": {"_target_": "LoadImage", "_mode_": "callable"},
+        "device": "$@L(reader='subprocess.Popen', args='touch pwned', shell=True)",
+    },
+    "pickles": {"l": {"_target_": "LoadImage", "allow_pickle": True}, "device": "$@l(@bundle_root + '/x.npy')"},
+    "module": {"o": "$import os", "device": "$@o.replace('a', 'b')"},
     "comment": {"device": "$[0][0#__import__('os').system('touch pwned')\n]"},
     "perceptual": {"device": {"_target_": "PerceptualLoss", "spatial_dims": 2}},
     "default": {"device": {"_target_": "monai.networks.nets.ResNetFeatures", "model_name": "resnet10"}},
@@ -242,13 +396,18 @@ def test_compiled_scripts_are_made_anew(tmp_path: Path) -> None:
         ("configs/logging.conf", "[handler_x]\nclass=os.system('x')\nargs=()\n", "a handler of class"),
         ("configs/logging.conf", "[handler_x]\nclass=StreamHandler\nargs=(__import__('os'),)\n", "evaluated"),
         ("configs/logging.conf", "[handler_x]\nclass=FileHandler\nargs=('../../x.log',)\n", "outside"),
+        ("configs/logging.conf", "[handler_x]\nclass=FileHandler\nargs=(b'/x.log',)\n", "outside"),
+        ("configs/train.yaml", "a: [&x [1], *x]\n", "anchors"),
+        ("configs/metadata.json", '{"spatial_shape": ["2**2**99"]}', "no product"),
+        ("configs/metadata.json", '{"spatial_shape": ["12**999999999"]}', "no product"),
+        ("scripts/evil.PY", "import os", "is code"),
         ("configs/logging.conf", "[handler_x]\nx=a\nargs=('%(x)s',)\n", "put together"),
         ("configs/metadata.json", '{"evil": "$os.system(1)"}', "os.system"),
         ("scripts/__pycache__/evil.pyc", "x", "is code"),
         ("configs/logging.conf", "[formatter_x]\nclass=os.system\n", "a class in formatter_x"),
         ("configs/logging.conf", "no section", "no readable logging config"),
         ("configs/metadata.json", '{"spatial_shape": ["__import__(\'os\')"]}', "no product"),
-        ("configs/metadata.json", '{"spatial_shape": ["9**9**9"]}', "any size"),
+        ("configs/metadata.json", '{"spatial_shape": ["9**9**9"]}', "no product"),
         ("configs/train.json", '{"a": 1, "a": 2}', "stands twice"),
         ("configs/train.json", "{", "no readable config"),
         ("configs/train.yaml", "a: !!python/object/apply:os.system [x]", "no readable config"),
