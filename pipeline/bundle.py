@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.components import fetching_by_default, macro_files, target_fault
 from pipeline.errors import PipelineError
-from pipeline.files import proof_of
+from pipeline.files import content_of, proof_of
 from pipeline.records import RECORD
 from pipeline.trust import config_to_resolve
 
@@ -34,6 +34,7 @@ SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "int
 """Config keys that decide what the network sees; training and prediction must agree in them."""
 PLAIN_SETTINGS = {"image_size": int, "crop_to_head": bool}
 """Numbers and switches that do the same; prediction takes them over as they were trained."""
+MOST_WEIGHTS_BYTES, MOST_RECORD_BYTES = 4 * 2**30, 32 * 2**20
 NEEDED = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
 """Keys of its config by which a bundle predicts."""
 TRAINING = "configs/train.json"
@@ -282,7 +283,7 @@ def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        data = path.read_bytes()
+        data = content_of(path, MOST_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
         dict(record["config"]), list(record.get("training_patients", []))
         known = set(dict(record["weights"]).values())
@@ -386,7 +387,7 @@ def _read_bytes(path: Path) -> tuple[bytes, str]:
         PipelineError: unreadable, or not what the hash says that stands beside it, where one does.
     """
     try:
-        data = path.read_bytes()
+        data = content_of(path, MOST_WEIGHTS_BYTES)
     except OSError as error:
         raise PipelineError(
             f"{path}: no weights ({error.strerror}). Train the bundle first, or pass --weights FILE."
@@ -398,7 +399,11 @@ def _read_bytes(path: Path) -> tuple[bytes, str]:
 
 def _refuse_damaged(path: Path, digest: str) -> None:
     proof = proof_of(path)
-    if proof.is_file() and digest not in proof.read_text(errors="replace").split():
+    try:
+        known = proof.read_text(errors="replace").split() if proof.is_file() else None
+    except OSError as error:
+        raise PipelineError(f"{proof}: cannot be read ({error.strerror}). Mend its permissions.") from error
+    if known is not None and digest not in known:
         raise PipelineError(f"{path}: damaged, its SHA-256 {digest} is not that in {proof.name} beside it. Restore it.")
 
 
@@ -431,10 +436,15 @@ def _check_own_weights(folder: Path, weights_sha256: str) -> None:
 def _read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torch.Tensor]:
     """The state dict of a weights file; no code in it is run."""
     import io
+    import zipfile
 
     import torch
 
     try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                    raise ValueError("compressed: torch.save compresses nothing, and what it unpacks to has no bound")  # noqa: TRY301
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except Exception as error:
         # Its unpickler raises whatever a damaged file leads it to (IndexError, TypeError, struct.error among them).

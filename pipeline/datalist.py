@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import proof_of, sha256_file
+from pipeline.files import content_of, proof_of, sha256_file
 from pipeline.records import SECTIONS
 from pipeline.slices import id_fault, person, shown
 
@@ -41,6 +41,10 @@ class Volume:
     lesion_voxels: int
     image_sha256: str
     label_sha256: str
+
+
+MOST_BYTES = 32 * 2**20
+"""Of a manifest: thousands of patients. JSON can ask for fifty times its size in memory."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST_NAME if path.is_dir() else path
     try:
-        data = file.read_bytes()
+        data = content_of(file, MOST_BYTES)
     except OSError as error:
         raise PipelineError(
             f"{file}: no manifest ({error.strerror}). Build it with python -m pipeline.manifest."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -138,6 +139,24 @@ def _link_fault(link: str, real_root: str) -> str:
     if reason and not skip_reason(name):
         return f"symbolic link to what is not counted itself ({reason}). Replace it by the file itself."
     return ""
+
+
+def content_of(path: Path, most_bytes: int) -> bytes:
+    """The content of a regular file of no more than a size: others are not opened.
+
+    Args:
+        path: of the file.
+        most_bytes: at most.
+
+    Raises:
+        OSError: missing, unreadable, too large, or a folder, pipe, socket or device.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no file, but a folder, pipe, socket or device", str(path))
+    if status.st_size > most_bytes:
+        raise OSError(errno.EINVAL, f"{status.st_size} bytes, at most {most_bytes} are read", str(path))
+    return path.read_bytes()
 
 
 def read_bytes(path: Path) -> bytes:

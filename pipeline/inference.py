@@ -127,6 +127,8 @@ def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]
             logits = _mirrored(_infer(bundle, _mirrored(batch, flip)), flip)
         # Before the sigmoid, which makes 1 of an infinite logit.
         if not bool(torch.isfinite(logits).all()):
+            if fault := intensity_fault(image):
+                raise PipelineError(f"{image}: {fault}. Check the volume.")
             raise PipelineError(
                 f"{image}: the prediction of {bundle.name} holds NaN or Inf. Check the weights and the volume's "
                 "intensities."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,9 +146,10 @@ def _pseudonymised(args: argparse.Namespace, volumes: dict[str, Path]) -> tuple[
     if named:
         raise PipelineError(f"{named[0]}: holds results under the patients' own names. Choose another --out.")
     names, built = key_for(args.pseudonymise, volumes), args.out / VOLUMES
-    return names, {
+    renamed = {
         names[name]: built / f"{names[name]}{IMAGE}" if path.parent == built else path for name, path in volumes.items()
     }
+    return names, dict(sorted(renamed.items()))  # the order of the names would tell of them
 
 
 def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[str, str]) -> int:
@@ -203,7 +205,21 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
         draw_cases(cases, args.out / FIGURES, all_slices=args.all_slices)
         print(f"figures: {args.out / FIGURES}")
     refused = len(volumes) - len(predictions)
-    print(f"volumes: {len(volumes)} found = {len(predictions)} used + 0 skipped + {refused} refused")
+    skipped = [
+        path
+        for given in args.inputs
+        if _is_folder_of_volumes(given)
+        for path in _listed(given)[1]
+        if args.out not in path.parents  # its own results
+    ]
+    print(
+        f"volumes: {len(volumes) + len(skipped)} found = {len(predictions)} used + {len(skipped)} skipped + "
+        f"{refused} refused"
+    )
+    if skipped and not key:
+        first = ", ".join(shown(path.name) for path in skipped[:5])
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        print(f"skipped, of a folder *{IMAGE} is taken; others have to be named: {first}{more}")
     print(table(predictions))
     print(f"Research only, not for clinical use. Masks and table: {args.out}")
     if faults:
@@ -278,15 +294,43 @@ def _holds_slices(path: Path) -> bool:
     return path.is_dir() and not (path / MANIFEST_NAME).is_file() and not _images(path)
 
 
+def _is_folder_of_volumes(path: Path) -> bool:
+    return path.is_dir() and not (path / MANIFEST_NAME).is_file() and bool(_images(path))
+
+
 def _images(folder: Path) -> list[Path]:
-    """Image volumes below a folder, but what operating systems leave and what a prediction has built of slices."""
-    found = []
-    for image in sorted(folder.rglob(f"*{IMAGE}")):
-        parts = image.relative_to(folder).parts
-        junk = any(is_junk_folder(part) for part in parts[:-1]) or image.name.startswith("._")
-        if not junk and not (image.parent.name == VOLUMES and (image.parent.parent / BUILT).is_file()):
-            found.append(image)
-    return found
+    """Image volumes below a folder."""
+    return _listed(folder)[0]
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image volumes below a folder and other NIfTI files, but what a prediction has built of slices.
+
+    Raises:
+        PipelineError: a folder in it that cannot be read, or a volume that is a link out of it, or to nothing.
+    """
+
+    def fail(error: OSError) -> None:
+        raise PipelineError(f"{error.filename}: the folder cannot be read ({error.strerror}). Mend its permissions.")
+
+    images: list[Path] = []
+    others: list[Path] = []
+    for parent, _, files in os.walk(folder, onerror=fail):
+        place = Path(parent)
+        if place.name == VOLUMES and (place.parent / BUILT).is_file():
+            continue
+        hidden = any(is_junk_folder(part) for part in place.relative_to(folder).parts)
+        for path in (place / name for name in files if name.endswith((".nii", ".nii.gz"))):
+            taken = path.name.endswith(IMAGE) and not hidden and not path.name.startswith("._")
+            if taken and path.is_symlink():
+                target = Path(os.path.realpath(path))
+                if not target.is_file() or Path(os.path.realpath(folder)) not in target.parents:
+                    raise PipelineError(
+                        f"{path}: a symbolic link out of the folder, or to nothing (not followed). Replace it by the "
+                        "file itself."
+                    )
+            (images if taken else others).append(path)
+    return sorted(images), sorted(others)
 
 
 def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
@@ -371,10 +415,11 @@ def predict_volumes(
     """
     from pipeline.inference import disagreement, mask_from_probability, mean_probability, overlapped, predict_passes
     from pipeline.metrics import pass_agreement
-    from pipeline.volumes import save_map, save_mask, voxel_ml
+    from pipeline.volumes import refuse_unusable, save_map, save_mask, voxel_ml
 
     def predict(name: str) -> Prediction:
         image = volumes[name]
+        refuse_unusable(image)
         passes = predict_passes(bundles, image, flips=flips)
         probability = mean_probability(passes)
         mask = mask_from_probability(bundles[0], probability)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import math
+import stat
 import struct
 import warnings
 import zlib
@@ -21,6 +24,9 @@ from pipeline.slices import shown
 
 MAX_SIDE_PX = 4096
 """The published slices have 256; a header that claims far more is refused before memory is taken for it."""
+
+MAX_VALUES = 2**28
+"""Of a volume: 512 x 512 x 340 voxels of three channels; a GB as 32-bit numbers."""
 
 DESCRIPTION = b"spacing unknown; research only"
 
@@ -227,12 +233,29 @@ def load_image(path: Path) -> NDArray[Any]:
     return volume
 
 
+def refuse_unusable(path: Path) -> None:
+    """Refuse an image volume that is damaged, or in which there is no head to find.
+
+    Args:
+        path: of a NIfTI image volume, (H, W, D, 3).
+
+    Raises:
+        PipelineError: it is.
+    """
+    fault = _intensity_fault(load_image(path))
+    if fault:
+        raise PipelineError(f"{path}: {fault}. Check the volume.")
+
+
 def intensity_fault(path: Path) -> str:
     """What keeps an image volume's head from being found, empty where nothing is known to."""
     try:
-        voxels = load_image(path)
+        return _intensity_fault(load_image(path))
     except PipelineError:
         return ""
+
+
+def _intensity_fault(voxels: NDArray[Any]) -> str:
     if not np.isfinite(voxels).all():
         return "it holds NaN or Inf"
     if voxels.max() <= 0:
@@ -371,6 +394,8 @@ def _open_nifti(path: Path) -> Any:
         PipelineError: missing or no NIfTI file.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PipelineError(f"{path}: no file, but a folder, pipe, socket or device. Name a NIfTI file.")
         image = nib.load(path)
     except FileNotFoundError as error:
         raise PipelineError(f"{path}: no such file. Build the volumes with python -m pipeline.manifest.") from error
@@ -378,6 +403,11 @@ def _open_nifti(path: Path) -> Any:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI-1). Convert it to .nii.gz.")
+    if math.prod(image.shape) > MAX_VALUES:
+        raise PipelineError(
+            f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
+            "Replace the file, or crop or resample the volume."
+        )
     return image
 
 
@@ -389,6 +419,24 @@ def _voxels(path: Path) -> NDArray[Any]:
     """
     image = _open_nifti(path)
     try:
+        _refuse_damaged(path, image)
         return np.asarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise PipelineError(f"{path}: damaged NIfTI file ({shown(error)}). Build or copy it again.") from error
+
+
+def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
+    """Read a gzipped file to its end, where its checksum stands: nibabel stops at the last voxel.
+
+    Raises:
+        OSError, EOFError, zlib.error: damaged, or far longer than its header says.
+    """
+    if not path.name.endswith(".gz"):
+        return
+    # What the header says, and room for extensions and padding.
+    left = math.prod(image.shape) * int(image.get_data_dtype().itemsize) + 2**24  # type: ignore[no-untyped-call]
+    with gzip.open(path) as file:
+        while chunk := file.read(2**20):
+            left -= len(chunk)
+            if left < 0:
+                raise OSError(errno.EINVAL, "longer than its header says")

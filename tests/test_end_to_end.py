@@ -157,6 +157,44 @@ def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp
     assert "every checkpoint is damaged: checkpoint_1.pt: damaged" in str(failure.value.__cause__)
 
 
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_a_damaged_record_of_the_beginning_is_told(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    for content in ("{", "{}", "[]", None):
+        (tmp_path / "checkpoint.json").write_text(content) if content else (tmp_path / "checkpoint.json").unlink()
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+        told = sys.modules["scripts.faults"].told(failure.value)
+        assert "checkpoint.json: no readable record of how this training began" in told
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_a_training_that_had_stopped_early_is_resumed_as_stopped(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch
+) -> None:
+    """Killed between its last checkpoint and its end, it must end with the same weights."""
+    import torch
+
+    config, folders = trained[0] / "configs" / "train.json", {"dataset_dir": str(manifest)}
+    patient = {**TINY, "max_epochs": 5, "early_stop_patience": 1, "early_stop#score_function": "$lambda engine: 0.5"}
+    whole, killed, save = tmp_path / "whole", tmp_path / "killed", torch.save
+    run_config(config, **folders, **patient, ckpt_dir=str(whole), output_dir=str(whole))
+
+    def stop(*given: Any) -> None:
+        if (killed / "checkpoint_2.pt").is_file():
+            raise KeyboardInterrupt
+        save(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_config(config, **folders, **patient, ckpt_dir=str(killed), output_dir=str(killed))
+    assert (killed / "checkpoint_2.pt").is_file()
+    run_config(config, **folders, **patient, ckpt_dir=str(killed), output_dir=str(killed), resume=True)
+    one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, killed))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_other_versions_are_refused_unless_allowed(  # noqa: PLR0917
     trained, manifest, run_config, tmp_path: Path, monkeypatch, caplog
 ) -> None:

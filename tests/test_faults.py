@@ -8,9 +8,11 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,51 @@ def test_a_fault_is_one_line(faults: Any) -> None:
     assert "--resume True" in faults.told(KeyboardInterrupt())
     assert "num_workers 0" in faults.told(RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. x"))
     assert faults.told(raised(RuntimeError("Failed to evaluate"), KeyError("x"))) is None
+
+
+def test_a_thread_that_is_refused_says_nothing_of_its_own(
+    faults: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """TensorBoard writes by a thread, and raises what that was refused at the next entry."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", lambda given: sys.stdout.write(f"thread: {given.exc_value}\n"))
+    faults.explain()
+    full = OSError(28, "No space left on device", b"log/events")
+    for error in (full, ValueError("strange")):
+        thread = threading.Thread(target=raising, args=(error,))
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().out == "thread: strange\n"
+    assert faults.told(full).startswith("log/events: No space left on device. Free space")
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+def test_paths_of_the_machine_stay_out_of_a_record(tmp_path: Path) -> None:
+    as_text = bundle_module("checkpoints").as_text
+    record = {"a": str(tmp_path / "x"), "b": [f"$os.path.join('{tmp_path}/m', 'n')"], "c": "1 / 2", "d": "no/such/x"}
+    assert json.loads(as_text(record)) == {"a": "x", "b": ["$os.path.join('m', 'n')"], "c": "1 / 2", "d": "no/such/x"}
+
+
+def test_a_training_holds_the_manifest_against_its_hash(faults: Any, manifest: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(manifest, tmp_path / "manifest")
+    file = copy / "manifest.json"
+    content = json.loads(file.read_text())
+    items = [{**item, **{kind: copy / item[kind] for kind in ("image", "label")}} for item in content["training"]]
+    faults.check_volumes(str(file), items)
+    with pytest.raises(faults.TrainingError, match="knows nothing of the patient of"):
+        faults.check_volumes(str(file), [{**items[0], "patient": "TCGA_XX_0000"}])
+    text = file.read_text()
+    file.write_text(text.replace(content["patients"][items[0]["patient"]]["image_sha256"], "0" * 64))
+    with pytest.raises(
+        faults.TrainingError, match=r"changed since it was built, its SHA-256 is not that in manifest.json"
+    ):
+        faults.check_volumes(str(file), items)
+    (copy / "manifest.json.sha256").unlink()
+    with pytest.raises(faults.TrainingError, match="changed since the manifest was built"):
+        faults.check_volumes(str(file), items)
 
 
 def test_other_errors_keep_their_traceback(faults: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

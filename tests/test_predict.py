@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +21,7 @@ from pipeline.datalist import read_manifest
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.inference import mask_from_probability, predict_passes, predict_probability
 from pipeline.metrics import largest_component
-from pipeline.volumes import AFFINE, load_label, nifti_bytes
+from pipeline.volumes import AFFINE, load_image, load_label, nifti_bytes
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_what_is_there_stays_unless_asked(lively, manifest: Path, tmp_path: Path
         run(UNUSED, tmp_path / "x_image.nii.gz", tmp_path / "y_image.nii.gz")
 
 
-def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tmp_path: Path) -> None:
+def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tmp_path: Path, capsys) -> None:
     images = [volume.image for volume in read_manifest(manifest).sections["validation"][:2]]
     whole = images[0].read_bytes()
     (tmp_path / "a_image.nii.gz").write_bytes(whole[: len(whole) // 2])
@@ -134,10 +136,11 @@ def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tm
     summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [row["volume"] for row in summary["volumes"]] == ["b"]
     assert list(summary["failed"]) == ["a_image.nii.gz", "c_image.nii.gz"]
+    assert "volumes: 3 found = 1 used + 0 skipped + 2 refused" in capsys.readouterr().out
     assert str(tmp_path) not in json.dumps(summary["failed"])
     assert load_label(tmp_path / "out" / "b_mask.nii.gz").any()
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
-    with pytest.raises(ManifestError, match=r"a_image\.nii\.gz: .* cannot read it"):
+    with pytest.raises(ManifestError, match=r"a_image\.nii\.gz: damaged NIfTI file"):
         run(lively, tmp_path / "alone", tmp_path / "a_image.nii.gz")
     assert not (tmp_path / "alone").exists()
 
@@ -373,3 +376,91 @@ def test_tables_name_no_folder_of_this_machine(lively, manifest: Path, tmp_path:
     run(lively, tmp_path / "out", image.resolve())
     for path in (tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.json"):
         assert str(image.parent) not in path.read_text()
+
+
+def test_every_nifti_of_a_folder_is_counted(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    first, second = read_manifest(manifest).sections["validation"][:2]
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    shutil.copy(first.image, tmp_path / "in" / "a_image.nii.gz")
+    for name in ("b.nii.gz", "._a_image.nii.gz", "__MACOSX/a_image.nii.gz"):
+        shutil.copy(second.image, tmp_path / "in" / name)
+    assert list(run(lively, tmp_path / "out", tmp_path / "in")) == ["a"]
+    said = capsys.readouterr().out
+    assert "volumes: 4 found = 1 used + 3 skipped + 0 refused\n" in said
+    assert "others have to be named: ._a_image.nii.gz, a_image.nii.gz, b.nii.gz\n" in said
+
+
+def test_links_and_folders_that_cannot_be_followed_are_refused(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    shutil.copy(image, tmp_path / "in" / "a_image.nii.gz")
+    link = tmp_path / "in" / "b_image.nii.gz"
+    for target in (image, tmp_path / "nothing"):
+        link.symlink_to(target)
+        with pytest.raises(PipelineError, match=r"b_image.nii.gz: a symbolic link out of the folder, or to nothing"):
+            run(UNUSED, tmp_path / "out", tmp_path / "in")
+        link.unlink()
+    listing = os.scandir
+
+    def denied(path: Path | str = ".") -> object:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PipelineError, match=r"sub: the folder cannot be read \(Permission denied\)"):
+        run(UNUSED, tmp_path / "out", tmp_path / "in")
+
+
+def test_a_flipped_bit_of_a_volume_is_told(lively, manifest: Path, tmp_path: Path) -> None:
+    """nibabel stops at the last voxel, before the checksum."""
+    first, second = read_manifest(manifest).sections["validation"][:2]
+    data = bytearray(first.image.read_bytes())
+    data[-8] ^= 1  # of the checksum itself
+    (tmp_path / "a_image.nii.gz").write_bytes(data)
+    shutil.copy(second.image, tmp_path / "b_image.nii.gz")
+    with pytest.raises(ManifestError, match=r"a_image.nii.gz: damaged NIfTI file \(CRC check failed"):
+        run(lively, tmp_path / "out", tmp_path / "a_image.nii.gz", tmp_path / "b_image.nii.gz")
+    assert [path.name for path in (tmp_path / "out").glob("*_mask.nii.gz")] == ["b_mask.nii.gz"]
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((8, 8, 2, 3), np.uint8), AFFINE)
+    header = bytearray(image.to_bytes())
+    header[42:48] = np.array([4096, 4096, 2000], "<i2").tobytes()  # dim[1:4]
+    for name, data in (("a.nii", bytes(header)), ("b.nii.gz", gzip.compress(bytes(header)))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ManifestError, match=r"the header claims 4096 x 4096 x 2000 x 3 values \(expected at most"):
+            run(UNUSED, tmp_path / "out", tmp_path / name)
+    longer = gzip.compress(image.to_bytes() + bytes(2**25))
+    (tmp_path / "c.nii.gz").write_bytes(longer)
+    with pytest.raises(PipelineError, match="longer than its header says"):
+        load_image(tmp_path / "c.nii.gz")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name there")
+def test_pipes_are_not_opened(manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    for name in ("manifest.json", "model.pt", "a_image.nii.gz"):
+        os.mkfifo(tmp_path / name)
+    told = "no file, but a folder, pipe, socket or device"
+    with pytest.raises(PipelineError, match=rf"manifest.json: no manifest \({told}\)"):
+        read_manifest(tmp_path)
+    with pytest.raises(PipelineError, match=rf"model.pt: no weights \({told}\)"):
+        run((BUNDLES[0], tmp_path), tmp_path / "out", image)
+    with pytest.raises(PipelineError, match=rf"a_image.nii.gz: {told}"):
+        load_image(tmp_path / "a_image.nii.gz")
+
+
+def test_files_that_would_take_all_memory_are_refused(manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(2**26)
+    with pytest.raises(PipelineError, match=r"no manifest \(67108864 bytes, at most 33554432 are read\)"):
+        read_manifest(tmp_path)
+    with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(2**20))
+    with pytest.raises(PipelineError, match=r"model.pt: no readable weights \(ValueError\)"):
+        run((BUNDLES[0], tmp_path), tmp_path / "out", image)

@@ -57,7 +57,10 @@ def test_damage_is_told_before_it_changes_a_figure() -> None:
         "slices": 0,
         "volumes": 0,
         "manifest": 0,
+        "manifest of a training": 0,
         "weights": 0,
+        "volumes of no manifest": 0,
+        "masks": 0,
     }
 
 

@@ -3,7 +3,7 @@
     python -m torture --count 20 --seed 0        (from tests/; `make torture COUNT=20`)
 
 COUNT is that of whole trainings killed and resumed, for each bundle and each way of loading; kills of savers and
-writers, damages and mutated inputs come ten times, a hundred times and a thousand times as often.
+writers, damages and mutated inputs come 15 times, a hundred times and a thousand times as often.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def rows(count: int, seed: int) -> Iterator[Row]:
             yield f"mutated {kind}, led by coverage", *found
     for (command, way), found in sabotage.sabotage(20 * count, seed).items():
         yield f"write points of {command}: {way}", *found
-    yield "kills of a process that saves checkpoints", 10 * count, kills.saver(10 * count, seed)
-    yield "kills of a process that writes files", 10 * count, kills.files(10 * count, seed)
+    yield "kills of a process that saves checkpoints", 15 * count, kills.saver(15 * count, seed)
+    yield "kills of a process that writes files", 15 * count, kills.files(15 * count, seed)
     for bundle in sorted(path.parent for path in (ROOT / "bundles").glob("*/network.yaml")):
         for workers, processes in ((0, 1), (2, 1), (0, 2)):
             what = f"{bundle.name} killed and resumed, {workers} loader workers, {processes} process(es)"

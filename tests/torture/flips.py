@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import random
 import shutil
 import sys
@@ -17,12 +18,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipeline import manifest, phantom
 from pipeline.bundle import _read_bytes, _read_record
 from pipeline.datalist import read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
 from pipeline.files import proof_of
+from pipeline.volumes import load_image, load_label
+from torture.kills import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "bundles" / "basic_unet" / "models"
@@ -53,6 +59,9 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
         Kind of file -> (tried, not told).
     """
     rng, tried, failed = random.Random(seed), Counter[str](), Counter[str]()
+    checkpoints()
+    from scripts.faults import TrainingError, check_volumes
+
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
         phantom.main([str(folder), "--patients", "4", "--size", "48", "--slices", "6"])
@@ -66,6 +75,22 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
             for volume in select(read_manifest(built), "all"):
                 verify_volume(volume)
 
+        images, labels = (sorted(built.rglob(f"*_{kind}.nii.gz")) for kind in ("image", "label"))
+        contents = {path: (load_image if path in images else load_label)(path) for path in (*images, *labels)}
+
+        def same(paths: list[Path], load: Callable[[Path], Any]) -> None:
+            """Of a volume that no manifest knows: told, or nothing has changed (the date in gzip's header, say)."""
+            for path in paths:
+                if not np.array_equal(load(path), contents[path]):
+                    return
+            raise PipelineError("nothing has changed")
+
+        listed = json.loads((built / "manifest.json").read_text())["training"]
+        items = [{**item, **{kind: built / item[kind] for kind in ("image", "label")}} for item in listed]
+
+        def trained() -> None:
+            check_volumes(str(built / "manifest.json"), items)
+
         def slices() -> None:
             manifest.main([str(source), "--out", str(built), *split, "--verify"])
 
@@ -78,9 +103,12 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
             "slices": (sorted(source.rglob("*.tif")), slices),
             "volumes": (sorted(built.rglob("*.nii.gz")), volumes),
             "manifest": ([built / "manifest.json", proof_of(built / "manifest.json")], volumes),
+            "manifest of a training": ([built / "manifest.json", proof_of(built / "manifest.json")], trained),
             "weights": ([folder / "model.pt"], weights),
+            "volumes of no manifest": (images, lambda: same(images, load_image)),
+            "masks": (labels, lambda: same(labels, load_label)),
         }
-        for check in (slices, volumes, weights):
+        for check in (slices, volumes, weights, trained):
             check()  # sound as they are
         for number in range(count):
             kind = list(kinds)[number % len(kinds)]
@@ -89,7 +117,7 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
             whole = path.read_bytes()
             path.write_bytes(damaged(whole, rng))
             tried[kind] += 1
-            with contextlib.suppress(PipelineError):
+            with contextlib.suppress(PipelineError, TrainingError):
                 check()
                 failed[kind] += 1
             path.write_bytes(whole)

@@ -64,7 +64,8 @@ class Saboteur:
         os.fsync = self._fsync
 
     def _below(self, path: Any) -> bool:
-        return isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(self.folder + os.sep)
+        # TensorBoard opens its file by bytes.
+        return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(self.folder + os.sep)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":

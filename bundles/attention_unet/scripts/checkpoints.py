@@ -165,6 +165,52 @@ def _load(path: Path, device: torch.device | str) -> tuple[str, dict[str, Any] |
     return "", torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
 
+BEGAN = "checkpoint.json"
+_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
+
+
+def began(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was recorded when the training of a folder began.
+
+    Args:
+        folder: of the training.
+
+    Raises:
+        TrainingError: no such record, or an unreadable one.
+    """
+    path = Path(folder, BEGAN)
+    try:
+        record = json.loads(path.read_bytes())
+        dict(record["config"]), dict(record["versions"]), record["manifest_sha256"], record["processes"], record["amp"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path}: no readable record of how this training began ({type(error).__name__}). Restore it; without it, "
+            "delete checkpoint* there and begin again"
+        ) from error
+    return dict(record)
+
+
+def as_text(content: Any) -> str:
+    """JSON of a record, of paths of this machine the last part alone.
+
+    Args:
+        content: of the record; what JSON does not know is written as text.
+    """
+    return json.dumps(_without_folders(json.loads(json.dumps(content, default=str))), indent=2)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if Path(value).is_absolute():
+        return Path(value).name
+    return _FOLDERS.sub(lambda match: "" if Path(match[0]).is_dir() else match[0], value)
+
+
 class Run:
     """A training's folder: one training at a time, and a ``run.json`` that says how far it came.
 

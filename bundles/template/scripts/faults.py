@@ -6,8 +6,10 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,10 +61,10 @@ def told(error: BaseException) -> str | None:
             f"memory or of /dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"
         )
     elif isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-        where = f"{cause.filename}: " if cause.filename else ""
+        where = f"{os.fsdecode(cause.filename)}: " if cause.filename else ""
         line = f"{where}{cause.strerror}. Free space on the disk or mend it. {GO_ON}"
     elif isinstance(cause, OSError) and cause.filename:
-        line = f"{cause.filename}: {cause.strerror}. Check the path and its permissions. {GO_ON}"
+        line = f"{os.fsdecode(cause.filename)}: {cause.strerror}. Check the path and its permissions. {GO_ON}"
     return line
 
 
@@ -102,20 +104,30 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm"
 
 
 def check_volumes(datalist: str, items: Sequence[Mapping[str, Any]]) -> None:
-    """Hold the volumes of a manifest against the hashes it was built with: a damaged one would change figures untold.
+    """Hold a manifest against the hash beside it, its volumes against its own: damage would change figures untold.
 
     Args:
         datalist: manifest.json; another datalist, which knows no hashes, is passed over.
         items: of it.
 
     Raises:
-        TrainingError: a volume is another than it was built as.
+        TrainingError: the manifest or a volume is another than it was built as.
     """
+    path = Path(datalist)
+    proof = path.with_name(f"{path.name}.sha256")
     try:
-        known = json.loads(Path(datalist).read_bytes())["patients"]
+        content = path.read_bytes()
+        if proof.is_file() and hashlib.sha256(content).hexdigest() not in proof.read_text(errors="replace").split():
+            raise TrainingError(
+                f"{path}: changed since it was built, its SHA-256 is not that in {proof.name}. Restore it or build it "
+                f"again; if you changed it yourself, remove {proof.name}"
+            )
+        known = dict(json.loads(content)["patients"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     for item in items:
+        if "patient" in item and item["patient"] not in known:
+            raise TrainingError(f"{path}: knows nothing of the patient of {item['image']}. Build it again")
         for kind in ("image", "label"):
             expected = known.get(item.get("patient"), {}).get(f"{kind}_sha256")
             if expected and hashlib.sha256(Path(item[kind]).read_bytes()).hexdigest() != expected:
@@ -139,6 +151,11 @@ def explain() -> None:
             sys.stderr.write(f"\nerror: {line}\n")
 
     sys.excepthook = hook
+    elsewhere = threading.excepthook
+    # What a thread that writes curves is refused, the program is told at its next entry.
+    threading.excepthook = lambda given: (
+        None if given.exc_value is not None and told(given.exc_value) else elsewhere(given)
+    )
 
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
