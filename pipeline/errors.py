@@ -6,8 +6,11 @@ import atexit
 import errno
 import gc
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -60,13 +63,18 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
 
     Returns:
         The status of ``main``; 2 for a ``PipelineError`` and where memory or disk ran out; 130 when interrupted from
-        the keyboard; 141 when the reader of the output went away (``... | head``).
+        the keyboard, 143 when asked to end (SIGTERM), both with what was unfinished cleared away; 141 when the reader
+        of the output went away (``... | head``).
     """
     # What is left at the end goes with the process: to look for unused objects among it takes a second.
     atexit.register(gc.freeze)
+    ended = _ends_by(signal.SIGTERM)
     try:
         status = main(argv)
         sys.stdout.flush()
+    except _Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,4 +91,20 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
             raise
         print(f"error: {line}", file=sys.stderr)
         return 2
+    finally:
+        if ended is not None:
+            signal.signal(signal.SIGTERM, ended)
     return status
+
+
+class _Terminated(BaseException):
+    """Raised where the process is, by the signal that asks it to end."""
+
+
+def _ends_by(number: signal.Signals) -> Any:
+    """Let a signal raise ``_Terminated``; what it did before, None where this thread cannot say."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    return signal.signal(number, end) if threading.current_thread() is threading.main_thread() else None

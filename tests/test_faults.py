@@ -24,7 +24,7 @@ import torch
 from conftest import ROOT, TINY, bundle_module, on_cuda
 from torture.kills import into, training_command, wait_for
 
-from pipeline import errors, evaluate, figures, inference, predict, train
+from pipeline import errors, evaluate, figures, files, inference, predict, train
 from pipeline.errors import PipelineError, run_cli
 
 BASIC = ROOT / "bundles" / "basic_unet"
@@ -493,3 +493,18 @@ def test_a_training_without_memory_ends_in_a_line(manifest: Path, tmp_path: Path
     assert ended.returncode == 1
     assert "Traceback" not in ended.stdout + ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("error: memory ran out (")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
+def test_a_program_that_is_asked_to_end_clears_up(tmp_path: Path, capsys: Any) -> None:
+    def main(_: Any) -> int:
+        with files.locked(tmp_path, ("x",)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_cli(main) == 143
+    assert capsys.readouterr().err == "terminated\n"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
