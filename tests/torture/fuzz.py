@@ -12,6 +12,7 @@ import io
 import json
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -122,6 +123,7 @@ def fuzz(count: int, seed: int) -> dict[str, tuple[int, int, float]]:
         Kind -> (tried, failed, seconds of the slowest).
     """
     rng = random.Random(seed)
+    signal.signal(signal.SIGALRM, hanging)
     with tempfile.TemporaryDirectory() as name:
         readers = kinds(Path(name))
         found = dict.fromkeys(readers, (0, 0, 0.0))
@@ -129,7 +131,8 @@ def fuzz(count: int, seed: int) -> dict[str, tuple[int, int, float]]:
             kind = list(readers)[number % len(readers)]
             sound, read = readers[kind]
             data = mutated(rng.choice(sound), rng)
-            start, failed = time.monotonic(), 0
+            start, failed, held = time.monotonic(), 0, peak()
+            signal.setitimer(signal.ITIMER_REAL, 3 * MOST_S)  # of a hang not to hang with it
             try:
                 read(data)
             except PipelineError:
@@ -137,10 +140,26 @@ def fuzz(count: int, seed: int) -> dict[str, tuple[int, int, float]]:
             except BaseException as error:  # noqa: BLE001
                 print(f"{kind}: {type(error).__name__}: {error}: {data[:200]!r}", file=sys.stderr)  # noqa: T201
                 failed = 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
             took = time.monotonic() - start
+            failed |= peak() > max(held, MOST_BYTES)
             tried, before, slowest = found[kind]
             found[kind] = (tried + 1, before + (failed or took > MOST_S), max(slowest, took))
     return found
+
+
+def hanging(*_: object) -> None:
+    """Of an alarm.
+
+    Raises:
+        TimeoutError: always.
+    """
+    raise TimeoutError("hangs")
+
+
+def peak() -> int:
+    """Bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:
@@ -152,9 +171,8 @@ def main() -> int:
     found = fuzz(args.count, args.seed)
     for kind, (tried, failed, slowest) in found.items():
         print(f"| fuzzed, {kind}, seed {args.seed} | {tried} | {failed} | slowest {slowest:.2f} s |")  # noqa: T201
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak memory {peak / 1e6:.0f} MB")  # noqa: T201
-    return peak > MOST_BYTES or any(failed for _, failed, _ in found.values())
+    print(f"peak memory {peak() / 1e6:.0f} MB")  # noqa: T201
+    return any(failed for _, failed, _ in found.values())
 
 
 if __name__ == "__main__":
