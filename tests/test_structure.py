@@ -18,7 +18,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 CLIS = [name for name in MODULES if "run_cli(main)" in (PACKAGE / f"{name}.py").read_text()]
 GROUND = {"errors", "records"}
 HEAVY = {"torch", "monai", "ignite"}
-MAY_BE_HEAVY = {"backends", "bundle", "inference", "overrides", "template", "trust"}
+MAY_BE_HEAVY = {"backends", "bundle", "inference", "overrides", "template", "components"}
 
 
 def imports(name: str, *, top_only: bool = False) -> set[str]:
