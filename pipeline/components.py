@@ -121,7 +121,7 @@ RELATIVE = re.compile(r"[@%](#|::)")
 """References by place, into which MONAI pastes keys."""
 
 
-def value_faults(value: Any, *, predicts: bool = False, depth: int = 0) -> Iterator[tuple[str, Any]]:
+def value_faults(value: Any, *, predicts: bool = False, depth: int = 0) -> Iterator[Finding]:
     """All in a value of a config that goes beyond the lists.
 
     Args:
@@ -151,9 +151,7 @@ def value_faults(value: Any, *, predicts: bool = False, depth: int = 0) -> Itera
             yield reason, value
 
 
-def part_for_prediction(
-    content: Mapping[str, Any], keys: Sequence[str]
-) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+def part_for_prediction(content: Mapping[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any], list[Finding]]:
     """What of a config certain keys need, and what of that goes beyond the shorter list.
 
     Args:
@@ -205,7 +203,7 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
             yield from _texts(item, depth + 1)
 
 
-def _component_faults(value: dict[str, Any], *, predicts: bool) -> Iterator[tuple[str, Any]]:
+def _component_faults(value: dict[str, Any], *, predicts: bool) -> Iterator[Finding]:
     if "_target_" in value:
         yield from _target_faults(value, predicts=predicts)
     mode = value.get("_mode_", "default")
@@ -231,7 +229,7 @@ def _may_be_named(name: object, known: set[str], *, predicts: bool) -> bool:
     return name is None or (isinstance(name, str) and name in known)
 
 
-def _target_faults(value: dict[str, Any], *, predicts: bool) -> Iterator[tuple[str, Any]]:
+def _target_faults(value: dict[str, Any], *, predicts: bool) -> Iterator[Finding]:
     target = value["_target_"]
     if not isinstance(target, str):
         yield f"_target_ is no text: {target!r}", target
