@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise PipelineError(
                 f"{folder}: holds a finished training (this one would replace it). Choose another --out, or remove it."
             )
+        if _is_trained_in(folder):
+            raise PipelineError(f"{folder}: another training runs there. Wait for it, or choose another --out.")
         interrupted = any(folder.glob("checkpoint_*.pt"))
         if interrupted and not args.resume:
             raise PipelineError(
@@ -159,6 +161,23 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _is_trained_in(folder: Path) -> bool:
+    """True where another process holds the lock of a training's folder."""
+    path = folder / ".lock"
+    if sys.platform == "win32" or not path.is_file():
+        return False
+    import fcntl
+
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks
+            pass
+    return False
 
 
 def _refuse_other_training(record: Path, wanted: dict[str, Any], manifest: Path) -> None:

@@ -398,7 +398,9 @@ def _open_nifti(path: Path) -> Any:
             raise PipelineError(f"{path}: no file, but a folder, pipe, socket or device. Name a NIfTI file.")
         image = nib.load(path)
     except FileNotFoundError as error:
-        raise PipelineError(f"{path}: no such file. Build the volumes with python -m pipeline.manifest.") from error
+        raise PipelineError(
+            f"{path}: no such file. Check the path; a manifest's volumes are built by python -m pipeline.manifest."
+        ) from error
     except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import BUNDLES, ROOT, TINY, evaluated, last_bias, lively_weights, on_cuda, save_weights, silent_weights
 
-from pipeline import evaluate, phantom, report
+from pipeline import evaluate, phantom, report, train
 from pipeline import manifest as manifest_cli
 from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest, select
@@ -230,6 +230,14 @@ def test_a_second_training_in_one_folder_is_refused(trained, manifest, run_confi
             run_config(trained[0] / "configs" / "train.json", **overrides)
         assert "another training runs there" in str(failure.value.__cause__)
         assert not list(tmp_path.glob("*.pt"))
+        # Its checkpoints are not called those of an interrupted one, to be deleted.
+        (tmp_path / "checkpoint_1.pt").touch()
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **overrides)
+        assert "another training runs there" in str(failure.value.__cause__)
+        with pytest.raises(PipelineError, match="another training runs there"):
+            train.main(["--bundle", str(trained[0]), "--manifest", str(manifest), "--out", str(tmp_path)])
+        (tmp_path / "checkpoint_1.pt").unlink()
         other.communicate("")
     run_config(trained[0] / "configs" / "train.json", **overrides)  # the other is gone, its lock with it
     assert (tmp_path / "model.pt").is_file()

@@ -98,6 +98,8 @@ def test_a_fault_is_one_line(faults: Any) -> None:
         "memory ran out (CUDA out of mem"
     )
     assert "--resume True" in faults.told(KeyboardInterrupt())
+    damaged = RuntimeError("PytorchStreamReader failed reading zip archive: failed finding central directory")
+    assert faults.told(damaged).startswith("weights that are damaged or cut short (PytorchStreamReader failed reading")
     assert "num_workers 0" in faults.told(RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. x"))
     assert faults.told(raised(RuntimeError("Failed to evaluate"), KeyError("x"))) is None
 

@@ -60,6 +60,8 @@ def told(error: BaseException) -> str | None:
             f"{first or type(cause).__name__}. A process that loads batches was killed or hangs, mostly for want of "
             f"memory or of /dev/shm. Free some, or pass --train#dataloader#num_workers 0. {GO_ON}"
         )
+    elif isinstance(cause, RuntimeError) and text.startswith("PytorchStreamReader"):
+        line = f"weights that are damaged or cut short ({first[:80]}). Restore the file that --ckpt_path names."
     elif isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
         where = f"{os.fsdecode(cause.filename)}: " if cause.filename else ""
         line = f"{where}{cause.strerror}. Free space on the disk or mend it. {GO_ON}"

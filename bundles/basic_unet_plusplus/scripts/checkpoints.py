@@ -28,6 +28,7 @@ from scripts.faults import TrainingError
 
 PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
 RUN, LOCK = "run.json", ".lock"
+_HELD = "{}: another training runs there. Wait for it, or pass another --ckpt_dir"
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -211,6 +212,29 @@ def _without_folders(value: Any) -> Any:
     return _FOLDERS.sub(lambda match: "" if Path(match[0]).is_dir() else match[0], value)
 
 
+def refuse_held(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder in which another process trains, before anything is said of its checkpoints.
+
+    Args:
+        folder: of the training; looked at, and left as it is.
+
+    Raises:
+        TrainingError: another process trains there.
+    """
+    path = Path(folder, LOCK)
+    if sys.platform == "win32" or idist.get_rank() or not path.is_file():
+        return
+    import fcntl  # noqa: PLC0415  # not there on Windows
+
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise TrainingError(_HELD.format(folder)) from error
+        except OSError:  # a file system without locks
+            pass
+
+
 class Run:
     """A training's folder: one training at a time, and a ``run.json`` that says how far it came.
 
@@ -251,9 +275,7 @@ class Run:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 os.close(handle)
-                raise TrainingError(
-                    f"{self.folder}: another training runs there. Wait for it, or pass another --ckpt_dir"
-                ) from error
+                raise TrainingError(_HELD.format(self.folder)) from error
             except OSError:  # a file system without locks
                 pass
             try:
