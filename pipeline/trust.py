@@ -390,7 +390,9 @@ def config_to_resolve(
     faults = [Fault(name, 0, f"{len(data)} bytes, more than any config needs")] if len(data) > MOST_BYTES else []
     faults += [fault for fault in faults_of(folder, only=(name,)) if fault.file != name or not fault.line]
     kept, beyond = part_for_prediction(content, keys)
-    faults += [Fault(name, line_of(value, text), reason) for reason, value in beyond]
+    faults += sorted(
+        (Fault(name, line_of(value, text), reason) for reason, value in beyond), key=lambda fault: fault.line
+    )
     if faults:
         raise PipelineError(
             f"{folder}: not one of this project's bundles as they come, and it holds what could run code of its own:\n"
