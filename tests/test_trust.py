@@ -276,7 +276,7 @@ def test_a_folders_name_is_no_expression(tmp_path: Path, monkeypatch: pytest.Mon
     name = "$__import__('os').system('touch pwned')"
     needed = {**dict.fromkeys(("network", "to_probability", "to_mask"), 0), "device": ["@bundle_root"]}
     bundle_of(tmp_path / name, needed)
-    with pytest.raises(PipelineError, match="'device' is none"):
+    with pytest.raises(PipelineError, match="'device' names no device of this machine"):
         load_bundle(Path(name))
     assert not (tmp_path / "pwned").exists()
 
