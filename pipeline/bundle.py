@@ -235,7 +235,9 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
     try:
         device = torch.device(_content(parser, "device", config))
     except (RuntimeError, TypeError) as error:
-        raise PipelineError(f"{config}: 'device' names no device of this machine ({error}). Name cpu, or cuda.") from error
+        raise PipelineError(
+            f"{config}: 'device' names no device of this machine ({error}). Name cpu or cuda."
+        ) from error
     data, weights_sha256 = _read_bytes(weights)
     record = _read_record(weights, weights_sha256)
     own = weights.resolve() == (folder / WEIGHTS).resolve()
