@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,6 +152,9 @@ def explain() -> None:
         else:
             sys.stdout.flush()
             sys.stderr.write(f"\nerror: {line}\n")
+            # PyTorch raises where any process that loads batches ends: not in what Python calls at its exit.
+            if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     sys.excepthook = hook
     elsewhere = threading.excepthook
