@@ -116,6 +116,7 @@ DEEPEST = 60
 """Of what lies within what: more than any plain bundle has, and a bound on reading."""
 Finding = tuple[str, Any]
 """A reason, and the text that it is for."""
+_NESTED = "the key {!r} (expected one without '#', '::' or a leading '+')"
 _FILE = re.compile(r"\.(json|ya?ml)", re.IGNORECASE)
 RELATIVE = re.compile(r"[@%](#|::)")
 """References by place, into which MONAI pastes keys."""
@@ -137,8 +138,8 @@ def value_faults(value: Any, *, predicts: bool = False, depth: int = 0) -> Itera
     elif isinstance(value, dict):
         yield from _component_faults(value, predicts=predicts)
         for key, item in value.items():
-            if re.search(r"#|::|^\+", str(key)):  # MONAI makes nested keys of it
-                yield f"the key {key!r} (expected one without '#', '::' or a leading '+')", key
+            if _is_nested(key):
+                yield _NESTED.format(key), key
             elif predicts and not re.fullmatch(r"[\w-]+", str(key), re.ASCII):
                 yield f"the key {str(key)[:60]!r} (expected letters, digits, '_' and '-')", key
             yield from value_faults(item, predicts=predicts, depth=depth + 1)
@@ -162,11 +163,7 @@ def part_for_prediction(content: Mapping[str, Any], keys: Sequence[str]) -> tupl
         The keys themselves, all that they refer to, and imports; and (reason, the text that it is for).
     """
     kept: dict[str, Any] = {}
-    faults = [
-        (f"the key {key!r} (expected one without '#', '::' or a leading '+')", key)
-        for key in content
-        if re.search(r"#|::|^\+", str(key))
-    ]
+    faults: list[Finding] = [(_NESTED.format(key), key) for key in content if _is_nested(key)]
     waiting = list(keys)
     while waiting:
         key = waiting.pop()
@@ -184,6 +181,11 @@ def part_for_prediction(content: Mapping[str, Any], keys: Sequence[str]) -> tupl
                 faults.append((f"imports {str(text)[:60]!r}", text))
         kept["imports"] = imports
     return kept, faults
+
+
+def _is_nested(key: object) -> bool:
+    """True for a key of which MONAI makes nested ones."""
+    return bool(re.search(r"#|::|^\+", str(key)))
 
 
 def macro_files(content: Any) -> list[str]:

@@ -134,6 +134,26 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
     assert json.loads((tmp_path / "run.json").read_text()) == {"status": "completed", "resumed": True}
 
 
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_a_scaler_is_resumed(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    """Of trainings in 16 bits on CUDA; here one that is there and scales nothing."""
+    import torch
+    from monai.engines import SupervisedTrainer
+
+    build, scalers = SupervisedTrainer.__init__, []
+
+    def with_scaler(self: Any, *given: Any, **named: Any) -> None:
+        build(self, *given, **named)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 if scalers else 64.0)
+        self.scaler.scale(torch.ones(1))  # it has a scale once it has been used
+        scalers.append(self.scaler)
+
+    monkeypatch.setattr(SupervisedTrainer, "__init__", with_scaler)
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    assert [scaler.get_scale() for scaler in scalers] == [64.0, 64.0]
+
+
 def test_a_damaged_checkpoint_is_passed_over(  # noqa: PLR0917
     trained, manifest, run_config, tmp_path: Path, monkeypatch, caplog
 ) -> None:
