@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError, run_cli
+from pipeline.files import writing_errors
 from pipeline.overrides import as_recorded, check_overrides, merged
 from pipeline.records import RECORD
 
@@ -170,7 +171,7 @@ def _is_trained_in(folder: Path) -> bool:
         return False
     import fcntl
 
-    with path.open("r+b") as file:
+    with writing_errors(path), path.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
