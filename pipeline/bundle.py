@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
-import json
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.backends import BACKENDS, PACKAGES, TORCH, compiled
-from pipeline.components import fetching_by_default, macro_files, target_fault
+from pipeline.components import fetching_by_default
 from pipeline.errors import PipelineError
-from pipeline.files import content_of, proof_of
-from pipeline.records import RECORD
+from pipeline.scripts.records import RECORD, SETTINGS, changed_settings, trained_settings
+from pipeline.scripts.weights import WEIGHTS, read_weights
 from pipeline.trust import config_to_resolve
 
 if TYPE_CHECKING:
@@ -28,18 +27,8 @@ if TYPE_CHECKING:
     from pipeline.backends import Network
 
 CONFIG = "configs/inference.json"
-WEIGHTS = "models/model.pt"
-METADATA = "configs/metadata.json"
-SAME_AS_TRAINED = ("network_def", "head", "image_loading", "image_spatial", "intensity")
-"""Config keys that decide what the network sees; training and prediction must agree in them."""
-PLAIN_SETTINGS = {"image_size": int, "crop_to_head": bool}
-"""Numbers and switches that do the same; prediction takes them over as they were trained."""
-MOST_WEIGHTS_BYTES, MOST_RECORD_BYTES = 4 * 2**30, 32 * 2**20
 NEEDED = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
 """Keys of its config by which a bundle predicts."""
-TRAINING = "configs/train.json"
-TRAINING_ALONE = ("image_loading", "deterministic_transforms", "preprocessing")
-"""The same in the section ``train``; the bundle's own training config tells what goes with its prediction."""
 TRAINING_FACTS = ("seed", "manifest_sha256", "device", "threads", "amp")
 """Keys of a training's record that go into what names a figure's source."""
 TRAINING_CONFIG = ("image_size", "batch_size", "max_epochs", "steps_per_epoch", "learning_rate", "loss", "optimizer")
@@ -60,7 +49,7 @@ class Bundle:
         to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
         weights_sha256: of the weights file.
         config_sha256: of the inference config.
-        settings: ``PLAIN_SETTINGS`` and ``network_def`` where the weights were trained with others than the config's.
+        settings: Values of the config that the weights were trained with other values of.
         recorded: a ``training.json`` lies beside the weights.
         training: seed, manifest, machine, budget and method of its training, empty where that is not recorded.
         training_patients: ids of the patients it was trained on, empty where that is not recorded.
@@ -218,9 +207,14 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
         if collecting:
             gc.enable()
 
+    from pipeline.scripts.inferers import ShrinkingInferer
+    from pipeline.scripts.machine import keep_freed_memory
+
     config = config_of(folder)
-    keys = (*NEEDED, "keep_memory", *SAME_AS_TRAINED, *PLAIN_SETTINGS)
+    keys = (*NEEDED, *SETTINGS, "network_def", "intensity")
     content, config_sha256 = config_to_resolve(folder, CONFIG, keys, trust=trust)
+    _forget_scripts()
+    keep_freed_memory()
     parser = ConfigParser()
     parser.read_config(content)
     parser["bundle_root"] = str(folder.resolve())  # as a path: a name of a folder can be an expression too
@@ -229,42 +223,56 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
     missing = [key for key in NEEDED if key not in parser]
     if missing:
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
-    if "keep_memory" in parser:
-        _content(parser, "keep_memory", config)
-    weights = weights or folder / WEIGHTS
+    if "scripts_path" in parser:
+        _content(parser, "scripts_path", config)
     try:
         device = torch.device(_content(parser, "device", config))
     except (RuntimeError, TypeError) as error:
         raise PipelineError(
             f"{config}: 'device' names no device of this machine ({error}). Name cpu or cuda."
         ) from error
-    data, weights_sha256 = _read_bytes(weights)
-    record = _read_record(weights, weights_sha256)
-    own = weights.resolve() == (folder / WEIGHTS).resolve()
-    if own and not record:
-        _check_own_weights(folder, weights_sha256)
-    state = _read_state(data, weights, device)
-    settings = _trained_settings(record, weights, parser, folder)
-    parser.update(settings)
+    given = read_weights(weights or folder / WEIGHTS, folder, "--weights")
+    state = _read_state(given.data, given.path, device)
+    settings = changed_settings(trained_settings(given.record, given.path), parser.get())
+    parser.update(_without_fetching(settings))
     network = _content(parser, "network", config)
-    _load_state(network, state, weights, folder)
+    _load_state(network, state, given.path, folder)
     return Bundle(
         name=folder.resolve().name,
         device=device,
         network=compiled(network.eval(), backend, int(parser.get("image_size", 0))),
         preprocessing=_content(parser, "preprocessing", config),
-        inferer=_content(parser, "inferer", config),
+        inferer=ShrinkingInferer(_content(parser, "inferer", config)),
         to_probability=Compose(_content(parser, "to_probability", config)),
         to_mask=Compose(_content(parser, "to_mask", config)),
-        weights_sha256=weights_sha256,
+        weights_sha256=given.sha256,
         config_sha256=config_sha256,
         settings=settings,
-        recorded=bool(record),
-        training=_training(record),
-        training_patients=tuple(map(str, record.get("training_patients", ()))),
+        recorded=bool(given.record),
+        training=_training(given.record),
+        training_patients=tuple(map(str, given.record.get("training_patients", ()))),
         backend=backend,
-        replaced=own and named_weights(folder) not in (None, weights_sha256),
+        replaced=given.is_replaced,
     )
+
+
+def _forget_scripts() -> None:
+    """Have the next bundle import its own ``scripts``: another one may have been imported under this name."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
+def _without_fetching(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by which no encoder's weights are fetched: all weights come from the file."""
+    network = settings.get("network_def")
+    if network is None:
+        return settings
+    fetching = [
+        *fetching_by_default(str(network["_target_"])),
+        *(key for key in network if key.startswith("pretrained")),
+    ]
+    marks = {"_requires_": "@scripts_path"} if network["_target_"].startswith("scripts.") else {}
+    return {**settings, "network_def": {**network, **dict.fromkeys(fetching, False), **marks}}
 
 
 def _training(record: dict[str, Any]) -> dict[str, Any]:
@@ -275,164 +283,12 @@ def _training(record: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "config": method} if method else facts
 
 
-def _read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
-    """What ``training.json`` beside the weights tells of their training; empty where there is none.
-
-    Raises:
-        PipelineError: the record is unreadable, or of other weights.
-    """
-    path = weights.with_name(RECORD)
-    if not path.is_file():
-        return {}
-    try:
-        data = content_of(path, MOST_RECORD_BYTES)
-        record: dict[str, Any] = json.loads(data)
-        dict(record["config"]), list(record.get("training_patients", []))
-        known = set(dict(record["weights"]).values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
-    _refuse_damaged(path, hashlib.sha256(data).hexdigest())
-    if weights_sha256 not in known:
-        raise PipelineError(
-            f"{path}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
-            "remove the record to use them as the bundle's config says."
-        )
-    return record
-
-
-def _trained_settings(record: dict[str, Any], weights: Path, parser: ConfigParser, folder: Path) -> dict[str, Any]:
-    """What training overrode: image size, crop, and the network where it is one of MONAI's with plain arguments.
-
-    Numbers and names only, so that a record cannot bring code.
-
-    Raises:
-        PipelineError: the record tells of another network or preprocessing than the bundle's.
-    """
-    trained = dict(record.get("config", {}))
-    settings: dict[str, Any] = {}
-    network = trained.get("network_def")
-    if isinstance(network, dict) and network != parser.get().get("network_def") and _is_stock_network(network):
-        # The weights come from the file: nothing is fetched for an encoder that was pretrained.
-        fetching = [key for key in ("pretrained",) if key in network]
-        fetching += fetching_by_default(str(network["_target_"]))
-        settings["network_def"] = {**network, **dict.fromkeys(fetching, False)}
-        trained.pop("network_def")
-    differing = [key for key in SAME_AS_TRAINED if key in trained and trained[key] != parser.get().get(key)]
-    differing += _trained_otherwise(trained, folder / TRAINING)
-    if differing:
-        raise PipelineError(
-            f"{weights}: trained with another {', '.join(differing)} than the bundle's. "
-            "Evaluate with a bundle whose config says the same."
-        )
-    for key, kind in PLAIN_SETTINGS.items():
-        if type(trained.get(key)) is kind and trained[key] != parser.get().get(key):
-            settings[key] = trained[key]
-    return settings
-
-
-def _trained_otherwise(trained: dict[str, Any], config: Path) -> list[str]:
-    """Keys of the section ``train`` by which a training saw volumes otherwise than the bundle's own training does."""
-    from monai.bundle import ConfigParser
-
-    section = trained.get("train")
-    if not isinstance(section, dict) or not config.is_file():
-        return []
-    try:
-        content = json.loads(config.read_bytes())
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
-    for macro in macro_files(content):
-        raise PipelineError(f"{config}: {macro!r} would read another file. Write its content there.")
-    parser = ConfigParser(content)
-    parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]  # as the record was written
-    own = parser.get().get("train", {})
-    return [f"train#{key}" for key in TRAINING_ALONE if key in section and section[key] != own.get(key, section[key])]
-
-
-def _is_stock_network(definition: dict[str, Any]) -> bool:
-    """True for a component of ``monai.networks.nets`` whose arguments are plain values."""
-    import monai.networks.nets
-
-    name = str(definition.get("_target_")).removeprefix("monai.networks.nets.")
-    if not isinstance(getattr(monai.networks.nets, name, None), type):
-        return False
-    if target_fault(f"monai.networks.nets.{name}", predicts=True):
-        return False
-    arguments = {key: value for key, value in definition.items() if key != "_target_"}
-    fetching = any(key.startswith("pretrained_") for key in arguments)
-    return not fetching and _is_plain(arguments)
-
-
-def _is_plain(value: Any) -> bool:
-    """True for numbers, names and lists or maps of them: no expression, reference, macro or component."""
-    if isinstance(value, str):
-        return not value.startswith(("$", "@", "%"))
-    if isinstance(value, dict):
-        return all(not str(key).startswith("_") and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float))
-
-
 def _content(parser: ConfigParser, key: str, config: Path) -> Any:
     try:
         return parser.get_parsed_content(key)
     except Exception as error:  # a config's own code can raise anything
         cause = error.__cause__ or error
         raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore it with `make bundles`.") from error
-
-
-def _read_bytes(path: Path) -> tuple[bytes, str]:
-    """A weights file and its SHA-256.
-
-    Raises:
-        PipelineError: unreadable, or not what the hash says that stands beside it, where one does.
-    """
-    try:
-        data = content_of(path, MOST_WEIGHTS_BYTES)
-    except OSError as error:
-        raise PipelineError(
-            f"{path}: no weights ({error.strerror}). Train the bundle first, or pass --weights FILE."
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    _refuse_damaged(path, digest)
-    return data, digest
-
-
-def _refuse_damaged(path: Path, digest: str) -> None:
-    proof = proof_of(path)
-    try:
-        known = proof.read_text(errors="replace").split() if proof.is_file() else None
-    except OSError as error:
-        raise PipelineError(f"{proof}: cannot be read ({error.strerror}). Mend its permissions.") from error
-    if known is not None and digest not in known:
-        raise PipelineError(f"{path}: damaged, its SHA-256 {digest} is not that in {proof.name} beside it. Restore it.")
-
-
-def named_weights(folder: Path) -> str | None:
-    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none.
-
-    Args:
-        folder: of the bundle.
-    """
-    try:
-        return str(json.loads((folder / METADATA).read_bytes())["weights"]["sha256"]).lower()
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _check_own_weights(folder: Path, weights_sha256: str) -> None:
-    """The weights that a bundle came with must be those that its metadata names.
-
-    Raises:
-        PipelineError: they are others, and no training has left its record beside them.
-    """
-    expected = named_weights(folder)
-    if expected not in (None, weights_sha256):
-        raise PipelineError(
-            f"{folder / WEIGHTS}: SHA-256 {weights_sha256} (its metadata: {expected}). Restore the file; your own "
-            f"weights come with their {RECORD}, or are named by --weights."
-        )
 
 
 def _read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torch.Tensor]:

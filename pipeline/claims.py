@@ -28,10 +28,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundle import named_weights
 from pipeline.errors import PipelineError, run_cli
-from pipeline.files import write_atomically
 from pipeline.scores import Summary, read_scores, read_summary
+from pipeline.scripts.files import write_durably
+from pipeline.scripts.weights import shipped_sha256
 
 RESULTS = Path("docs/results")
 SHIPPED = "shipped"
@@ -218,7 +218,7 @@ def _faults_of_metadata(metadata: Path, known: dict[str, Path]) -> list[str]:
     metrics = content.get("eval_metrics") or {}
     found = []
     actual = _sha256(bundle / "models" / "model.pt")
-    if named_weights(bundle) not in (None, actual):
+    if shipped_sha256(bundle) not in (None, actual):
         found.append(f"{bundle.name}: metadata names weights of another SHA-256 than {actual} of models/model.pt")
     for key, value in metrics.items():
         statistic, _, protocol = key.rpartition("_")
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except PipelineError as error:
                 raise PipelineError(f"{page}: {error}") from error
         for page, text in written.items():
-            write_atomically(page, text.encode())
+            write_durably(page, text.encode())
     found = faults(args.root) + (measured_again(args.root, args.verify) if args.verify else [])
     if found:
         raise PipelineError("claims that do not hold:\n" + "\n".join(f"  {fault}" for fault in found))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
+from pipeline.scripts.files import write_durably
 
 CURVES = "curves.json"
 EVENTS = "events.out.tfevents.*"
@@ -70,7 +70,7 @@ def write_curves(path: Path, curves: Mapping[str, Mapping[str, Curve]]) -> None:
     Raises:
         PipelineError: the disk refuses.
     """
-    write_atomically(path, (json.dumps(curves) + "\n").encode())
+    write_durably(path, (json.dumps(curves) + "\n").encode())
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import content_of, proof_of, sha256_file
 from pipeline.records import SECTIONS
-from pipeline.slices import id_fault, person, shown
+from pipeline.scripts.faults import shown
+from pipeline.scripts.manifest import MANIFEST_NAME, read_manifest_json, refuse_changed_volume
+from pipeline.slices import id_fault, person
 
-MANIFEST_NAME = "manifest.json"
 COUNTS = ("found", "used", "skipped", "refused")
 _REBUILD = "Build it again with python -m pipeline.manifest."
 
@@ -41,10 +39,6 @@ class Volume:
     lesion_voxels: int
     image_sha256: str
     label_sha256: str
-
-
-MOST_BYTES = 32 * 2**20
-"""Of a manifest: thousands of patients. JSON can ask for fifty times its size in memory."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +77,8 @@ def read_manifest(path: Path) -> Manifest:
             folder, or a person in two sections.
     """
     file = path / MANIFEST_NAME if path.is_dir() else path
-    try:
-        data = content_of(file, MOST_BYTES)
-    except OSError as error:
-        raise PipelineError(
-            f"{file}: no manifest ({error.strerror}). Build it with python -m pipeline.manifest."
-        ) from error
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise PipelineError(f"{file}: no JSON ({shown(error)}). {_REBUILD}") from error
-    counts = raw.get("counts") if isinstance(raw, dict) else None
+    raw, sha256 = read_manifest_json(file)
+    counts = raw.get("counts")
     if not (
         isinstance(counts, dict)
         and all(type(counts.get(key)) is int for key in COUNTS)
@@ -111,29 +96,7 @@ def read_manifest(path: Path) -> Manifest:
         sections[section] = tuple(_volume(file, section, item, raw["patients"]) for item in items)
         for volume in sections[section]:
             _enter_person(file, volume, exams)
-    digest = hashlib.sha256(data).hexdigest()
-    _refuse_changed(file, digest)
-    return Manifest(file, digest, sections, raw["patients"], raw)
-
-
-def _refuse_changed(file: Path, digest: str) -> None:
-    """Refuse a manifest that is not the one it was built as; without a proof beside it nothing is known.
-
-    Raises:
-        PipelineError: it is another.
-    """
-    try:
-        known = proof_of(file).read_text(encoding="ascii").split()
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        known = []
-    if digest not in known:
-        raise PipelineError(
-            f"{file}: changed since it was built (found SHA-256 {digest}, {proof_of(file).name} says "
-            f"{' or '.join(known) or 'nothing readable'}). Restore it or build it again with python -m "
-            f"pipeline.manifest --rebuild; if you changed it yourself, remove {proof_of(file).name}."
-        )
+    return Manifest(file, sha256, sections, raw["patients"], raw)
 
 
 def _enter_person(file: Path, volume: Volume, exams: dict[str, dict[str, str]]) -> None:
@@ -231,15 +194,5 @@ def verify_volume(volume: Volume) -> None:
     Raises:
         PipelineError: a file is missing or not the one the manifest was built with.
     """
-    for path, expected in ((volume.image, volume.image_sha256), (volume.label, volume.label_sha256)):
-        try:
-            found = sha256_file(path)
-        except OSError as error:
-            raise PipelineError(
-                f"{path}: cannot be read ({error.strerror}). Restore it, or {_REBUILD[0].lower()}{_REBUILD[1:]}"
-            ) from error
-        if found != expected:
-            raise PipelineError(
-                f"{path}: the content changed since the manifest was built (found SHA-256 {found}, "
-                f"expected {expected}). Restore it, or build it again with python -m pipeline.manifest --rebuild."
-            )
+    refuse_changed_volume(volume.image, volume.image_sha256)
+    refuse_changed_volume(volume.label, volume.label_sha256)

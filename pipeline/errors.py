@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import os
 import signal
@@ -12,9 +11,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.scripts.faults import PipelineError, is_users_fault, machine_fault_line
 
-class PipelineError(Exception):
-    """A fault that the user can mend; the message names subject, found, expected and remedy."""
+__all__ = ["ManifestError", "PipelineError", "run_cli"]
 
 
 class ManifestError(PipelineError):
@@ -30,28 +29,7 @@ class ManifestError(PipelineError):
         super().__init__("\n".join(lines))
 
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-"""What a disk answers that is full or broken."""
-
-
-def of_the_machine(error: BaseException) -> str | None:
-    """One line for an error that is the machine's (memory, disk), None for any other.
-
-    Args:
-        error: as it left ``main``.
-    """
-    text = str(error)
-    first = text.partition("\n")[0]
-    # PyTorch, which need not be loaded here, raises an OutOfMemoryError on a GPU and a RuntimeError on a CPU.
-    allocation = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocation:
-        return f"memory ran out ({first or 'MemoryError'}). Free some, or give fewer volumes or bundles at once."
-    if isinstance(error, RecursionError):
-        return "folders or a file's content are nested deeper than this program follows. Move them out."
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Free space on the disk or mend it, then run again."
-    return None
+MEMORY_REMEDY = "Free some, or give fewer volumes or bundles at once."
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -75,9 +53,6 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     except _Terminated:
         print("terminated", file=sys.stderr)
         return 143
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -85,8 +60,8 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         # The interpreter flushes stdout once more at its end; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (MemoryError, RuntimeError, OSError) as error:
-        line = of_the_machine(error)
+    except Exception as error:
+        line = str(error) if is_users_fault(error) else machine_fault_line(error, MEMORY_REMEDY)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

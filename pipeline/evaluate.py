@@ -16,9 +16,10 @@ from pipeline.curves import CURVES, read_events, write_curves
 from pipeline.datalist import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError, run_cli
 from pipeline.figures import DSC_FIGURE, FIGURES, Case, draw_cases, remove_outdated
-from pipeline.files import link_or_copy, locked, write_atomically
+from pipeline.files import link_or_copy
 from pipeline.records import SECTIONS, VolumeScore
 from pipeline.scores import MAPS, MASKS, SUMMARY, VOLUMES, table, write_results
+from pipeline.scripts.files import locked, write_durably
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -151,7 +152,7 @@ def _score(
         )
         print(f"  {', '.join(seen)}")
     # Until the end the folder says that it is not complete: masks of two runs would pass for one's.
-    write_atomically(args.out / SUMMARY, (json.dumps(provenance, indent=2) + "\n").encode())
+    write_durably(args.out / SUMMARY, (json.dumps(provenance, indent=2) + "\n").encode())
     scores = score_volumes(groups, volumes, args.protocol, flips=args.tta, out=args.out, uncertainty=args.uncertainty)
     _keep_curves(args, groups)
     write_results(args.out, scores, provenance)
@@ -205,7 +206,7 @@ def _draw(figures: Path, cases: Sequence[Case], scores: Sequence[VolumeScore], *
     if dsc:
         without = len(scores) - len(dsc)
         picture = dsc_png(dsc, bootstrap_interval(list(dsc.values()), seed), without)
-        write_atomically(figures / DSC_FIGURE, picture)
+        write_durably(figures / DSC_FIGURE, picture)
     drawn = draw_cases(cases, figures, all_slices=all_slices)
     there = f", {len(cases) - drawn} were there" if drawn < len(cases) else ""
     print(f"figures: {figures} ({drawn} of {len(cases)} patients drawn{there})")
@@ -309,7 +310,7 @@ def score_volumes(
             save_mask(mask, out / MASKS / f"{volume.patient}_mask.nii.gz", volume.image)
             # The label is copied: people correct labels in place, and a link would be the manifest's own.
             link_or_copy(volume.image, out / VOLUMES / f"{volume.patient}_image.nii.gz")
-            write_atomically(out / VOLUMES / f"{volume.patient}_label.nii.gz", volume.label.read_bytes())
+            write_durably(out / VOLUMES / f"{volume.patient}_label.nii.gz", volume.label.read_bytes())
             kept = out / MAPS / f"{volume.patient}_uncertainty.nii.gz"
             if uncertainty:
                 save_map(disagreement(passes), kept, volume.image)

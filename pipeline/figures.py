@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file, write_atomically, writing_errors
 from pipeline.records import CHANNELS
+from pipeline.scripts.files import sha256_file, write_durably, writing_errors
 
 FIGURES = "figures"
 DSC_FIGURE = "dsc.png"
@@ -190,7 +190,7 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any], all_slices: bool) -
         frame = contour_frame(image[..., z], mask[..., z], None if truth is None else truth[..., z], caption=caption)
         if uncertainty is not None:
             frame = side_by_side([frame, heat_frame(image[..., z], uncertainty[..., z], 0.5)])
-        write_atomically(folder / f"slice_{z + 1:03d}.png", png_bytes(frame))
+        write_durably(folder / f"slice_{z + 1:03d}.png", png_bytes(frame))
         frames.append(frame)
-    write_atomically(out / f"{case.name}.gif", gif_bytes(frames))
-    write_atomically(folder / STAMP, json.dumps({**stamp, "pictures": len(wanted)}).encode())
+    write_durably(out / f"{case.name}.gif", gif_bytes(frames))
+    write_durably(folder / STAMP, json.dumps({**stamp, "pictures": len(wanted)}).encode())

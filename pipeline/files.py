@@ -1,28 +1,21 @@
-"""Files as such: every file below a folder listed once, hashes, and writes that are whole or not there."""
+"""Every file below a folder listed once, and many finished files put under their names together."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import os
 import shutil
 import stat
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import PipelineError
+from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_errors
 from pipeline.slices import is_junk_folder, skip_reason
 
 MAX_FILE_BYTES = 256 * 2**20
 """A slice of 4096 x 4096 RGB pixels takes 48 MiB uncompressed; far larger files are refused unread."""
-
-
-WRITING = ".writing-"
-"""How names of files begin that are not finished."""
 
 
 @dataclass
@@ -141,24 +134,6 @@ def _link_fault(link: str, real_root: str) -> str:
     return ""
 
 
-def content_of(path: Path, most_bytes: int) -> bytes:
-    """The content of a regular file of no more than a size: others are not opened.
-
-    Args:
-        path: of the file.
-        most_bytes: at most.
-
-    Raises:
-        OSError: missing, unreadable, too large, or a folder, pipe, socket or device.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "no file, but a folder, pipe, socket or device", str(path))
-    if status.st_size > most_bytes:
-        raise OSError(errno.EINVAL, f"{status.st_size} bytes, at most {most_bytes} are read", str(path))
-    return path.read_bytes()
-
-
 def read_bytes(path: Path) -> bytes:
     """The content of a slice file.
 
@@ -178,21 +153,6 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of ``data``, lower-case hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, lower-case hexadecimal.
-
-    Raises:
-        OSError: the file is missing or unreadable.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def stamp(path: Path) -> tuple[int, int]:
     """(size in bytes, mtime in ns) of a file, to see cheaply that it has not been touched.
 
@@ -201,48 +161,6 @@ def stamp(path: Path) -> tuple[int, int]:
     """
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Write a file so that under its name stands the old content or the new, whole, at any moment.
-
-    Args:
-        path: its folder is made where it is missing.
-        data: the whole content.
-        mode: permissions, by default those of any new file.
-
-    Raises:
-        PipelineError: the disk refuses (full, read-only, no permission); the old file stays.
-    """
-    with writing_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=WRITING, suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if mode is None:
-                umask = os.umask(0)
-                os.umask(umask)
-                mode = 0o666 & ~umask  # mkstemp gives 0600, a plain open would not
-            Path(temporary).chmod(mode)
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
@@ -276,30 +194,7 @@ def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for folder in {target.parent for target in staged.values()}:
-        _sync_folder(folder)
-
-
-def proof_of(path: Path) -> Path:
-    """The file that holds another's SHA-256."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def write_with_proof(path: Path, data: bytes) -> None:
-    """``write_atomically``, and its SHA-256 beside it; there, for the moment of the change, the old one stands too.
-
-    Args:
-        path: its folder is made where it is missing.
-        data: the whole content.
-
-    Raises:
-        PipelineError: the disk refuses.
-    """
-    new = sha256_bytes(data)
-    with writing_errors(path):
-        old = [sha256_file(path)] if path.is_file() else []
-    write_atomically(proof_of(path), "\n".join([new, *old]).encode())
-    write_atomically(path, data)
-    write_atomically(proof_of(path), new.encode())
+        sync_folder(folder)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -321,80 +216,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         try:
             os.link(source, beside)
         except OSError:  # another disk, or one without links
-            write_atomically(target, source.read_bytes())
+            write_durably(target, source.read_bytes())
         else:
             beside.replace(target)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
-    """Keep a second run out of the same folder meanwhile; without effect where the system has no ``flock``.
-
-    The lock ends with the process, however it ends, and leaves no file. What killed runs have not finished writing is
-    removed.
-
-    Args:
-        folder: made where it is missing; removed again where nothing came into it.
-        parts: folders in it that such a run writes into as well.
-
-    Raises:
-        PipelineError: another run holds the folder.
-    """
-    made = not folder.exists()
-    with writing_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(folder):
-            for path in [
-                *folder.glob(f"{WRITING}*"),
-                *(p for part in parts for p in (folder / part).rglob(f"{WRITING}*")),
-            ]:
-                path.unlink(missing_ok=True)
-            yield
-    finally:
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """``locked`` of a folder that is there, in which nothing is removed."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with writing_errors(folder):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PipelineError(
-                f"{folder}: another run writes there. Wait for it to end, or choose another folder."
-            ) from error
-        except OSError:  # a network file system without locks: go on as without flock
-            pass
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def writing_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``.
-
-    Raises:
-        PipelineError: in place of the ``OSError``.
-    """
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise PipelineError(
-            f"{path}: a file stands where a folder is needed ({error.strerror}). Choose another folder, or move it."
-        ) from error
-    except OSError as error:
-        raise PipelineError(
-            f"{path}: cannot be written ({error.strerror or error}). "
-            "Free space on the disk or mend the folder's permissions, then run again."
-        ) from error

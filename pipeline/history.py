@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest, verify_volume
+from pipeline.datalist import Manifest, read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, read_bytes, sha256_bytes, stamp
+from pipeline.files import Listing, read_bytes, stamp
+from pipeline.scripts.files import sha256_bytes
+from pipeline.scripts.manifest import MANIFEST_NAME
 
 STATE_NAME = ".state.json"
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."

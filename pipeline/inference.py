@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.volumes import intensity_fault
+from pipeline.volumes import refuse_unusable
 
 if TYPE_CHECKING:
     import torch
@@ -120,55 +119,29 @@ def overlapped(work: Callable[[Item], Result], volumes: Sequence[Item], name: st
 def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]:
     import torch
 
+    from pipeline.scripts.inferers import prediction_fault
+
     data = _preprocess(bundle, image)
     batch = data["image"][None].to(bundle.device)
     with torch.inference_mode():
         with _NETWORK:
-            logits = _mirrored(_infer(bundle, _mirrored(batch, flip)), flip)
+            logits = _mirrored(bundle.inferer(_mirrored(batch, flip), bundle.network), flip)
         # Before the sigmoid, which makes 1 of an infinite logit.
-        if not bool(torch.isfinite(logits).all()):
-            if fault := intensity_fault(image):
-                raise PipelineError(f"{image}: {fault}. Check the volume.")
-            raise PipelineError(
-                f"{image}: the prediction of {bundle.name} holds NaN or Inf. Check the weights and the volume's "
-                "intensities."
-            )
+        if fault := prediction_fault(logits, [image.name]):
+            refuse_unusable(image)
+            raise PipelineError(f"{image}: {bundle.name}: {fault}")
         # The engine hands postprocessing one volume without the batch dimension; so do we.
         data["pred"] = logits[0]
         probability = bundle.to_probability(data)["pred"]
     return np.asarray(probability[0].cpu(), dtype=np.float32)
 
 
-def _infer(bundle: Bundle, batch: torch.Tensor) -> torch.Tensor:
-    """Logits; where a GPU's memory does not hold as many slices at once, half as many from here on.
-
-    Raises:
-        torch.OutOfMemoryError: not even one slice fits.
-    """
-    import torch
-
-    while True:
-        try:
-            logits: torch.Tensor = bundle.inferer(batch, bundle.network)
-        except torch.OutOfMemoryError:
-            if getattr(bundle.inferer, "sw_batch_size", 1) < 2:
-                raise
-        else:
-            return logits
-        # Out of the handler, whose traceback holds the tensors.
-        torch.cuda.empty_cache()
-        bundle.inferer.sw_batch_size //= 2
-        print(
-            f"{bundle.name}: the GPU's memory ran out; goes on with {bundle.inferer.sw_batch_size} slices at once",
-            file=sys.stderr,
-        )
-
-
 def _preprocess(bundle: Bundle, image: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = bundle.preprocessing({"image": str(image)})
     except (RuntimeError, ValueError, OSError) as error:
-        cause = intensity_fault(image) or error.__cause__ or error
+        refuse_unusable(image)
+        cause = error.__cause__ or error
         raise PipelineError(f"{image}: {bundle.name} cannot read it ({cause}). Check the volume.") from error
     return data
 

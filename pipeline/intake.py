@@ -12,10 +12,12 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import Listing, counts_line, list_files, replace_all, write_atomically, writing_errors
+from pipeline.files import Listing, counts_line, list_files, replace_all
 from pipeline.patients import Patient, read_images, read_patient, volume_names
 from pipeline.records import PatientRecord, SliceFile
-from pipeline.slices import case_collisions, parse_name, shown
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import write_durably, writing_errors
+from pipeline.slices import case_collisions, parse_name
 from pipeline.volumes import nifti_bytes
 
 
@@ -166,7 +168,7 @@ def stage_images(
             intake.skipped |= patient.skipped
             used |= set(patient.hashes) - set(patient.skipped)
             if volume is not None and not intake.faults:
-                write_atomically(staging / volume_names((names or {}).get(name, name))[0], nifti_bytes(volume))
+                write_durably(staging / volume_names((names or {}).get(name, name))[0], nifti_bytes(volume))
         if intake.faults:
             used = set()  # one fault, and nothing is predicted
         skipped = set(intake.skipped) - set(intake.refused)

@@ -20,23 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.datalist import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.datalist import Manifest, read_manifest
 from pipeline.errors import ManifestError, PipelineError, run_cli
-from pipeline.files import (
-    Listing,
-    counts_line,
-    list_files,
-    locked,
-    proof_of,
-    replace_all,
-    sha256_bytes,
-    write_atomically,
-    write_with_proof,
-    writing_errors,
-)
+from pipeline.files import Listing, counts_line, list_files, replace_all
 from pipeline.history import STATE_NAME, changes, earlier_manifest, state_bytes, unchanged, verify
 from pipeline.pseudonyms import aliases, check_place, key_for, pseudonymised, read_key
 from pipeline.records import CHANNELS, SECTIONS
+from pipeline.scripts.files import (
+    checksum_path,
+    locked,
+    sha256_bytes,
+    write_durably,
+    write_with_checksum,
+    writing_errors,
+)
+from pipeline.scripts.manifest import MANIFEST_NAME
 from pipeline.slices import institution
 from pipeline.splits import DRAWN, REFERENCE, SplitChoice, divide, fold_numbers, read_split
 
@@ -245,21 +243,21 @@ def _write(
     """
     items = [item for section in SECTIONS for item in manifest[section]]
     outputs = sorted(item[key] for item in items for key in ("image", "label"))
-    staging, proof = out / _STAGING, proof_of(out / MANIFEST_NAME)
+    staging, proof = out / _STAGING, checksum_path(out / MANIFEST_NAME)
     content = (json.dumps(manifest, indent=1) + "\n").encode()
     staged = {name: named.get(Path(name).name, staging / Path(name).name) for name in outputs}
     # Before anything of an earlier manifest is touched, the disk has taken all of this one.
     with writing_errors(out):
         known = proof.read_bytes() if (out / MANIFEST_NAME).is_file() and proof.is_file() else b""
-        write_with_proof(staging / MANIFEST_NAME, content)
+        write_with_checksum(staging / MANIFEST_NAME, content)
         staged |= {MANIFEST_NAME: staging / MANIFEST_NAME}
-        write_atomically(staging / STATE_NAME, state_bytes(options, listing, staged))
-        write_atomically(staging / "both", sha256_bytes(content).encode() + b"\n" + known)
+        write_durably(staging / STATE_NAME, state_bytes(options, listing, staged))
+        write_durably(staging / "both", sha256_bytes(content).encode() + b"\n" + known)
         (out / STATE_NAME).unlink(missing_ok=True)
     # For the moment of the change the hashes of both manifests hold.
     moves = {staging / "both": proof} if known else {}
     moves |= {source: out / name for name, source in staged.items()}
-    moves |= {proof_of(staging / MANIFEST_NAME): proof, staging / STATE_NAME: out / STATE_NAME}
+    moves |= {checksum_path(staging / MANIFEST_NAME): proof, staging / STATE_NAME: out / STATE_NAME}
     replace_all(moves, staging / "before")
     if earlier:
         old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}

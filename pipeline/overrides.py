@@ -117,8 +117,10 @@ def _is_argument(config: Mapping[str, Any], name: str) -> bool:
             node = node.get(part) if isinstance(node, Mapping) else None
     if not ConfigComponent.is_instantiable(node):
         return False
-    module = ConfigComponent(node).resolve_module_name()  # type: ignore[no-untyped-call]
-    target = pydoc.locate(str(module))
+    module = str(ConfigComponent(node).resolve_module_name())  # type: ignore[no-untyped-call]
+    if module.startswith("scripts."):  # the bundle's copy of this package's
+        module = f"pipeline.{module}"
+    target = pydoc.locate(module)
     # A class that hands **kwargs on takes what its base classes name.
     makers = [vars(base).get("__init__") for base in target.__mro__] if isinstance(target, type) else [target]
     return any(callable(maker) and argument in inspect.signature(maker).parameters for maker in makers)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError, run_cli
-from pipeline.files import write_atomically
-from pipeline.records import RECORD
+from pipeline.scripts.files import write_durably
+from pipeline.scripts.records import RECORD
 
 MAX_BYTES = 25_000_000
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PipelineError(
             f"{bundle}: {len(data)} bytes packed (expected at most {MAX_BYTES}). Use a smaller network."
         )
-    from pipeline.bundle import load_bundle, named_weights
+    from pipeline.bundle import load_bundle
+    from pipeline.scripts.weights import shipped_sha256
 
     loaded = load_bundle(bundle, trust=args.trust)  # raises where the weights do not fit the network
     if loaded.settings:
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "programs that take bundles read the config. Train with the config's own, or change its source, then "
             "`make bundles`."
         )
-    named = named_weights(bundle)
+    named = shipped_sha256(bundle)
     if named not in (None, loaded.weights_sha256):
         raise PipelineError(
             f"{bundle}: configs/metadata.json tells of other weights (SHA-256 {named}) than models/model.pt "
@@ -102,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     version = json.loads((bundle / "configs" / "metadata.json").read_bytes())["version"]
     target = args.out / f"{bundle.resolve().name}_v{version}.zip"
     digest = hashlib.sha256(data).hexdigest()
-    write_atomically(target, data)
-    write_atomically(target.with_name(target.name + ".sha256"), f"{digest}  {target.name}\n".encode())
+    write_durably(target, data)
+    write_durably(target.with_name(target.name + ".sha256"), f"{digest}  {target.name}\n".encode())
     print(f"{target}: {len(data) / 1e6:.1f} MB, SHA-256 {digest}")
     return 0
 

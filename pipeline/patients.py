@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.files import read_bytes, sha256_bytes
+from pipeline.files import read_bytes
 from pipeline.records import PatientRecord, SliceFile
+from pipeline.scripts.files import sha256_bytes
 from pipeline.slices import base_name, by_preference, missing_numbers, number_list
 from pipeline.volumes import Pixels, decode_slice, nifti_bytes
 

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bundle import add_arguments, config_of, load_bundles, one_each, refuse_single_pass, versions
-from pipeline.datalist import MANIFEST_NAME, read_manifest, verify_volume
+from pipeline.datalist import read_manifest, verify_volume
 from pipeline.errors import ManifestError, PipelineError, run_cli
 from pipeline.figures import FIGURES, Case, draw_cases, remove_outdated
-from pipeline.files import counts_line, locked, sha256_file, write_atomically, writing_errors
+from pipeline.files import counts_line
 from pipeline.pseudonyms import check_place, key_for
 from pipeline.scores import VOLUMES
-from pipeline.slices import id_fault, is_junk_folder, shown
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
+from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME
+from pipeline.slices import id_fault, is_junk_folder
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
 
-IMAGE = "_image.nii.gz"
 TABLE = "predictions.csv"
 SUMMARY = "predictions.json"
 BUILT = ".built_from_slices"
@@ -147,7 +149,8 @@ def _pseudonymised(args: argparse.Namespace, volumes: dict[str, Path]) -> tuple[
         raise PipelineError(f"{named[0]}: holds results under the patients' own names. Choose another --out.")
     names, built = key_for(args.pseudonymise, volumes), args.out / VOLUMES
     renamed = {
-        names[name]: built / f"{names[name]}{IMAGE}" if path.parent == built else path for name, path in volumes.items()
+        names[name]: built / f"{names[name]}{IMAGE_SUFFIX}" if path.parent == built else path
+        for name, path in volumes.items()
     }
     return names, dict(sorted(renamed.items()))  # the order of the names would tell of them
 
@@ -158,7 +161,7 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
         if _holds_slices(path):
             from pipeline.intake import stage_images
 
-            write_atomically(args.out / BUILT, b"volumes/ here was built of slices; it is no input of a prediction\n")
+            write_durably(args.out / BUILT, b"volumes/ here was built of slices; it is no input of a prediction\n")
             odd, counts = stage_images(path, args.out / VOLUMES, allow_gaps=args.allow_gaps, names=key)
             print(counts_line(counts))
             for name, oddities in odd.items():
@@ -184,7 +187,7 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
         raise ManifestError({path: [message] for path, message in faults.items()})
     names = {str(path): name for name, path in volumes.items()}
     if key:  # the file's own name may be the patient's
-        predictions = [replace(found, image=f"{found.volume}{IMAGE}") for found in predictions]
+        predictions = [replace(found, image=f"{found.volume}{IMAGE_SUFFIX}") for found in predictions]
     summary = {
         "bundles": [bundle.provenance() for bundle in bundles],
         "tta": args.tta,
@@ -197,7 +200,7 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
             for path, text in faults.items()
         },
     }
-    write_atomically(args.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    write_durably(args.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     _write_table(args.out / TABLE, predictions)
     cases = _cases(predictions, volumes, args.out)
     remove_outdated(cases, args.out / FIGURES)
@@ -219,7 +222,7 @@ def _predict(args: argparse.Namespace, volumes: dict[str, Path], key: Mapping[st
     if skipped and not key:
         first = ", ".join(shown(path.name) for path in skipped[:5])
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        print(f"skipped, of a folder *{IMAGE} is taken; others have to be named: {first}{more}")
+        print(f"skipped, of a folder *{IMAGE_SUFFIX} is taken; others have to be named: {first}{more}")
     print(table(predictions))
     print(f"Research only, not for clinical use. Masks and table: {args.out}")
     if faults:
@@ -279,8 +282,8 @@ def named(inputs: Sequence[Path], out: Path) -> dict[str, Path]:
         fault = id_fault(name)
         if fault:
             raise PipelineError(
-                f"{path}: its name without {IMAGE} {fault} (expected a letter or digit, then letters, digits, '_', "
-                "'-', '.' and space). Rename the file."
+                f"{path}: its name without {IMAGE_SUFFIX} {fault} (expected a letter or digit, then letters, digits, "
+                "'_', '-', '.' and space). Rename the file."
             )
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
@@ -321,7 +324,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
             continue
         hidden = any(is_junk_folder(part) for part in place.relative_to(folder).parts)
         for path in (place / name for name in files if name.endswith((".nii", ".nii.gz"))):
-            taken = path.name.endswith(IMAGE) and not hidden and not path.name.startswith("._")
+            taken = path.name.endswith(IMAGE_SUFFIX) and not hidden and not path.name.startswith("._")
             if taken and path.is_symlink():
                 target = Path(os.path.realpath(path))
                 if not target.is_file() or Path(os.path.realpath(folder)) not in target.parents:
@@ -346,10 +349,10 @@ def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
         if not patients:
             stage_images(path, out / VOLUMES, allow_gaps=True)  # names that say no patient are told by it
             raise PipelineError(
-                f"{path}: neither *{IMAGE} nor PATIENT_NUMBER.tif below it, and no {MANIFEST_NAME} in it. Name the "
-                "volumes one by one, or the folder of the slices or of a manifest."
+                f"{path}: neither *{IMAGE_SUFFIX} nor PATIENT_NUMBER.tif below it, and no {MANIFEST_NAME} in it. Name "
+                "the volumes one by one, or the folder of the slices or of a manifest."
             )
-        yield from ((name, out / VOLUMES / f"{name}{IMAGE}") for name in patients)
+        yield from ((name, out / VOLUMES / f"{name}{IMAGE_SUFFIX}") for name in patients)
     elif path.is_dir():
         from pipeline.intake import slice_patients
 
@@ -360,7 +363,7 @@ def _volumes(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
                 f"{path}: holds volumes ({images[0].relative_to(path)}, {len(images)} in all) and slices (of "
                 f"{len(slices)} patients, {slices[0]} the first). Predict them apart: give the folders one by one."
             )
-        yield from ((image.name.removesuffix(IMAGE), image) for image in images)
+        yield from ((image.name.removesuffix(IMAGE_SUFFIX), image) for image in images)
     elif path.name.endswith((".nii", ".nii.gz")):
         yield path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_image"), path
     else:
@@ -376,7 +379,7 @@ def _check(volumes: dict[str, Path]) -> None:
     Raises:
         ManifestError: the faults of all.
     """
-    from pipeline.volumes import check_image
+    from pipeline.scripts.volumes import check_image
 
     faults = {}
     for path in volumes.values():
@@ -463,7 +466,7 @@ def _write_table(path: Path, predictions: Sequence[Prediction]) -> None:
 
     names = [field.name for field in fields(Prediction)]
     rows = pd.DataFrame([asdict(prediction) for prediction in predictions], columns=names)
-    write_atomically(path, rows.to_csv(index=False, lineterminator="\n").encode())
+    write_durably(path, rows.to_csv(index=False, lineterminator="\n").encode())
 
 
 def table(predictions: Sequence[Prediction]) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import held, write_atomically, writing_errors
 from pipeline.records import SECTIONS
-from pipeline.slices import by_preference, id_fault, parse_name, shown
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import held, write_durably, writing_errors
+from pipeline.slices import by_preference, id_fault, parse_name
 
 COLUMNS = ("patient", "pseudonym")
 OTHER = "other/"
@@ -117,7 +118,7 @@ def write_key(path: Path, key: Mapping[str, str]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([COLUMNS, *sorted(key.items())])
-    write_atomically(path, text.getvalue().encode(), mode=0o600)
+    write_durably(path, text.getvalue().encode(), mode=0o600)
 
 
 def aliases(paths: Iterable[str], key: Mapping[str, str]) -> dict[str, str]:

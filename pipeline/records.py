@@ -12,9 +12,6 @@ CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 SECTIONS = ("training", "validation", "test")
 """Sections of a Decathlon datalist, each a key of ``manifest.json``."""
 
-RECORD = "training.json"
-"""File beside trained weights: the config they were trained with, the patients, versions and hashes."""
-
 
 @dataclass(frozen=True)
 class SliceFile:

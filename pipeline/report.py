@@ -14,9 +14,9 @@ from typing import Any
 from pipeline import __version__
 from pipeline.curves import CURVES, Curve, read_curves
 from pipeline.errors import PipelineError, run_cli
-from pipeline.files import sha256_file, write_atomically
 from pipeline.records import CHANNELS, VolumeScore
 from pipeline.scores import MAPS, MASKS, SUMMARY, VOLUMES, Summary, read_scores, read_summary
+from pipeline.scripts.files import sha256_file, write_durably
 
 NAME = "report.html"
 VIEWERS = 20
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.is_dir():
         raise PipelineError(f"{out}: is a folder (expected a name for the page, such as {out / NAME}).")
     text, notes = page(runs, args.viewers)
-    write_atomically(out, text.encode())
+    write_durably(out, text.encode())
     for note in notes:
         print(f"note: {note}")
     print(f"Research only, not for clinical use. Open in a browser: {out} ({len(text.encode()) / 1e6:.1f} MB)")

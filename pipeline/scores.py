@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
 from pipeline.records import VolumeScore
+from pipeline.scripts.files import write_durably
 
 SUMMARY = "summary.json"
 SCORES = "scores.csv"
@@ -69,9 +69,9 @@ def write_results(out: Path, scores: Sequence[VolumeScore], provenance: dict[str
     rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
     columns = [*COLUMNS, *(["agreement"] if any(score.agreement is not None for score in scores) else [])]
     table = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
-    write_atomically(out / SCORES, table.encode())
+    write_durably(out / SCORES, table.encode())
     summary = {**provenance, **summarise(scores, provenance["seed"])}
-    write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    write_durably(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def read_summary(folder: Path) -> Summary:

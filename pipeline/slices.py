@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipeline.errors import PipelineError
 from pipeline.records import SliceFile
+from pipeline.scripts.faults import shown
 
 MAX_ID_CHARACTERS = 100
 MAX_ID_BYTES = 200
@@ -27,14 +28,6 @@ _SLICE = re.compile(
     re.DOTALL,
 )
 _TCGA = re.compile(r"(?P<person>TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}\Z")
-
-
-def shown(text: object) -> str:
-    """Text made safe for a terminal and for UTF-8: control, format and undecodable characters become escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in str(text)
-    )
 
 
 def parse_name(path: PurePosixPath) -> SliceFile | None:

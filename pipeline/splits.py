@@ -14,7 +14,8 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.records import SECTIONS, PatientRecord
-from pipeline.slices import institution, person, shown
+from pipeline.scripts.faults import shown
+from pipeline.slices import institution, person
 
 REFERENCE = Path(__file__).with_name("reference_split.json")
 DRAWN = ("random", "stratified")

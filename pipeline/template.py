@@ -23,8 +23,12 @@ merged, later files winning."""
 SHARED = {"evaluate": ("prediction.yaml",), "inference": ("prediction.yaml",)}
 NETWORK_KEYS = ("network_def", "metadata")
 """What a bundle's ``network.yaml`` must say."""
-OPTIONAL_KEYS = ("intensity",)
+OPTIONAL_KEYS = ("normalize_head",)
 """What it may say besides: how its weights saw the slices' intensities, where that is not the template's way."""
+SCRIPTS = Path(__file__).with_name("scripts")
+"""The code that every bundle carries."""
+MAX_WIDTH = 110
+"""Characters of a line on which a whole list or component stands."""
 DELTA = "multi_gpu_train"
 """Config that is given to MONAI after ``train.json``; it holds only what differs."""
 
@@ -81,26 +85,38 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         config.update(network)
         for file in (*SHARED.get(name, ()), f"{name}.yaml"):
             config.update(ConfigParser.load_config_file(template / file))
-        files[bundle / "configs" / f"{name}.json"] = _json(config)
-    files[bundle / "configs" / f"{DELTA}.json"] = _json(ConfigParser.load_config_file(template / f"{DELTA}.yaml"))
+        files[bundle / "configs" / f"{name}.json"] = _json(config) + "\n"
+    files[bundle / "configs" / f"{DELTA}.json"] = (
+        _json(ConfigParser.load_config_file(template / f"{DELTA}.yaml")) + "\n"
+    )
     metadata = ConfigParser.load_config_file(template / "metadata.yaml")
     for key, value in own_metadata.items():
         merge_kv(metadata, key, value)
-    files[bundle / "configs" / "metadata.json"] = _json(metadata)
-    copied = {"logging.conf": "configs/logging.conf", "LICENSE": "LICENSE"}
-    copied |= {f"scripts/{path.name}": f"scripts/{path.name}" for path in (template / "scripts").glob("*.py")}
+    files[bundle / "configs" / "metadata.json"] = _json(metadata) + "\n"
+    copied = {template / "logging.conf": "configs/logging.conf", template / "LICENSE": "LICENSE"}
+    copied |= {path: f"scripts/{path.name}" for path in SCRIPTS.glob("*.py")}
     for source, target in copied.items():
-        files[bundle / target] = (template / source).read_text(encoding="utf-8")
+        files[bundle / target] = source.read_text(encoding="utf-8")
     return files
 
 
 def known_bundles(bundles: Path) -> str:
     """Text of ``pipeline/bundles.json``: by what hash each bundle is known as this project's own."""
-    return _json({folder.name: digest(folder) for folder in bundle_folders(bundles)})
+    return _json({folder.name: digest(folder) for folder in bundle_folders(bundles)}) + "\n"
 
 
-def _json(config: dict[str, Any]) -> str:
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+def _json(value: Any, indent: str = "", key: str = "") -> str:
+    """JSON of a value, a line an entry; a list or component that fits stands on one line."""
+    start = f"{indent}{json.dumps(key, ensure_ascii=False)}: " if key else indent
+    flat = json.dumps(value, ensure_ascii=False)
+    items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    holds_components = any(isinstance(item, dict) and "_target_" in item for item in items)
+    if not items or (len(start + flat) < MAX_WIDTH and not holds_components):
+        return start + flat
+    keys = list(value) if isinstance(value, dict) else [""] * len(items)
+    inner = ",\n".join(_json(item, indent + "    ", name) for name, item in zip(keys, items, strict=True))
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{start}{opening}\n{inner}\n{indent}{closing}"
 
 
 def drifted_files(bundles: Path) -> list[Path]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError, run_cli
-from pipeline.files import writing_errors
 from pipeline.overrides import as_recorded, check_overrides, merged
-from pipeline.records import RECORD
+from pipeline.scripts.files import held
+from pipeline.scripts.records import RECORD
 
 ALL_FOLDS = "all"
 PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different")
@@ -80,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise PipelineError(
                 f"{folder}: holds a finished training (this one would replace it). Choose another --out, or remove it."
             )
-        if _is_trained_in(folder):
-            raise PipelineError(f"{folder}: another training runs there. Wait for it, or choose another --out.")
+        if folder.is_dir():
+            with held(folder):  # refused where another training runs
+                pass
         interrupted = any(folder.glob("checkpoint_*.pt"))
         if interrupted and not args.resume:
             raise PipelineError(
@@ -162,23 +163,6 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _is_trained_in(folder: Path) -> bool:
-    """True where another process holds the lock of a training's folder."""
-    path = folder / ".lock"
-    if sys.platform == "win32" or not path.is_file():
-        return False
-    import fcntl
-
-    with writing_errors(path), path.open("r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError:  # a file system without locks
-            pass
-    return False
 
 
 def _refuse_other_training(record: Path, wanted: dict[str, Any], manifest: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.components import part_for_prediction, value_faults
 from pipeline.errors import PipelineError
-from pipeline.slices import shown
+from pipeline.scripts.faults import shown
 
 KNOWN = Path(__file__).with_name("bundles.json")
 """SHA-256 of configs and scripts of this project's bundles; ``pipeline.template`` writes it."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
-import math
-import stat
 import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,20 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
-from pipeline.slices import shown
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import write_durably
+from pipeline.scripts.volumes import AFFINE, open_nifti, read_voxels, voxel_fault
 
 MAX_SIDE_PX = 4096
 """The published slices have 256; a header that claims far more is refused before memory is taken for it."""
 
-MAX_VALUES = 2**28
-"""Of a volume: 512 x 512 x 340 voxels of three channels; a GB as 32-bit numbers."""
-
 DESCRIPTION = b"spacing unknown; research only"
-
-AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-"""(row, column, slice) -> (right, anterior, superior): rows grow to posterior, columns to the patient's left
-(radiological convention), slices to superior. The spacing of the published slices is unknown, hence 1."""
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _STRIP_BYTES, _FORMAT = 256, 257, 258, 259, 273, 277, 279, 339
 _UNSIGNED, _FLOAT, _UNCOMPRESSED = 1, 3, 1
@@ -50,8 +40,6 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for damaged files; none of it may reach the user as a traceback."""
-
-_NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 Pixels = NDArray[np.uint8]
 
@@ -206,7 +194,7 @@ def load_label(path: Path) -> Pixels:
     Raises:
         PipelineError: missing, damaged, not 3-D, or with values other than 0 and 1.
     """
-    volume = _voxels(path)
+    volume = read_voxels(path)
     if volume.ndim != 3:
         raise PipelineError(f"{path}: shape {volume.shape} (expected (H, W, D)). Give the label volume, not the image.")
     if not np.isin(volume, (0, 1)).all():
@@ -227,7 +215,7 @@ def load_image(path: Path) -> NDArray[Any]:
     Raises:
         PipelineError: missing, damaged, or not three channels.
     """
-    volume = _voxels(path)
+    volume = read_voxels(path)
     if volume.ndim != 4 or volume.shape[3] != 3:
         raise PipelineError(f"{path}: shape {volume.shape} (expected (H, W, D, 3)). Give the image volume.")
     return volume
@@ -242,25 +230,9 @@ def refuse_unusable(path: Path) -> None:
     Raises:
         PipelineError: it is.
     """
-    fault = _intensity_fault(load_image(path))
+    fault = voxel_fault(load_image(path))
     if fault:
         raise PipelineError(f"{path}: {fault}. Check the volume.")
-
-
-def intensity_fault(path: Path) -> str:
-    """What keeps an image volume's head from being found, empty where nothing is known to."""
-    try:
-        return _intensity_fault(load_image(path))
-    except PipelineError:
-        return ""
-
-
-def _intensity_fault(voxels: NDArray[Any]) -> str:
-    if not np.isfinite(voxels).all():
-        return "it holds NaN or Inf"
-    if voxels.max() <= 0:
-        return "no voxel is above 0, and the head is what is brighter than a tenth of the maximum"
-    return ""
 
 
 def load_map(path: Path) -> NDArray[np.float32]:
@@ -275,7 +247,7 @@ def load_map(path: Path) -> NDArray[np.float32]:
     Raises:
         PipelineError: missing, damaged, not 3-D, or with values that are not finite.
     """
-    volume = _voxels(path)
+    volume = read_voxels(path)
     if volume.ndim != 3 or not np.isfinite(volume).all():
         raise PipelineError(f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)).")
     return volume.astype(np.float32, copy=False)
@@ -295,33 +267,6 @@ def shown_in_grey(channel: NDArray[Any]) -> Pixels:
     return grey
 
 
-def check_image(path: Path) -> None:
-    """Refuse, by its header alone, a volume that no network here can read.
-
-    Args:
-        path: of a NIfTI image volume, (H, W, D, 3): pre-contrast, FLAIR, post-contrast.
-
-    Raises:
-        PipelineError: missing, no NIfTI file, not three channels, no numbers, or axes other than those of ``AFFINE``.
-    """
-    image = _open_nifti(path)
-    if len(image.shape) != 4 or image.shape[3] != 3 or 0 in image.shape:
-        raise PipelineError(
-            f"{path}: shape {image.shape} (expected (H, W, D, 3): pre-contrast, FLAIR, post-contrast). "
-            "Stack the three sequences along the last axis; FLAIR stands in for one that is missing."
-        )
-    if image.get_data_dtype().kind not in "uif":
-        raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
-    if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
-        raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
-    axes, expected = (nib.aff2axcodes(affine) for affine in (image.affine, AFFINE))  # type: ignore[no-untyped-call]
-    if axes != expected:
-        raise PipelineError(
-            f"{path}: axes {', '.join(map(str, axes))} (expected {', '.join(expected)}: rows to posterior, columns to "
-            "the patient's left, slices to superior). Reorient the volume."
-        )
-
-
 def voxel_ml(path: Path) -> float | None:
     """Volume of a voxel in ml; None where the spacing is not known.
 
@@ -331,7 +276,7 @@ def voxel_ml(path: Path) -> float | None:
     Raises:
         PipelineError: missing or no NIfTI file.
     """
-    header = _open_nifti(path).header
+    header = open_nifti(path).header
     if header.get_xyzt_units()[0] != "mm" or header["descrip"].tobytes().startswith(DESCRIPTION):
         return None
     return float(np.prod(header.get_zooms()[:3])) / 1000
@@ -370,7 +315,7 @@ def save_map(values: NDArray[np.float32], path: Path, like: Path) -> None:
 def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     if not path.name.endswith(".nii.gz"):
         raise PipelineError(f"{path}: the name does not end in .nii.gz. Choose one that does.")
-    reference = _open_nifti(like)
+    reference = open_nifti(like)
     if volume.ndim != 3 or volume.shape != reference.shape[:3]:
         raise PipelineError(
             f"{path}: a volume of shape {volume.shape} (expected {reference.shape[:3]}, that of {like.name})."
@@ -384,61 +329,4 @@ def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     header.extensions.clear()
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"
     image = nib.Nifti1Image(volume, reference.affine, header)  # type: ignore[no-untyped-call]
-    write_atomically(path, _gzipped(image))
-
-
-def _open_nifti(path: Path) -> Any:
-    """A NIfTI-1 file with its header read.
-
-    Raises:
-        PipelineError: missing or no NIfTI file.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise PipelineError(f"{path}: no file, but a folder, pipe, socket or device. Name a NIfTI file.")
-        image = nib.load(path)
-    except FileNotFoundError as error:
-        raise PipelineError(
-            f"{path}: no such file. Check the path; a manifest's volumes are built by python -m pipeline.manifest."
-        ) from error
-    except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
-        raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI-1). Convert it to .nii.gz.")
-    if math.prod(image.shape) > MAX_VALUES:
-        raise PipelineError(
-            f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
-            "Replace the file, or crop or resample the volume."
-        )
-    return image
-
-
-def _voxels(path: Path) -> NDArray[Any]:
-    """All voxels of a NIfTI file.
-
-    Raises:
-        PipelineError: missing, damaged or cut short.
-    """
-    image = _open_nifti(path)
-    try:
-        _refuse_damaged(path, image)
-        return np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise PipelineError(f"{path}: damaged NIfTI file ({shown(error)}). Build or copy it again.") from error
-
-
-def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
-    """Read a gzipped file to its end, where its checksum stands: nibabel stops at the last voxel.
-
-    Raises:
-        OSError, EOFError, zlib.error: damaged, or far longer than its header says.
-    """
-    if not path.name.endswith(".gz"):
-        return
-    # What the header says, and room for extensions and padding.
-    left = math.prod(image.shape) * int(image.get_data_dtype().itemsize) + 2**24  # type: ignore[no-untyped-call]
-    with gzip.open(path) as file:
-        while chunk := file.read(2**20):
-            left -= len(chunk)
-            if left < 0:
-                raise OSError(errno.EINVAL, "longer than its header says")
+    write_durably(path, _gzipped(image))

@@ -26,18 +26,14 @@ def cuda_is_there() -> bool:
 on_cuda = pytest.mark.skipif(not cuda_is_there(), reason="no CUDA device on this machine: the CUDA path was not run")
 
 
-def bundle_module(name: str) -> Any:
-    """A module of basic_unet's scripts, as its configs import it."""
+def running_module(name: str) -> Any:
+    """A module of the scripts as the configs that run in this process import it."""
     import importlib
     import sys
 
-    sys.path.insert(0, str(ROOT / "bundles" / "basic_unet"))
-    try:
-        for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
-            del sys.modules[module]
-        return importlib.import_module(f"scripts.{name}")
-    finally:
-        sys.path.pop(0)
+    if "scripts" not in sys.modules:
+        sys.path.insert(0, str(BUNDLES[0]))
+    return importlib.import_module(f"scripts.{name}")
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +145,7 @@ def save_weights(state: dict[str, Any], trained: tuple[Path, Path], target: Path
     """Write weights with the record of the training they were made from."""
     import torch
 
-    from pipeline.files import sha256_file
+    from pipeline.scripts.files import sha256_file
 
     target.parent.mkdir(exist_ok=True)
     torch.save(state, target)

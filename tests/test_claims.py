@@ -15,9 +15,9 @@ from conftest import BUNDLES, ROOT, TINY, evaluated
 
 from pipeline import claims
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file
 from pipeline.metrics import summarise
 from pipeline.scores import read_scores
+from pipeline.scripts.files import sha256_file
 
 ONE_BUNDLE = pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], ids=["basic_unet"], indirect=True)
 PAGE = "# One\n\n<!-- summaries shipped/basic_unet_native -->\nold\n<!-- end -->\n"

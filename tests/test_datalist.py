@@ -52,7 +52,7 @@ def test_reads_a_file_or_its_folder(content, save, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "no JSON"), ("[]", "no 'patients'"), ('{"patients": {}}', "no 'counts'"), ("\xff", "no JSON")],
+    [("{", "no JSON"), ("[]", "no JSON object"), ('{"patients": {}}', "no 'counts'"), ("\xff", "no JSON")],
 )
 def test_other_files_are_refused(tmp_path, text, message):
     path = tmp_path / "manifest.json"

@@ -17,16 +17,28 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import BUNDLES, ROOT, TINY, evaluated, last_bias, lively_weights, on_cuda, save_weights, silent_weights
+from conftest import (
+    BUNDLES,
+    ROOT,
+    TINY,
+    evaluated,
+    last_bias,
+    lively_weights,
+    on_cuda,
+    running_module,
+    save_weights,
+    silent_weights,
+)
 
 from pipeline import evaluate, phantom, report, train
 from pipeline import manifest as manifest_cli
 from pipeline.bundle import load_bundle
 from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file, write_atomically
 from pipeline.inference import mask_from_probability, predict_probability
 from pipeline.metrics import largest_component
+from pipeline.scripts.faults import fault_line
+from pipeline.scripts.files import sha256_file, write_durably
 from pipeline.trust import faults_of
 from pipeline.volumes import AFFINE, load_label, nifti_bytes
 
@@ -42,18 +54,30 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     import torch
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, out = trained
+    bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state.values())
     assert (out / "model_best.pt").is_file()
     assert not [*out.glob("checkpoint*")]  # a finished training leaves nothing to resume
     assert json.loads((out / "run.json").read_text()) == {"status": "completed", "resumed": False}
-    assert not (out / ".lock").exists()
     record = json.loads((out / "training.json").read_text())
     assert record["weights"] == {name: sha256_file(out / name) for name in ("model.pt", "model_best.pt")}
     assert str(out.parent) not in (out / "training.json").read_text()
     assert record["seed"] == 0
     assert record["config"]["image_size"] == TINY["image_size"]  # the override, not the file's value
+    told = record["prediction"]
+    assert (
+        told.pop("network_def")["_target_"]
+        == json.loads((bundle / "configs" / "train.json").read_text())["network_def"]["_target_"]
+    )
+    head = bundle.name == "basic_unet_plusplus"
+    assert told == {
+        "image_size": TINY["image_size"],
+        "crop_to_head": True,
+        "percentiles": [1, 99.5],
+        "normalize_head": head,
+        "unrecorded": [],
+    }
     assert record["manifest_sha256"] == read_manifest(manifest).sha256
     assert {"torch", "monai", "ignite", "numpy", "python"} <= record["versions"].keys()
     curves = EventAccumulator(str(out / "log"))
@@ -184,7 +208,7 @@ def test_a_damaged_record_of_the_beginning_is_told(trained, manifest, run_config
         (tmp_path / "checkpoint.json").write_text(content) if content else (tmp_path / "checkpoint.json").unlink()
         with pytest.raises(RuntimeError) as failure:
             run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
-        told = sys.modules["scripts.faults"].told(failure.value)
+        told = fault_line(failure.value)
         assert "checkpoint.json: no readable record of how this training began" in told
 
 
@@ -196,7 +220,8 @@ def test_a_training_that_had_stopped_early_is_resumed_as_stopped(
     import torch
 
     config, folders = trained[0] / "configs" / "train.json", {"dataset_dir": str(manifest)}
-    patient = {**TINY, "max_epochs": 5, "early_stop_patience": 1, "early_stop#score_function": "$lambda engine: 0.5"}
+    patient = {**TINY, "max_epochs": 5, "early_stop_patience": 1}
+    monkeypatch.setattr(running_module("metrics"), "validation_dsc", lambda engine: 0.5)
     whole, killed, save = tmp_path / "whole", tmp_path / "killed", torch.save
     run_config(config, **folders, **patient, ckpt_dir=str(whole), output_dir=str(whole))
 
@@ -236,26 +261,26 @@ def test_other_versions_are_refused_unless_allowed(  # noqa: PLR0917
 def test_a_second_training_in_one_folder_is_refused(trained, manifest, run_config, tmp_path: Path) -> None:
     code = (
         "import fcntl, os, sys, time\n"
-        "handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
-        "fcntl.lockf(handle, fcntl.LOCK_EX)\n"
+        "handle = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "fcntl.flock(handle, fcntl.LOCK_EX)\n"
         "print('held', flush=True)\n"
         "sys.stdin.read()\n"
     )
     overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log"), **TINY}
-    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RuntimeError) as failure:
             run_config(trained[0] / "configs" / "train.json", **overrides)
-        assert "another training runs there" in str(failure.value.__cause__)
+        assert "another run writes there" in str(failure.value.__cause__)
         assert not list(tmp_path.glob("*.pt"))
         # Its checkpoints are not called those of an interrupted one, to be deleted.
         (tmp_path / "checkpoint_1.pt").touch()
         with pytest.raises(RuntimeError) as failure:
             run_config(trained[0] / "configs" / "train.json", **overrides)
-        assert "another training runs there" in str(failure.value.__cause__)
-        with pytest.raises(PipelineError, match="another training runs there"):
+        assert "another run writes there" in str(failure.value.__cause__)
+        with pytest.raises(PipelineError, match="another run writes there"):
             train.main(["--bundle", str(trained[0]), "--manifest", str(manifest), "--out", str(tmp_path)])
         (tmp_path / "checkpoint_1.pt").unlink()
         other.communicate("")
@@ -289,7 +314,7 @@ def test_a_switch_that_is_text_is_refused(trained, manifest, run_config, tmp_pat
         with pytest.raises(RuntimeError) as failure:
             overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), **TINY}
             run_config(trained[0] / "configs" / "train.json", **overrides, **{switch: "false"})
-        assert "pass True or False, capitalised" in str(failure.value.__cause__)
+        assert "expected True or False, capitalised" in str(failure.value.__cause__)
     assert not list(tmp_path.glob("*.pt"))
 
 
@@ -318,6 +343,63 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
     assert "nothing to resume" in str(failure.value.__cause__)
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.001}, "max_lr 0.004 (now 0.001)"),
+        ({"weight_decay": 0.1}, "weight_decay 0.0001 (now 0.1)"),
+        ({"max_epochs": 3}, "max_epochs 2 (now 3)"),
+        ({"steps_per_epoch": 5}, "steps_per_epoch 4 (now 5)"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_change_that_a_checkpoint_would_undo_is_refused(  # noqa: PLR0917
+    trained, manifest, run_config, tmp_path: Path, monkeypatch, change, message
+) -> None:
+    """Never a record of settings that did not take effect; what a checkpoint does not hold may change."""
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    began = (tmp_path / "checkpoint.json").read_bytes()
+    changed = {**overrides, **change, "resume": True, "allow_different": True}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **changed)
+    assert message in str(failure.value.__cause__)
+    assert "would not take effect" in str(failure.value.__cause__)
+    assert (tmp_path / "checkpoint.json").read_bytes() == began
+    assert not (tmp_path / "training.json").exists()
+    if "learning_rate" in change:
+        allowed = {**overrides, "gradient_clip": 1.0, "resume": True, "allow_different": True}
+        run_config(trained[0] / "configs" / "train.json", **allowed)
+        assert json.loads((tmp_path / "training.json").read_text())["config"]["gradient_clip"] == 1.0
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_checkpoints_of_another_version_are_refused(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    record = json.loads((tmp_path / "checkpoint.json").read_text())
+    del record["record_version"]  # as of 0.1
+    (tmp_path / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **overrides, resume=True, allow_different=True)
+    assert "began with another version of the bundle" in str(failure.value.__cause__)
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_config, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    for config, key, successor in (
+        ("train", "missing_sequences", "augmentation"),
+        ("train", "train#sampler", "batch_size and steps_per_epoch"),
+        ("train", "ckpt_path", "a CheckpointLoader among train#handlers"),
+        ("evaluate", "datalist", "dataset_dir"),
+    ):
+        places = {**folders, "ckpt_dir": str(trained[1])} if config == "evaluate" else {**folders, **TINY}
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / f"{config}.json", **places, **{key: "x"})
+        assert f"{key}: is no key of this version. Use {successor}" in str(failure.value.__cause__)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_says_what_the_manifest_lacks(trained, phantoms, run_config, tmp_path: Path, caplog) -> None:
@@ -415,7 +497,7 @@ def test_slices_lie_on_cuda_and_are_augmented_there_as_on_a_cpu(trained, manifes
         )
         workflow.initialize()
         slices, prepare, device = (
-            workflow.parser.get_parsed_content(key) for key in ("train#slices", "train#prepare_batch", "device")
+            workflow.parser.get_parsed_content(key) for key in ("train#slices", "train#trainer#prepare_batch", "device")
         )
         assert {value.device.type for volume in slices.volumes for value in volume.values()} == {kind}
         torch.manual_seed(0)
@@ -435,11 +517,13 @@ def test_evaluation_on_cuda_gives_what_a_cpu_gives(trained, manifest, tmp_path: 
     assert there["dsc_mean"] == pytest.approx(here["dsc_mean"], abs=1e-3)
 
 
-def test_early_stop_ends_a_training_that_does_not_improve(trained, manifest, run_config, tmp_path: Path) -> None:
+def test_early_stop_ends_a_training_that_does_not_improve(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch
+) -> None:
     bundle, _ = trained
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
     overrides = {**TINY, "max_epochs": 6, "steps_per_epoch": 1, "early_stop_patience": 1}
-    overrides["early_stop#score_function"] = "$lambda engine: 0.5"
+    monkeypatch.setattr(running_module("metrics"), "validation_dsc", lambda engine: 0.5)
     workflow = run_config(bundle / "configs" / "train.json", **folders, **overrides)
     assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 2
     assert (tmp_path / "model.pt").is_file()
@@ -708,7 +792,10 @@ def test_case_33_weights_of_another_architecture_name_the_keys(trained, manifest
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(math.nan, "model.pt: NaN or Inf in {key}"), (1e38, "_image.nii.gz: the prediction of .* holds NaN or Inf")],
+    [
+        (math.nan, "model.pt: NaN or Inf in {key}"),
+        (1e38, "basic_unet: the prediction of .*_image.nii.gz holds NaN or Inf"),
+    ],
     ids=["weights", "prediction"],
 )
 def test_case_35_nan_is_an_error_with_its_place(trained, manifest, tmp_path: Path, spoil: float, message: str) -> None:
@@ -790,18 +877,18 @@ def test_other_weights_than_the_bundle_came_with_are_refused(trained, manifest, 
     assert not load_bundle(bundle).recorded
     assert predicts() == []
     weights.write_bytes(b"not even a state dict")
-    with pytest.raises(PipelineError, match=r"SHA-256 .*\(its metadata"):
+    with pytest.raises(PipelineError, match=r"SHA-256 .*\(the bundle's metadata"):
         load_bundle(bundle)
-    assert ["is not the file that" in text for text in predicts()] == [True, True]
+    assert ["the bundle's metadata" in text for text in predicts()] == [True, True]
     shutil.copy(trained[1] / "model.pt", weights)
     metadata.write_text(json.dumps({**content, "weights": {"sha256": "0" * 64}}))
-    assert ["is not the file that" in text for text in predicts()] == [True, True]
+    assert ["the bundle's metadata" in text for text in predicts()] == [True, True]
     shutil.copy(trained[1] / "training.json", record)  # a training of the user's own, with its record
     assert load_bundle(bundle).recorded
     assert predicts() == []
     for other in ({}, {"model.pt": "0" * 64}):
         record.write_text(json.dumps({**json.loads(record.read_text()), "weights": other}))
-        assert ["is not the file that" in text for text in predicts()] == [True, True]
+        assert ["belongs to other weights" in text for text in predicts()] == [True, True]
     record.unlink()
     for unknown in (None, "text", {"md5": "0"}):  # of such metadata nothing is known
         metadata.write_text(json.dumps({**content, "weights": unknown}))
@@ -837,7 +924,7 @@ def test_out_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="is a file"):
         evaluated(trained, manifest, tmp_path / "file")
     with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
-        write_atomically(tmp_path / "file" / "scores.csv", b"")
+        write_durably(tmp_path / "file" / "scores.csv", b"")
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
@@ -859,7 +946,7 @@ def test_weights_are_held_against_the_hash_beside_them(trained, manifest, run_co
                 output_dir=str(tmp_path / "own"),
                 dataset_dir=str(manifest if config == "evaluate" else manifest / "volumes"),
             )
-        assert "model.pt is damaged, its SHA-256 is not that" in str(failure.value.__cause__)
+        assert re.search(r"model.pt: damaged, its SHA-256 \w+ is not that", str(failure.value.__cause__))
 
 
 def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -> None:
@@ -868,21 +955,18 @@ def test_a_damaged_training_record_is_named(trained, manifest, tmp_path: Path) -
     with pytest.raises(PipelineError, match=r"training\.json: no readable record"):
         evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
     record = json.loads((trained[1] / "training.json").read_text())
+    prediction = record["prediction"]
     for changes, message in (
         ({"weights": {"model.pt": "0" * 64}}, "belongs to other weights"),
-        ({"config": {**record["config"], "intensity": []}}, "trained with another intensity"),
-        (
-            {"config": {**record["config"], "train": {**record["config"]["train"], "deterministic_transforms": []}}},
-            "trained with another train#deterministic_transforms",
-        ),
-        ({"config": []}, "another|$^"),
+        ({"prediction": {**prediction, "unrecorded": ["image_spatial"]}}, "trained with image_spatial of its own"),
+        ({"prediction": {**prediction, "image_size": "$1"}}, "holds image_size as none of the plain values"),
+        ({"prediction": {**prediction, "network_def": {"_target_": "os.system"}}}, "holds network_def as none of the"),
+        ({"prediction": {**prediction, "imports": ["$import os"]}}, "holds imports as none of the plain values"),
+        ({"prediction": []}, "has no readable 'prediction'"),
     ):
         (tmp_path / "training.json").write_text(json.dumps({**record, **changes}))
-        if changes.get("config") == []:
-            assert load_bundle(trained[0], tmp_path / "model.pt").settings == {}
-        else:
-            with pytest.raises(PipelineError, match=message):
-                evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+        with pytest.raises(PipelineError, match=message):
+            evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
 
 
 def test_weights_trained_without_the_crop_predict_without_it(trained, manifest, tmp_path: Path) -> None:
@@ -891,8 +975,8 @@ def test_weights_trained_without_the_crop_predict_without_it(trained, manifest, 
     state = torch.load(trained[1] / "model.pt", weights_only=True)
     weights = save_weights(state, trained, tmp_path / "model.pt")
     record = json.loads((tmp_path / "training.json").read_text())
-    assert record["config"]["crop_to_head"] is True
-    record["config"]["crop_to_head"] = False
+    assert record["prediction"]["crop_to_head"] is True
+    record["prediction"]["crop_to_head"] = False
     (tmp_path / "training.json").write_text(json.dumps(record))
     volume = read_manifest(manifest).sections["validation"][0]
     voxels = torch.zeros(40, 44, 3, 3, dtype=torch.uint8)

@@ -10,7 +10,6 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.figures import Case, draw_cases
-from pipeline.files import write_atomically
 from pipeline.overlays import (
     GREEN,
     RED,
@@ -20,6 +19,7 @@ from pipeline.overlays import (
     slices_of_interest,
 )
 from pipeline.plots import dsc_png
+from pipeline.scripts.files import write_durably
 from pipeline.volumes import nifti_bytes, save_map, save_mask
 
 
@@ -89,8 +89,8 @@ def case(tmp_path: Path) -> Case:
     truth[10:20, 8:24, 2:4] = 1
     mask = np.roll(truth, 1, axis=2)
     files = {kind: tmp_path / f"A_{kind}.nii.gz" for kind in ("image", "label", "mask", "uncertainty")}
-    write_atomically(files["image"], nifti_bytes(image))
-    write_atomically(files["label"], nifti_bytes(truth))
+    write_durably(files["image"], nifti_bytes(image))
+    write_durably(files["label"], nifti_bytes(truth))
     save_mask(mask, files["mask"], files["image"])
     save_map((mask * 0.3).astype(np.float32), files["uncertainty"], files["image"])
     return Case("A", files["image"], files["mask"], files["label"])

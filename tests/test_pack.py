@@ -14,7 +14,7 @@ from conftest import BUNDLES, silent_weights
 
 from pipeline import pack
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_file
+from pipeline.scripts.files import sha256_file
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 from pipeline import report
 from pipeline.curves import CURVES, write_curves
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
 from pipeline.metrics import score_volume
 from pipeline.records import VolumeScore
 from pipeline.scores import write_results
+from pipeline.scripts.files import write_durably
 from pipeline.volumes import nifti_bytes, save_map, save_mask
 
 PATIENTS = ("3", "12", "7", "9")
@@ -41,7 +41,7 @@ def make_run(out: Path, shift: int, *, name: str = "basic_unet", protocol: str =
         mask = np.roll(truth, shift * (number + 1), axis=0)
         mask[:, :, 0] = 0
         for kind, volume in (("image", image), ("label", truth)):
-            write_atomically(out / "volumes" / f"{patient}_{kind}.nii.gz", nifti_bytes(volume))
+            write_durably(out / "volumes" / f"{patient}_{kind}.nii.gz", nifti_bytes(volume))
         like = out / "volumes" / f"{patient}_image.nii.gz"
         save_mask(mask, out / "masks" / f"{patient}_mask.nii.gz", like)
         if maps:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from conftest import BUNDLES, ROOT
 
-from pipeline.bundle import load_bundle, named_weights
-from pipeline.files import sha256_file
+from pipeline.bundle import load_bundle
+from pipeline.scripts.files import sha256_file
+from pipeline.scripts.weights import shipped_sha256
 
-SHIPPED = [bundle for bundle in BUNDLES if named_weights(bundle)]
+SHIPPED = [bundle for bundle in BUNDLES if shipped_sha256(bundle)]
 RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.yaml")}
 
 
@@ -42,7 +43,7 @@ def test_weights_are_a_plain_state_dict_of_the_network(bundle: Path) -> None:
     import torch
 
     weights = bundle / "models" / "model.pt"
-    assert sha256_file(weights) == named_weights(bundle) == record_of(bundle)["weights"]["model.pt"]
+    assert sha256_file(weights) == shipped_sha256(bundle) == record_of(bundle)["weights"]["model.pt"]
     assert weights.stat().st_size < 10e6
     state = torch.load(weights, weights_only=True)
     assert all(isinstance(value, torch.Tensor) and bool(value.isfinite().all()) for value in state.values())

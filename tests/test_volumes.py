@@ -169,13 +169,13 @@ def test_unreadable_volumes_are_named(image_file, tmp_path):
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
     path = tmp_path / "file"
-    files.write_atomically(path, b"old")
+    files.write_durably(path, b"old")
 
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (files.Path, "replace")), fail)
     with pytest.raises(PipelineError, match="No space left"):
-        files.write_atomically(path, b"new")
+        files.write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

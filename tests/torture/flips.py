@@ -26,7 +26,7 @@ from pipeline import manifest, phantom
 from pipeline.bundle import _read_bytes, _read_record
 from pipeline.datalist import read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
-from pipeline.files import proof_of
+from pipeline.scripts.files import checksum_path
 from pipeline.volumes import load_image, load_label
 from torture.kills import checkpoints
 
@@ -102,8 +102,8 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
         kinds: dict[str, tuple[list[Path], Callable[[], None]]] = {
             "slices": (sorted(source.rglob("*.tif")), slices),
             "volumes": (sorted(built.rglob("*.nii.gz")), volumes),
-            "manifest": ([built / "manifest.json", proof_of(built / "manifest.json")], volumes),
-            "manifest of a training": ([built / "manifest.json", proof_of(built / "manifest.json")], trained),
+            "manifest": ([built / "manifest.json", checksum_path(built / "manifest.json")], volumes),
+            "manifest of a training": ([built / "manifest.json", checksum_path(built / "manifest.json")], trained),
             "weights": ([folder / "model.pt"], weights),
             "volumes of no manifest": (images, lambda: same(images, load_image)),
             "masks": (labels, lambda: same(labels, load_label)),

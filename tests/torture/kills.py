@@ -46,13 +46,13 @@ while True:
 WRITING = """
 import sys
 from pathlib import Path
-from pipeline.files import write_atomically
+from pipeline.scripts.files import write_durably
 folder, number = Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 while True:
     number += 1
     for name in ("manifest.json", "scores.csv", "mask.nii.gz", "report.html"):
-        write_atomically(folder / name, (f"{number:08d}" * 50_000).encode())
+        write_durably(folder / name, (f"{number:08d}" * 50_000).encode())
 """
 
 
@@ -96,7 +96,7 @@ def saver(count: int, seed: int) -> int:
         for _ in range(count):
             killed(SAVING, [str(BUNDLE), folder, str(last)], rng.uniform(0, 0.25))
             files = sorted(Path(folder).glob("[!.]*.pt"))
-            proofs = {path: module.proof_of(path).read_text().split() for path in files}
+            proofs = {path: module.checksum_path(path).read_text().split() for path in files}
             torn = [path for path in files if hashlib.sha256(path.read_bytes()).hexdigest() not in proofs[path]]
             if files:
                 number = int(module.newest(folder, torch.device("cpu"))["number"])

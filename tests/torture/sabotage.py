@@ -331,7 +331,7 @@ def commands(folder: Path) -> dict[str, Case]:
     def loadable(out: Path) -> None:
         module = checkpoints()
         for path in out.rglob("[!.]*.pt"):
-            beside = path.with_suffix(".sha256") if path.parent.name == "cache" else module.proof_of(path)
+            beside = path.with_suffix(".sha256") if path.parent.name == "cache" else module.checksum_path(path)
             if hashlib.sha256(path.read_bytes()).hexdigest() not in beside.read_text().split():
                 raise ValueError(f"{path.name} is torn")
         for path in out.glob("[!.]*.json"):

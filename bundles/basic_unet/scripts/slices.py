@@ -6,22 +6,25 @@ import hashlib
 import io
 import json
 import os
+import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ignite
+import monai
 import numpy as np
 import torch
 from monai.bundle import ConfigParser, ReferenceResolver
-from monai.data import NibabelReader
+from monai.data import Dataset, NibabelReader
 from monai.transforms import Transform
 from monai.utils import MetaKeys, convert_to_tensor
 from tqdm import tqdm
 
-from scripts.checkpoints import write_durably
-from scripts.faults import TrainingError
+from .faults import PipelineError
+from .files import checksum_path, matches_checksum, sha256_file, write_with_checksum
 
 LEVELS = 255
 
@@ -60,7 +63,7 @@ class ToSlices(Transform):
             (D, 1, H, W) uint8 with 1 as 255.
 
         Raises:
-            TrainingError: image or label holds NaN or Inf; names the volume.
+            PipelineError: image or label holds NaN or Inf; names the volume.
         """
         image, label = (
             convert_to_tensor(data[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
@@ -68,7 +71,7 @@ class ToSlices(Transform):
         low, high = torch.aminmax(image.flatten(1), dim=1)
         if not torch.isfinite(torch.stack([low, high])).all():
             source = getattr(data["image"], "meta", {}).get("filename_or_obj", "a volume")
-            raise TrainingError(
+            raise PipelineError(
                 f"{Path(str(source)).name}: the preprocessed image holds NaN or Inf. Restore the volume."
             )
         step = (high - low) / LEVELS
@@ -86,11 +89,11 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Slices of many volumes; a list of numbers gives a batch.
 
     Args:
-        volumes: of what ``ToSlices`` returns, such as ``monai.data.Dataset``; each is read once, here.
-        even_share: share of draws by which every slice of a volume is drawn alike; the others go by lesion area. Every
-            volume is drawn alike.
-        device: where the slices lie, in 8 bits.
-        num_threads: that preprocess volumes.
+        volumes: What ``ToSlices`` returns, one a volume, such as a ``monai.data.Dataset``; each is read once, here.
+        even_share: The share of draws in which all slices of a volume are equally likely; the others go by lesion area.
+            All volumes are equally likely.
+        device: The device on which the slices lie, in 8 bits.
+        num_threads: The number of threads that preprocess volumes.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """A batch.
 
         Args:
-            numbers: of B slices, 0 to ``len(self) - 1``.
+            numbers: Numbers of B slices, 0 to ``len(self) - 1``.
 
         Returns:
             "image" (B, C, H, W) float32 as the volumes were preprocessed, "label" (B, 1, H, W) float32, 0 to 1.
@@ -131,7 +134,7 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
 
     Args:
         label: (D, 1, H, W) uint8.
-        even_share: share of draws that lesion area has no say in; all of them where there is no lesion.
+        even_share: The share of draws in which lesion area has no say; all of them where there is no lesion.
 
     Returns:
         (D,) float64 of sum 1.
@@ -141,46 +144,94 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
     return even if area.sum() == 0 else even_share * even + (1 - even_share) * area / area.sum()
 
 
-def recipe_of(parser: ConfigParser | None, name: str, versions: Any) -> list[Any] | None:
-    """All that decides what a part of a config does: its text, the text of whatever it refers to, versions, this code.
+def slice_loader(
+    slices: SliceDataset, batch_size: int, steps_per_epoch: int, world_size: int = 1, num_workers: int = 0
+) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
+    """A loader that draws whole batches of slices, with replacement, by the weights of the dataset.
 
     Args:
-        parser: of the config that runs; None where no workflow runs it.
-        name: of the part.
-        versions: of the libraries.
+        slices: The slices of this process.
+        batch_size: Slices of a batch, of all processes together.
+        steps_per_epoch: Batches of an epoch.
+        world_size: The number of processes, which share out a batch evenly.
+        num_workers: The number of processes that load batches; 0 takes them from memory, which is faster.
+    """
+    share = batch_size // world_size
+    drawn = torch.utils.data.WeightedRandomSampler(slices.weights.tolist(), steps_per_epoch * share)
+    sampler = torch.utils.data.BatchSampler(drawn, batch_size=share, drop_last=True)
+    # Seconds without a batch from a loader process, after which the run ends.
+    timeout = 120 if num_workers else 0
+    return torch.utils.data.DataLoader(
+        slices, sampler=sampler, batch_size=None, num_workers=num_workers, timeout=timeout
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that have a say in what a training gives."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "ignite": ignite.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
+    """All that decides what a part of a config does: its text and that of the parts it refers to, versions, this code.
+
+    Args:
+        parser: The parser of the config that runs.
+        name: The part's id in the config, such as ``train#preprocessing``.
 
     Returns:
-        JSON, None without a parser.
+        JSON.
     """
-    if parser is None:
-        return None
     parts: dict[str, Any] = {}
     waiting = [name]
     while waiting:
         part = waiting.pop()
         # The code stands for itself, wherever the bundle lies.
-        if part not in parts and part != "own_scripts":
+        if part not in parts and part != "scripts_path":
             parts[part] = parser[part]
             waiting += ReferenceResolver.find_refs_in_config(parts[part], part)
     code = {path.name: path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))}
-    return [parts, versions, code]
+    return [parts, library_versions(), code]
+
+
+def cached_volumes(
+    dataset: Dataset, cache_dir: str | None, workflow: Sequence[Any], recipe: str = "train#preprocessing"
+) -> Dataset | SliceCache:
+    """A dataset as it is or, with a folder for it, behind a ``SliceCache``.
+
+    Args:
+        dataset: The volumes; "data" their items, "transform" the preprocessing.
+        cache_dir: The cache's folder; None for no cache.
+        workflow: The MONAI workflow that runs the config, alone in a sequence.
+        recipe: The preprocessing's id in the config.
+
+    Raises:
+        PipelineError: There is a folder but no workflow, so that the transforms are not known.
+    """
+    if not cache_dir:
+        return dataset
+    if not workflow:
+        raise PipelineError("cache_dir: the transforms are not known here. Run the config by a ConfigWorkflow.")
+    return SliceCache(dataset.data, dataset.transform, cache_dir, recipe_of(workflow[0].parser, recipe))
 
 
 class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Preprocessed volumes on disk, mapped into memory: read when used, and only what is used.
+    """Preprocessed volumes on disk, mapped into memory: only what is used is read, when it is used.
 
     An entry's name is a hash of the content of the volume's files and of the recipe, so that neither a changed file nor
     a changed transform is served an old one. Entries are written whole or not at all; one that does not have the hash
     that stands beside it is made again, with a warning.
 
     Args:
-        data: items of a datalist, "image" and "label" being paths.
-        transform: from an item to what ``ToSlices`` returns.
-        folder: of the cache; made where it is missing.
-        recipe: all that decides what the transform does, JSON, as ``recipe_of`` gives it.
-
-    Raises:
-        ValueError: no recipe.
+        data: Items of a datalist; "image" and "label" are paths.
+        transform: From an item to what ``ToSlices`` returns.
+        folder: The cache's folder, made where it is missing.
+        recipe: All that decides what the transform does, JSON, as ``recipe_of`` gives it.
     """
 
     def __init__(
@@ -190,8 +241,6 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         folder: str | os.PathLike[str],
         recipe: Any,
     ) -> None:
-        if recipe is None:
-            raise ValueError("cache_dir: the transforms are not known, run the config by a ConfigWorkflow")
         self.data, self.transform, self.folder = data, transform, Path(folder)
         self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -206,17 +255,17 @@ class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         for name in ("image", "label"):
             key.update(hashlib.sha256(Path(item[name]).read_bytes()).digest())
         entry = self.folder / f"{key.hexdigest()}.pt"
-        proof = entry.with_suffix(".sha256")
         if entry.is_file():
-            if proof.is_file() and proof.read_text() == hashlib.sha256(entry.read_bytes()).hexdigest():
-                return torch.load(entry, weights_only=True, mmap=True)
+            # An entry without a checksum, of which nothing is known, is made again as well.
+            if checksum_path(entry).is_file() and matches_checksum(entry, sha256_file(entry)):
+                return self._mapped(entry)
             warnings.warn(f"{entry}: damaged, made again", stacklevel=2)
-        self._write(entry, proof, self.transform(item))
-        return torch.load(entry, weights_only=True, mmap=True)
-
-    def _write(self, entry: Path, proof: Path, volume: dict[str, torch.Tensor]) -> None:
         buffer = io.BytesIO()
-        torch.save(volume, buffer)
-        content = buffer.getvalue()
-        for path, data in ((proof, hashlib.sha256(content).hexdigest().encode()), (entry, content)):
-            write_durably(path, data)
+        torch.save(self.transform(item), buffer)
+        write_with_checksum(entry, buffer.getvalue())
+        return self._mapped(entry)
+
+    @staticmethod
+    def _mapped(entry: Path) -> dict[str, torch.Tensor]:
+        volume: dict[str, torch.Tensor] = torch.load(entry, weights_only=True, mmap=True)
+        return volume

@@ -1,18 +1,19 @@
 """Random transforms of a whole batch of slices, on the device where the batch lies.
 
-Drawn slice by slice from torch's global generator, done in a few calls for all slices of the batch.
+Each slice draws its own numbers from torch's global generator; a few calls transform all slices of the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch.nn.functional import grid_sample, interpolate
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[Any, torch.Tensor]
 FIELD_POINTS = 3
 """Along each side of a slice, between which a bias field is smooth."""
 
@@ -26,12 +27,12 @@ class RandBatchAffined(MapTransform):
     """Rotate, scale, shift and mirror each slice of a batch by one interpolation, all keys alike.
 
     Args:
-        keys: of tensors (B, C, H, W) float32.
-        rotate: largest angle in radians.
-        scale: largest change of size along each axis; 0.1 means 0.9 to 1.1.
-        translate: largest shift along each axis as a share of the side.
-        flip: probability to mirror left and right.
-        padding_mode: for each key, what lies outside: ``zeros``, ``border`` or ``reflection``.
+        keys: The tensors' names; each is (B, C, H, W) float32.
+        rotate: The largest angle in radians.
+        scale: The largest change of size along each axis; 0.1 means 0.9 to 1.1.
+        translate: The largest shift along each axis as a share of the side.
+        flip: The probability to mirror left and right.
+        padding_mode: What lies outside, for each key: ``zeros``, ``border`` or ``reflection``.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class RandBatchAffined(MapTransform):
         self.rotate, self.scale, self.translate, self.flip = rotate, scale, translate, flip
         self.padding_mode = padding_mode
 
-    def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch, moved; bilinear."""
         result = dict(data)
         image = data[self.keys[0]]
@@ -77,8 +78,8 @@ def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
     Args:
         theta: (B, 2, 3), from places of the result to places of the source, -1 to 1.
-        height: of the result in pixels.
-        width: likewise.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
 
     Returns:
         (B, H, W, 2), column and row.
@@ -94,18 +95,18 @@ class RandBatchIntensityd(MapTransform):
     """Shade each channel of each slice by a bias field, multiply it by a factor around 1 and add an offset.
 
     Args:
-        keys: of tensors (B, C, H, W) float32, changed in place.
-        gain: largest change of the factor.
-        offset: largest offset, in the image's own unit.
-        bias_field: largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic between
-            them; it multiplies what is above the darkest pixel of the channel.
+        keys: The tensors' names; each is (B, C, H, W) float32 and is changed in place.
+        gain: The largest change of the factor.
+        offset: The largest offset, in the image's own unit.
+        bias_field: The largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic
+            between them; it multiplies what is above the darkest pixel of the channel.
     """
 
     def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0, bias_field: float = 0.0) -> None:
         super().__init__(keys)
         self.gain, self.offset, self.bias_field = gain, offset, bias_field
 
-    def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch with other intensities."""
         result = dict(data)
         for key in self.keys:
@@ -129,17 +130,17 @@ class RandMissingSequenced(MapTransform):
     """Copy FLAIR over other channels of a slice, as the publishers did where a sequence was missing.
 
     Args:
-        keys: of tensors (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast, changed in place.
-        both: probability to replace both other channels.
-        pre: probability to replace the pre-contrast channel, beside that.
-        post: likewise the post-contrast channel.
+        keys: The tensors' names; each is (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast, changed in place.
+        both: The probability to replace both other channels.
+        pre: The probability to replace the pre-contrast channel alone, independent of ``both``.
+        post: The probability to replace the post-contrast channel alone, independent of ``both``.
     """
 
     def __init__(self, keys: KeysCollection, both: float = 0.0, pre: float = 0.0, post: float = 0.0) -> None:
         super().__init__(keys)
         self.both, self.pre, self.post = both, pre, post
 
-    def __call__(self, data: Mapping[str, torch.Tensor]) -> Batch:
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch with fewer sequences."""
         result = dict(data)
         for key in self.keys:

@@ -1,0 +1,74 @@
+"""The config that runs: keys of earlier versions, switches, and the bundle's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .faults import PipelineError
+
+REMOVED = {
+    "attached": "train#handlers",
+    "check": "train#handlers",
+    "checks": "train#handlers",
+    "clip_gradients": "gradient_clip",
+    "datalist": "dataset_dir",
+    "early_stop": "early_stop_patience",
+    "may_change": "allow_different",
+    "mean_dsc": "key_metric, or validate#key_metric",
+    "missing_sequences": "augmentation",
+    "scored_volumes": "key_metric, or validate#key_metric",
+    "stop_at_nan_prediction": "handlers, or validate#handlers",
+    "train#cpu_autocast": "amp",
+    "train#deterministic_transforms": "train#spatial",
+    "train#prepare_batch": "augmentation",
+    "train#sampler": "batch_size and steps_per_epoch",
+    "validate#pictures": "validate#handlers",
+}
+"""Keys of version 0.1 -> what to use in their place."""
+
+
+def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
+    """Refuse keys of earlier versions, which MONAI would accept and nothing would read.
+
+    Args:
+        workflow: The MONAI workflow that runs the config, alone in a sequence; empty where there is none.
+        removed: Key -> what to use in its place.
+
+    Raises:
+        PipelineError: The config has such a key; all of them are named.
+    """
+    found = [key for key in removed if workflow and key in workflow[0].parser]
+    if found:
+        raise PipelineError("\n".join(f"{key}: is no key of this version. Use {removed[key]}." for key in found))
+
+
+def refuse_text_switches(**switches: Any) -> None:
+    """Refuse switches that are no booleans: ``--amp false`` is text, and text counts as true.
+
+    Args:
+        **switches: Values by their keys.
+
+    Raises:
+        PipelineError: A value is not ``True`` or ``False``.
+    """
+    for name, switch in switches.items():
+        if not isinstance(switch, bool):
+            raise PipelineError(f"{name}: {switch!r} (expected True or False, capitalised as in Python).")
+
+
+def config_without_overrides(path: Path) -> dict[str, Any]:
+    """A config file in the form in which a workflow keeps a config; empty where there is no file.
+
+    Args:
+        path: The file.
+    """
+    from monai.bundle import ConfigParser  # brings torch
+
+    if not path.is_file():
+        return {}
+    parser = ConfigParser(ConfigParser.load_config_file(path))
+    parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]
+    config: dict[str, Any] = parser.get()
+    return config

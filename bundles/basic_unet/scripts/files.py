@@ -1,0 +1,214 @@
+"""Files as such: hashes, writes that are whole or not there, checksums beside files, and folders for one run at a time.
+
+A file under its final name is the old one or the new one. ``NAME.sha256`` beside a file holds its hash or, for the
+moment of a change, the hashes of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .faults import PipelineError
+
+WRITING = ".writing-"
+"""First characters of the names of files that are not finished."""
+
+
+def content_of(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of limited size; other files are not opened.
+
+    Args:
+        path: The file.
+        max_bytes: The largest size that is read.
+
+    Raises:
+        OSError: The file is missing, unreadable or too large, or is a folder, pipe, socket or device.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no file, but a folder, pipe, socket or device", str(path))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EINVAL, f"{status.st_size} bytes, at most {max_bytes} are read", str(path))
+    return path.read_bytes()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of ``data``, lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, lower-case hexadecimal.
+
+    Raises:
+        OSError: The file is missing or unreadable.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that under its name stands the old content or the new, whole, at any moment.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        data: The whole content.
+        mode: Permissions of the new file, less what the process's umask takes away.
+
+    Raises:
+        PipelineError: The disk refuses (full, read-only, no permission). The old file stays.
+    """
+    with writing_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{WRITING}{uuid.uuid4().hex}.tmp")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def checksum_path(path: Path) -> Path:
+    """The file that holds another file's SHA-256."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_with_checksum(path: Path, data: bytes) -> None:
+    """``write_durably``, and the SHA-256 beside the file.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        data: The whole content.
+
+    Raises:
+        PipelineError: The disk refuses.
+    """
+    new = sha256_bytes(data)
+    with writing_errors(path):
+        old = [sha256_file(path)] if path.is_file() else []
+    # The hash first: a file under its final name is never without its own.
+    write_durably(checksum_path(path), "\n".join([new, *old]).encode())
+    write_durably(path, data)
+    if old:
+        write_durably(checksum_path(path), new.encode())
+
+
+def matches_checksum(path: Path, sha256: str) -> bool:
+    """False where a checksum stands beside a file and is another than the file's.
+
+    Args:
+        path: The file.
+        sha256: The hash of its content.
+
+    Raises:
+        PipelineError: The checksum cannot be read.
+    """
+    try:
+        text = checksum_path(path).read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise PipelineError(
+            f"{checksum_path(path)}: cannot be read ({error.strerror}). Mend its permissions."
+        ) from error
+    return sha256 in text.split()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
+    """Keep a second run out of the same folder; without effect where the system has no ``flock``.
+
+    The lock ends with the process, however it ends, and leaves no file. What killed runs have not finished writing is
+    removed.
+
+    Args:
+        folder: The folder, made where it is missing; removed again where nothing came into it.
+        parts: Folders in it that such a run writes into as well.
+
+    Raises:
+        PipelineError: Another run holds the folder.
+    """
+    made = not folder.exists()
+    with writing_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(folder):
+            within = (path for part in parts for path in (folder / part).rglob(f"{WRITING}*"))
+            for path in [*folder.glob(f"{WRITING}*"), *within]:
+                path.unlink(missing_ok=True)
+            yield
+    finally:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """``locked`` for a folder that exists; nothing in it is removed.
+
+    Raises:
+        PipelineError: Another run holds the folder.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # not there on Windows
+
+    with writing_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(
+                f"{folder}: another run writes there. Wait for it to end, or choose another folder."
+            ) from error
+        except OSError:  # a network file system without locks: go on as without flock
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``.
+
+    Raises:
+        PipelineError: In place of the ``OSError``.
+    """
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PipelineError(
+            f"{path}: a file stands where a folder is needed ({error.strerror}). Choose another folder, or move it."
+        ) from error
+    except OSError as error:
+        raise PipelineError(
+            f"{path}: cannot be written ({error.strerror or error}), what was there before stays. "
+            "Free space on the disk or mend the folder's permissions, then run again."
+        ) from error

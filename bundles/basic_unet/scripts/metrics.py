@@ -1,0 +1,43 @@
+"""Pairs of prediction and truth for MONAI's metric handlers, and the rule for volumes without a lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+Output = Sequence[Mapping[str, torch.Tensor]]
+"""One mapping a volume: "pred" the mask and "label" the truth, both (1, H, W, D)."""
+
+
+def dice_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Masks and truths for ``DiceMetric(ignore_empty=True)``, so that false positives count.
+
+    ``ignore_empty`` leaves out volumes without a lesion, also those in which one was predicted. Such a volume is scored
+    against the complement of its prediction, which gives DSC 0. Truth and prediction both empty: no DSC (NaN).
+
+    Args:
+        output: The evaluator's output.
+
+    Returns:
+        Masks, truths.
+    """
+    truths = [item["label"] if item["label"].any() or not item["pred"].any() else 1 - item["pred"] for item in output]
+    return [item["pred"] for item in output], truths
+
+
+def loss_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits and truths for the training's loss on whole volumes.
+
+    Args:
+        output: The evaluator's output, with "probability" (1, H, W, D) beside the mask.
+
+    Returns:
+        Logits, from the probabilities; truths.
+    """
+    return [torch.logit(item["probability"], eps=1e-6) for item in output], [item["label"] for item in output]
+
+
+def validation_dsc(engine: object) -> float:
+    """The validation DSC of an evaluator, by which weights are called better."""
+    return float(engine.state.metrics["val_dsc"])  # type: ignore[attr-defined]

@@ -1,0 +1,241 @@
+"""The record of a training, ``training.json`` beside its weights: what prediction needs of it, as plain values.
+
+A config may be reworded, the values stay: ``record["prediction"]`` holds image size, crop, intensities and network by
+which the weights were trained. It holds values alone, so that a record can bring no code. ``record["config"]`` is the
+config as it ran, for people to read; nothing is taken over from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .faults import PipelineError
+from .files import content_of, matches_checksum, sha256_bytes
+
+RECORD = "training.json"
+"""The record beside trained weights."""
+RECORD_VERSION = 2
+MAX_RECORD_BYTES = 32 * 2**20
+SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentiles": list, "normalize_head": bool}
+"""Plain keys of a config that decide what the network sees."""
+SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
+TRAIN_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
+"""Sections of a config, and of its section ``train``, that decide it as well."""
+OUR_NETWORKS = ("scripts.networks.UNetPlusPlus",)
+
+_RENAMED = {"scripts.unet_plusplus.UNetPlusPlus": "scripts.networks.UNetPlusPlus"}
+_VERSION_1 = {
+    "2b58c74d1e0144883ba0782550718f9065f1a0df9a7842c086160e2e8c49c254": False,
+    "cb7200ef604a02929e571192b105095e8d42bc1b4e45cce494b89213f08ebc36": True,
+}
+"""SHA-256 of the preprocessing's text in records of version 0.1 -> ``normalize_head``."""
+_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
+
+
+def as_text(content: Any) -> str:
+    """JSON of a record; paths of this machine are cut to their last part.
+
+    Args:
+        content: The record. Values that JSON does not know are written as text.
+    """
+    return json.dumps(_without_folders(json.loads(json.dumps(content, default=str))), indent=2)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if Path(value).is_absolute():
+        return Path(value).name
+    return _FOLDERS.sub(lambda match: "" if Path(match[0]).is_dir() else match[0], value)
+
+
+def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a training's config that prediction needs.
+
+    Args:
+        config: The config as it ran.
+        own: The bundle's own training config, without overrides.
+
+    Returns:
+        ``SETTINGS`` and ``network_def`` where they are plain values; ``intensity`` where the training had other
+        transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
+        that no plain value tells.
+    """
+    values = {key: config[key] for key, kind in SETTINGS.items() if type(config.get(key)) is kind}
+    network = config.get("network_def")
+    if isinstance(network, Mapping) and is_network(network):
+        values["network_def"] = _without_marks(network)
+    changed = [key for key in SECTIONS if config.get(key) != own.get(key)]
+    if "intensity" in changed and is_intensity(config.get("intensity")):
+        values["intensity"] = config["intensity"]
+    train, own_train = (part.get("train", {}) for part in (config, own))
+    changed += [f"train#{key}" for key in TRAIN_SECTIONS if train.get(key) != own_train.get(key)]
+    return {**values, "unrecorded": [key for key in changed if key not in values]}
+
+
+def is_network(definition: Any) -> bool:
+    """True for a network of ``monai.networks.nets``, or of this project, whose arguments are plain values."""
+    if not isinstance(definition, Mapping):
+        return False
+    target = str(definition.get("_target_"))
+    ours = target in OUR_NETWORKS
+    return (ours or _class_of("monai.networks.nets", target) is not None) and _is_plain(_without_marks(definition))
+
+
+def is_intensity(definition: Any) -> bool:
+    """True for a list of MONAI's intensity transforms, none of them random, whose arguments are plain values."""
+    if not isinstance(definition, list) or not all(isinstance(item, Mapping) for item in definition):
+        return False
+    found = [_class_of("monai.transforms.intensity.dictionary", str(item.get("_target_"))) for item in definition]
+    return all(kind is not None and not hasattr(kind, "randomize") for kind in found) and _is_plain(
+        [_without_marks(item) for item in definition]
+    )
+
+
+def _class_of(module: str, target: str) -> type | None:
+    """The class that a target names, by itself or with a package of MONAI before it, where ``module`` defines it."""
+    package, _, name = target.rpartition(".")
+    if package and not (module == package or module.startswith(f"{package}.")):
+        return None
+    found = getattr(importlib.import_module(module), name, None)
+    is_own = isinstance(found, type) and found.__module__.startswith(module)
+    return found if is_own else None
+
+
+def _without_marks(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A component without ``_requires_`` and the like."""
+    return {key: value for key, value in definition.items() if key == "_target_" or not str(key).startswith("_")}
+
+
+def _is_plain(value: Any) -> bool:
+    """True for numbers, names, and lists or maps of them: no expression, reference, macro or component."""
+    if isinstance(value, str):
+        return not value.startswith(("$", "@", "%"))
+    if isinstance(value, Mapping):
+        return all((key == "_target_" or not str(key).startswith("_")) and _is_plain(v) for key, v in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
+    """The record beside weights; empty where there is none.
+
+    Args:
+        weights: The weights file.
+        weights_sha256: The hash of its content.
+
+    Raises:
+        PipelineError: The record is unreadable or damaged, or belongs to other weights.
+    """
+    path = weights.with_name(RECORD)
+    if not path.is_file():
+        return {}
+    try:
+        data = content_of(path, MAX_RECORD_BYTES)
+        record: dict[str, Any] = json.loads(data)
+        dict(record["config"]), list(record.get("training_patients", []))
+        known = {str(sha256).lower() for sha256 in dict(record["weights"]).values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
+    if not matches_checksum(path, sha256_bytes(data)):
+        raise PipelineError(f"{path}: damaged, its SHA-256 is not that in {RECORD}.sha256 beside it. Restore it.")
+    if weights_sha256 not in known:
+        raise PipelineError(
+            f"{path}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
+            "remove the record to use them as the bundle's config says."
+        )
+    return record
+
+
+def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What prediction takes over from a record: ``SETTINGS``, ``network_def`` and ``intensity``, where it holds them.
+
+    A record of version 0.1 has no ``prediction``. Its settings are read from its config, and its preprocessing must be
+    word for word one of the two that version 0.1 came with.
+
+    Args:
+        record: The record, from ``read_record``.
+        path: The weights file, for messages.
+
+    Returns:
+        Key of a bundle's config -> plain value; empty for an empty record.
+
+    Raises:
+        PipelineError: The training changed what its record cannot tell, or the record holds what is no plain value.
+    """
+    if not record:
+        return {}
+    values = record["prediction"] if "prediction" in record else _prediction_of_version_1(dict(record["config"]))
+    if not isinstance(values, Mapping):
+        raise PipelineError(f"{path}: {RECORD} beside it has no readable 'prediction'. Restore or remove it.")
+    values = dict(values)
+    unrecorded = values.pop("unrecorded", [])
+    if unrecorded:
+        raise PipelineError(
+            f"{path}: trained with {', '.join(map(str, unrecorded))} of its own, which a record cannot hold (only "
+            "settings, and MONAI's networks and intensity transforms with plain values). Predict with a bundle whose "
+            "configs say the same, without the record."
+        )
+    odd = [key for key, value in values.items() if not _is_setting(key, value)]
+    if odd:
+        raise PipelineError(
+            f"{path}: {RECORD} beside it holds {', '.join(map(str, odd))} as none of the plain values that prediction "
+            "takes over. Restore the record."
+        )
+    return values
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    if key == "network_def":
+        return is_network(value)
+    if key == "intensity":
+        return is_intensity(value)
+    if key == "percentiles":
+        return isinstance(value, list) and len(value) == 2 and all(type(limit) in (int, float) for limit in value)
+    return key in SETTINGS and type(value) is SETTINGS[key]
+
+
+def _prediction_of_version_1(config: Mapping[str, Any]) -> dict[str, Any]:
+    train = config.get("train")
+    if not isinstance(train, Mapping):
+        return {}
+    network = config.get("network_def")
+    if isinstance(network, Mapping):
+        network = {**network, "_target_": _RENAMED.get(str(network.get("_target_")), network.get("_target_"))}
+    if not is_network(network):
+        return {"unrecorded": ["a network_def"]}
+    values = for_prediction({**config, "network_def": network}, config)
+    text = [config.get(key) for key in ("head", "image_loading", "image_spatial", "intensity")]
+    text += [train.get(key) for key in ("image_loading", "deterministic_transforms")]
+    sha256 = sha256_bytes(json.dumps(text, sort_keys=True).encode())
+    if sha256 not in _VERSION_1:
+        return {"unrecorded": ["a preprocessing"]}
+    values["normalize_head"] = _VERSION_1[sha256]
+    return values | {"percentiles": [1, 99.5]}
+
+
+def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings those in which a config differs.
+
+    Args:
+        settings: From ``trained_settings``.
+        config: A bundle's config.
+    """
+
+    def same(key: str, value: Any) -> bool:
+        own = config.get(key)
+        if key == "network_def":
+            return isinstance(own, Mapping) and _without_marks(own) == value
+        return bool(own == value)
+
+    return {key: value for key, value in settings.items() if not same(key, value)}

@@ -1,0 +1,409 @@
+"""Handlers of MONAI's trainer and evaluator: each is attached to its engine by a bundle's config."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler, ProgressBar
+from ignite.metrics import Average
+from monai.engines import IterationEvents
+from monai.transforms import LabelToContour
+from monai.utils import set_determinism
+from torch.utils.tensorboard import SummaryWriter
+
+from .faults import PipelineError
+from .inferers import prediction_fault
+
+FLAIR = 1
+"""Number of the FLAIR channel."""
+RANK_STEP = 10007
+"""Between the seeds of two processes that train together."""
+
+
+class Attach:
+    """A handler that another part of the config names as well.
+
+    MONAI Label reads the lists of handlers as components, so that ``"@ema"`` alone cannot stand there.
+
+    Args:
+        handler: An object with ``attach(engine)``.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the handler."""
+        self.handler.attach(engine)
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights; its ``ema_model`` is the training's result.
+
+    The average starts from the network as it is when a training starts, weights that a handler has loaded included. A
+    resumed training goes on with the average that its checkpoint held. Batch statistics are those of the network.
+
+    Args:
+        network: The network that is trained.
+        momentum: The share of the newest weights, 0 to 1.
+    """
+
+    def __init__(self, network: torch.nn.Module, momentum: float) -> None:
+        self.network = network
+        self.handler = EMAHandler(network, momentum=momentum, handle_buffers="update")
+        self.ema_model = self.handler.ema_model
+        self._is_resumed = False
+
+    def attach(self, engine: Engine) -> None:
+        """Start the average with the training, and take in the weights after each step."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        self.handler.attach(engine, warn_if_exists=False)
+
+    def _start(self) -> None:
+        if not self._is_resumed:
+            self.ema_model.load_state_dict(self.network.state_dict())
+        self._is_resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights, for a checkpoint."""
+        state: dict[str, Any] = self.ema_model.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with these weights when the training starts."""
+        self.ema_model.load_state_dict(state)
+        self._is_resumed = True
+
+
+class CheckLogits:
+    """Refuse, before the first step, a network or a loss by which a training learns nothing.
+
+    A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. Large noise
+    drives logits out of 0 to 1 and leaves probabilities within. A loss is about 0 for logits that are right.
+
+    Args:
+        network: The network in evaluation mode, such as the average's.
+        loss: The loss, of logits and truth.
+        image_size: Height and width of the network's input in pixels.
+    """
+
+    def __init__(self, network: torch.nn.Module, loss: Any, image_size: int) -> None:
+        self.network, self.loss, self.image_size = network, loss, image_size
+
+    def attach(self, engine: Engine) -> None:
+        """Check when the training starts."""
+        engine.add_event_handler(Events.STARTED, self.check)
+
+    def check(self, engine: Any) -> None:
+        """Check network and loss on the engine's device, by its inferer.
+
+        Raises:
+            PipelineError: The network or the loss is refused.
+        """
+        size, device = self.image_size, engine.state.device
+        noise = 1000 * torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
+        with torch.no_grad():
+            logits = engine.inferer(noise, self.network)
+        if not isinstance(logits, torch.Tensor) or logits.shape != (2, 1, size, size):
+            raise PipelineError("the network must return one tensor of logits, a channel of the size of its input")
+        if bool(logits.min() >= 0 and logits.max() <= 1 and (logits != 0).any()):
+            raise PipelineError(
+                "the network returns probabilities (all within 0 and 1): take its last activation out, the loss has one"
+            )
+        if not -1e-3 < float(self.loss(40 * truth - 20, truth)) < 0.05:
+            raise PipelineError(
+                "the loss is not about 0 for logits that are right: it reads them with no sigmoid or with two"
+            )
+
+
+class SeedEpochs:
+    """Seed each epoch by its number, so that a resumed training draws what an undisturbed one draws.
+
+    Args:
+        seed: The training's seed.
+        rank: The number of this process, from 0; each draws slices of its own.
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed, self.rank = seed, rank
+
+    def attach(self, engine: Engine) -> None:
+        """Seed when an epoch starts."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
+
+    def _seed(self, engine: Engine) -> None:
+        set_determinism(seed=self.seed + engine.state.epoch - 1 + RANK_STEP * self.rank)
+
+
+class ClipGradients:
+    """Clip the norm of all gradients together, after each backward pass.
+
+    Args:
+        max_norm: The largest norm.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Clip before the optimizer's step."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
+
+    def _clip(self, engine: Any) -> None:
+        if engine.scaler:
+            engine.scaler.unscale_(engine.optimizer)
+        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+class StopAtNaN:
+    """End a training at the first loss that is not finite, before a step is taken by it; name the first such value."""
+
+    def attach(self, engine: Engine) -> None:
+        """Look at each loss, and at the weights after each epoch, before they are kept."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.check_weights)
+
+    def check_loss(self, engine: Any) -> None:
+        """Look at the loss.
+
+        Raises:
+            PipelineError: It is NaN or Inf.
+        """
+        output: Mapping[str, torch.Tensor] = engine.state.output
+        if bool(torch.isfinite(output["loss"])):
+            return
+        inputs = not_finite((f"the batch's {key}", output[key]) for key in ("image", "label"))
+        places = inputs or _weights(engine.network) or not_finite([("the network's prediction", output["pred"])])
+        remedy = "Check the volumes and the augmentation." if inputs else _NAN_REMEDY
+        raise PipelineError(
+            f"the training loss is not finite at iteration {engine.state.iteration}: NaN or Inf first in "
+            f"{_first_three(places) or 'the loss itself'}. {remedy}"
+        )
+
+    def check_weights(self, engine: Any) -> None:
+        """Look at the network.
+
+        Raises:
+            PipelineError: It holds NaN or Inf.
+        """
+        places = _weights(engine.network)
+        if places:
+            raise PipelineError(
+                f"after iteration {engine.state.iteration} the network holds NaN or Inf in {_first_three(places)}. "
+                f"{_NAN_REMEDY}"
+            )
+
+
+_NAN_REMEDY = "Lower --learning_rate, or train with --amp False; checkpoints of earlier epochs are kept."
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Names of the tensors that hold NaN or Inf."""
+    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
+    if not named:
+        return []
+    # One transfer from a GPU, not one a tensor.
+    finite = torch.stack([torch.isfinite(tensor.detach()).all() for _, tensor in named]).tolist()
+    return [name for (name, _), fine in zip(named, finite, strict=True) if not fine]
+
+
+def _weights(network: torch.nn.Module) -> list[str]:
+    named = [*network.named_parameters(), *network.named_buffers()]
+    return [f"network {name.removeprefix('module.')}" for name in not_finite(named)]
+
+
+def _first_three(places: list[str]) -> str:
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return ", ".join(places[:3]) + more
+
+
+class StopAtNaNPrediction:
+    """End an evaluation at a prediction that is not finite, naming the volume."""
+
+    def attach(self, engine: Engine) -> None:
+        """Look at each prediction before it is postprocessed."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
+
+    def _check(self, engine: Any) -> None:
+        files = engine.state.batch["image"].meta.get("filename_or_obj", ["a volume"])
+        fault = prediction_fault(engine.state.output["pred"], [Path(str(file)).name for file in files])
+        if fault:
+            raise PipelineError(fault)
+
+
+class ShareBuffers:
+    """Give the first process's batch statistics to all, before they validate: each has those of its own slices."""
+
+    def attach(self, engine: Engine) -> None:
+        """Share when a validation starts."""
+        engine.add_event_handler(Events.STARTED, self._share)
+
+    def _share(self, engine: Any) -> None:
+        for buffer in engine.network.buffers():
+            idist.broadcast(buffer, src=0)
+
+
+class Progress:
+    """The console's part: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
+
+    Args:
+        evaluator: The evaluator whose metrics stand in the line.
+        batch_size: Slices of a batch, of all processes together.
+        val_interval: Epochs between two validations.
+        quiet: Print nothing, as all processes but the first do.
+    """
+
+    def __init__(self, evaluator: Any, batch_size: int, val_interval: int, quiet: bool = False) -> None:
+        self.evaluator, self.batch_size, self.val_interval, self.quiet = evaluator, batch_size, val_interval, quiet
+        self._start, self._done_before = 0.0, 0
+        self._log = logging.getLogger("train")
+
+    def attach(self, engine: Engine) -> None:
+        """Measure, show the bar, and print the line after it."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        bar = ProgressBar(
+            bar_format="{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}",
+            desc="train",
+            unit=" slices",
+            unit_scale=self.batch_size,
+            disable=True if self.quiet else None,
+        )
+        bar.attach(
+            engine,
+            output_transform=lambda output: {"loss": output["loss"].item(), "left": self.time_left(engine.state)},
+        )
+        Average(output_transform=lambda output: output["loss"].item()).attach(engine, "train_loss")
+        if not self.quiet:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._print)
+
+    def start(self, engine: Any) -> None:
+        """Start the clock; a resumed training has steps behind it."""
+        self._start, self._done_before = time.monotonic(), engine.state.iteration
+
+    def time_left(self, state: Any) -> str:
+        """The time that the whole training still takes, as H:MM:SS.
+
+        Args:
+            state: The trainer's state.
+        """
+        each = (time.monotonic() - self._start) / max(state.iteration - self._done_before, 1)
+        seconds = int(each * (state.max_epochs * state.epoch_length - state.iteration))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def _print(self, engine: Any) -> None:
+        state = engine.state
+        took = max(time.monotonic() - self._start, 1e-9)
+        rate = (state.iteration - self._done_before) * self.batch_size / took
+        metrics = sorted(self.evaluator.state.metrics.items()) if state.epoch % self.val_interval == 0 else []
+        self._log.info(
+            "epoch %d/%d  train_loss %.4f  %.0f slices/s  left %s  %s",
+            state.epoch,
+            state.max_epochs,
+            state.metrics["train_loss"],
+            rate,
+            self.time_left(state),
+            "  ".join(f"{name} {value:.4f}" for name, value in metrics),
+        )
+
+
+def summary_writer(folder: str, disabled: bool = False) -> SummaryWriter | None:
+    """A writer of TensorBoard's event files, whose names do not tell this machine's name; None where disabled.
+
+    Args:
+        folder: The folder of the files.
+        disabled: Write nothing, as all processes but the first do.
+    """
+    if disabled:
+        return None
+    with mock.patch("socket.gethostname", lambda: "host"):
+        return SummaryWriter(folder)
+
+
+class LossAndRate:
+    """The training loss and the learning rate of a step, for TensorBoard.
+
+    Args:
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __call__(self, output: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Both, by name."""
+        return {"train_loss": output["loss"].item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+
+class ValidationPictures:
+    """The worst and the median patient of each validation, in TensorBoard: one slice of FLAIR with two contours.
+
+    The slice is the one with most lesion in the truth or, without a truth, in the prediction. Prediction is red, truth
+    green, both yellow. A patient with neither has no DSC and is left out.
+
+    Args:
+        writer: The writer of the event files.
+    """
+
+    def __init__(self, writer: SummaryWriter) -> None:
+        self.writer = writer
+        self.contour = LabelToContour()
+        self._seen: list[tuple[float, str, torch.Tensor]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Collect while volumes are validated, write when all are."""
+        engine.add_event_handler(Events.STARTED, self._seen.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.see)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def see(self, engine: Any) -> None:
+        """Keep DSC and picture of each volume."""
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            pred, label = item["pred"].cpu(), item["label"].cpu()
+            dsc = float(2 * (pred * label).sum() / (pred.sum() + label.sum()))
+            if not math.isnan(dsc):
+                z = int((label if label.any() else pred).sum(dim=(0, 1, 2)).argmax())
+                picture = self.picture(source["flair"][FLAIR, ..., z].cpu(), pred[..., z], label[..., z])
+                self._seen.append((dsc, str(source.get("patient", "unknown")), picture))
+
+    def picture(self, flair: torch.Tensor, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """One slice with its contours.
+
+        Args:
+            flair: (H, W), 0 to 255.
+            pred: (1, H, W), 0 and 1.
+            label: (1, H, W), 0 and 1.
+
+        Returns:
+            (3, H, W) float, 0 to 1.
+        """
+        grey = flair.float() / 255
+        red, green = (torch.maximum(grey, self.contour(mask)[0]) for mask in (pred, label))
+        return torch.stack([red, green, grey])
+
+    def write(self, engine: Any) -> None:
+        """Write the two pictures and whose they are."""
+        ordered = sorted(self._seen, key=lambda seen: seen[0])
+        places = (("validation/worst", 0), ("validation/median", (len(ordered) - 1) // 2)) if ordered else ()
+        for tag, place in places:
+            dsc, patient, picture = ordered[place]
+            self.writer.add_image(tag, picture, engine.state.epoch)
+            self.writer.add_text(tag, f"{patient}: DSC {dsc:.4f}", engine.state.epoch)
+
+
+def file_names(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The volumes' file names without their folders, for ``MetricsSaver``.
+
+    Args:
+        batch: The evaluator's batch; "image" is a MetaTensor.
+    """
+    return [{"filename_or_obj": Path(item["image"].meta["filename_or_obj"]).name} for item in batch]

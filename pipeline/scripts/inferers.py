@@ -1,0 +1,78 @@
+"""Inferers, for 16 bits on a CPU and for a GPU that is full; and predictions that are not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+
+class AutocastInferer(Inferer):
+    """Another inferer in bfloat16 on a CPU; its result is float32. MONAI's engine does the same on CUDA alone.
+
+    Args:
+        inferer: The inferer that does the work.
+        amp: The training runs in 16 bits.
+        device: The device that trains; any but a CPU leaves the inferer as it is.
+    """
+
+    def __init__(self, inferer: Inferer, amp: bool, device: torch.device | str) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.is_active = bool(amp) and torch.device(device).type == "cpu"
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict a batch."""
+        if not self.is_active:
+            return self.inferer(inputs, network, *args, **kwargs)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = self.inferer(inputs, network, *args, **kwargs)
+        return result.float() if isinstance(result, torch.Tensor) else result
+
+
+class ShrinkingInferer(Inferer):
+    """A slice inferer that takes half the slices at once where a GPU's memory does not hold them, and says so.
+
+    Args:
+        inferer: An inferer with ``sw_batch_size``, which is halved for the rest of the run.
+    """
+
+    def __init__(self, inferer: Any) -> None:
+        super().__init__()
+        self.inferer = inferer
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict a volume.
+
+        Raises:
+            torch.OutOfMemoryError: Not even one slice fits.
+        """
+        while True:
+            try:
+                return self.inferer(inputs, network, *args, **kwargs)
+            except torch.OutOfMemoryError:
+                if getattr(self.inferer, "sw_batch_size", 1) < 2:
+                    raise
+            # Outside of the handler, whose traceback holds the tensors.
+            torch.cuda.empty_cache()
+            self.inferer.sw_batch_size //= 2
+            logging.getLogger("train").warning(
+                "the GPU's memory ran out: goes on with %d slices at once", self.inferer.sw_batch_size
+            )
+
+
+def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
+    """A message where a prediction is not finite, empty where it is. A threshold would make an empty mask of NaN.
+
+    Args:
+        logits: The prediction, of any shape; before a sigmoid, which makes 1 of an infinite logit.
+        names: The volumes' names.
+    """
+    if bool(torch.isfinite(logits).all()):
+        return ""
+    return (
+        f"the prediction of {', '.join(names)} holds NaN or Inf. Check the weights and the intensities of the volume."
+    )

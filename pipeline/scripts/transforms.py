@@ -1,0 +1,64 @@
+"""Deterministic transforms of training volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, NormalizeIntensity
+
+HEAD_ABOVE = 0.1
+"""After the clip to 0 to 1, voxels above it count as head, the others as air."""
+MIN_DEVIATION = 0.01
+"""A head with less contrast is not divided by its deviation."""
+
+
+class NormalizePercentilesd(MapTransform):
+    """Clip each channel to two percentiles of the volume, then bring it to mean 0 and deviation 1.
+
+    The result is, bit for bit, that of the transforms under ``intensity`` in ``inference.json``. They are written as
+    stock MONAI transforms there because programs such as MONAI Deploy get the configs without this code.
+
+    Args:
+        keys: Names of the images, (C, H, W, D).
+        percentiles: The two percentiles, such as 1 and 99.5; a flat channel becomes 0.
+        normalize_head: Mean and deviation are those of the head, which is what lies above a tenth after the clip. How
+            much air the box of the head holds differs from patient to patient. False: of all voxels.
+    """
+
+    def __init__(self, keys: KeysCollection, percentiles: Sequence[float], normalize_head: bool = False) -> None:
+        super().__init__(keys)
+        self.percentiles = tuple(percentiles)
+        self.normalize = normalize_head_ if normalize_head else NormalizeIntensity(channel_wise=True)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The images with other intensities."""
+        result = dict(data)
+        for key in self.keys:
+            image = result[key]
+            limits = np.percentile(image.flatten(1).numpy(), self.percentiles, axis=1)
+            low, high = torch.tensor(limits, dtype=image.dtype)[..., None, None, None]
+            result[key] = self.normalize((image - low).div_((high - low).clamp_min(1e-6)).clamp_(0, 1))
+        return result
+
+
+def normalize_head_(image: torch.Tensor) -> torch.Tensor:
+    """Each channel less the mean of its head, over its deviation; in place.
+
+    Args:
+        image: (C, H, W, D) float, 0 to 1.
+    """
+    statistics = []
+    for channel in image:
+        head = channel[channel > HEAD_ABOVE]
+        if len(head) > 1:
+            deviation = head.std()
+            statistics.append((head.mean(), deviation if deviation > MIN_DEVIATION else 1))
+        else:
+            statistics.append((0, 1))
+    mean, deviation = torch.tensor(statistics, dtype=image.dtype).T[..., None, None, None]
+    normalized: torch.Tensor = (image - mean).div_(deviation)
+    return normalized
