@@ -110,7 +110,7 @@ def _json(value: Any, indent: str = "", key: str = "") -> str:
     start = f"{indent}{json.dumps(key, ensure_ascii=False)}: " if key else indent
     flat = json.dumps(value, ensure_ascii=False)
     items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    holds_components = any(isinstance(item, dict) and "_target_" in item for item in items)
+    holds_components = any(isinstance(item, dict) and "_target_" in item for item in items) and len(items) > 1
     if not items or (len(start + flat) < MAX_WIDTH and not holds_components):
         return start + flat
     keys = list(value) if isinstance(value, dict) else [""] * len(items)

@@ -329,7 +329,7 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
         assert there == {"checkpoint_1.pt", "checkpoint_1.pt.sha256", "checkpoint.json"}
 
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
-    refused("pass --resume True")
+    refused("Pass --resume True")
     refused("changed since the training began: learning_rate", resume=True, learning_rate=0.001)
     amp = json.loads((tmp_path / "checkpoint.json").read_text())["amp"]
     with monkeypatch.context() as other_cpu:
@@ -337,6 +337,7 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
         refused(f"changed since the training began: amp on this device (pass --amp {amp})", resume=True)
     shutil.copytree(manifest, tmp_path / "other")
     (tmp_path / "other" / "manifest.json").write_text((manifest / "manifest.json").read_text() + " ")
+    (tmp_path / "other" / "manifest.json.sha256").unlink()
     refused("changed since the training began: the manifest", resume=True, dataset_dir=str(tmp_path / "other"))
     for path in tmp_path.glob("checkpoint_*"):
         path.unlink()
@@ -407,7 +408,7 @@ def test_training_says_what_the_manifest_lacks(trained, phantoms, run_config, tm
     config = trained[0] / "configs" / "train.json"
     with pytest.raises(RuntimeError) as failure:
         run_config(config, dataset_dir=str(tmp_path), **folders, **TINY)
-    assert "manifest.json not found" in str(failure.value.__cause__)
+    assert "manifest.json: no manifest" in str(failure.value.__cause__)
     assert manifest_cli.main([str(phantoms), "--out", str(tmp_path / "none"), "--split", "none"]) == 0
     with pytest.raises(RuntimeError) as failure:
         run_config(config, dataset_dir=str(tmp_path / "none"), **folders, **TINY)

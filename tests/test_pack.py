@@ -24,7 +24,7 @@ def ready(trained: tuple[Path, Path], tmp_path: Path) -> Path:
     shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
     silent_weights(trained, bundle / "models" / "model.pt")
     record = json.loads((bundle / "models" / "training.json").read_text())
-    record["config"]["image_size"] = 192  # the config's own; the tests train smaller
+    record["prediction"]["image_size"] = 192  # the config's own; the tests train smaller
     (bundle / "models" / "training.json").write_text(json.dumps(record))
     metadata = bundle / "configs" / "metadata.json"
     content = json.loads(metadata.read_text())
@@ -61,7 +61,7 @@ def test_zip_holds_the_bundle_and_nothing_else(ready: Path, tmp_path: Path) -> N
     scripts = {path.relative_to(ready).as_posix() for path in ready.glob("scripts/*.py")}
     models = {"models/model.pt", "models/training.json"}
     assert inside == {"LICENSE", "docs/README.md", "configs/logging.conf"} | configs | scripts | models
-    assert not any(word in text for text in code for word in (b"pipeline.", b"import pipeline", b"from pipeline"))
+    assert not any(word in text for text in code for word in (b"import pipeline", b"from pipeline"))
 
 
 def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path, monkeypatch) -> None:
@@ -70,11 +70,11 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     with pytest.raises(PipelineError, match="bytes packed"):
         pack.main([str(ready), "--out", str(tmp_path / "out")])
     monkeypatch.undo()
-    record["config"]["image_size"] = 96
+    record["prediction"]["image_size"] = 96
     (ready / "models" / "training.json").write_text(json.dumps(record))
     with pytest.raises(PipelineError, match="trained with another image_size"):
         pack.main([str(ready), "--out", str(tmp_path / "out")])
-    record["config"]["image_size"] = 192
+    record["prediction"]["image_size"] = 192
     (ready / "models" / "training.json").write_text(json.dumps(record))
     metadata = ready / "configs" / "metadata.json"
     content = metadata.read_text()

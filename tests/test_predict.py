@@ -163,7 +163,7 @@ def test_a_changed_volume_of_a_manifest_is_refused(manifest: Path, tmp_path: Pat
     shutil.copytree(manifest, tmp_path / "copy")
     volume = read_manifest(tmp_path / "copy").sections["training"][0]
     volume.image.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
-    with pytest.raises(PipelineError, match="the content changed"):
+    with pytest.raises(PipelineError, match="changed since the manifest was built"):
         run(UNUSED, tmp_path / "out", tmp_path / "copy")
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import trust, vet
-from pipeline.bundle import _trained_otherwise, load_bundle
+from pipeline.bundle import load_bundle
 from pipeline.components import target_fault
 from pipeline.errors import PipelineError
 from pipeline.grammar import REFERENCE, expression_fault
@@ -290,15 +290,6 @@ def test_compiled_code_is_not_removed_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="a symbolic link"):
         load_bundle(bundle)
     assert kept.is_file()
-
-
-def test_a_training_config_reads_no_other_file(tmp_path: Path) -> None:
-    (tmp_path / "train.json").write_text('{"train": {"image_loading": "%/etc/secret.yaml::x"}}')
-    with pytest.raises(PipelineError, match="would read another file"):
-        _trained_otherwise({"train": {"image_loading": []}}, tmp_path / "train.json")
-    (tmp_path / "train.json").write_text("{")
-    with pytest.raises(PipelineError, match="no readable JSON config"):
-        _trained_otherwise({"train": {"image_loading": []}}, tmp_path / "train.json")
 
 
 def test_a_reference_stands_where_monai_puts_it() -> None:

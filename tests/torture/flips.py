@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import manifest, phantom
-from pipeline.bundle import _read_bytes, _read_record
 from pipeline.datalist import read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
 from pipeline.scripts.files import checksum_path
+from pipeline.scripts.manifest import refuse_changed_volumes
+from pipeline.scripts.weights import read_weights
 from pipeline.volumes import load_image, load_label
-from torture.kills import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "bundles" / "basic_unet" / "models"
@@ -59,9 +59,6 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
         Kind of file -> (tried, not told).
     """
     rng, tried, failed = random.Random(seed), Counter[str](), Counter[str]()
-    checkpoints()
-    from scripts.faults import TrainingError, check_volumes
-
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
         phantom.main([str(folder), "--patients", "4", "--size", "48", "--slices", "6"])
@@ -89,14 +86,13 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
         items = [{**item, **{kind: built / item[kind] for kind in ("image", "label")}} for item in listed]
 
         def trained() -> None:
-            check_volumes(str(built / "manifest.json"), items)
+            refuse_changed_volumes(str(built), items)
 
         def slices() -> None:
             manifest.main([str(source), "--out", str(built), *split, "--verify"])
 
         def weights() -> None:
-            data, digest = _read_bytes(folder / "model.pt")
-            if not _read_record(folder / "model.pt", digest) or not data:
+            if not read_weights(folder / "model.pt", folder).record:
                 raise PipelineError("no record")
 
         kinds: dict[str, tuple[list[Path], Callable[[], None]]] = {
@@ -117,7 +113,7 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
             whole = path.read_bytes()
             path.write_bytes(damaged(whole, rng))
             tried[kind] += 1
-            with contextlib.suppress(PipelineError, TrainingError):
+            with contextlib.suppress(PipelineError):
                 check()
                 failed[kind] += 1
             path.write_bytes(whole)

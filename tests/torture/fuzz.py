@@ -27,9 +27,10 @@ from pipeline.bundle import _read_state
 from pipeline.datalist import read_manifest, select
 from pipeline.errors import PipelineError
 from pipeline.grammar import expression_fault
+from pipeline.scripts.volumes import check_image
 from pipeline.slices import parse_name
 from pipeline.trust import faults_of
-from pipeline.volumes import check_image, decode_slice, load_image, nifti_bytes
+from pipeline.volumes import decode_slice, load_image, nifti_bytes
 from torture.flips import damaged
 
 MOST_S, MOST_BYTES = 10.0, 2 * 2**30

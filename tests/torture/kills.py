@@ -23,6 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.scripts.checkpoints import checkpoints_in, newest
+from pipeline.scripts.files import checksum_path
+
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "basic_unet"
 
@@ -75,31 +78,19 @@ def killed(code: str, arguments: Sequence[str], wait_s: float) -> None:
             raise RuntimeError(process.stderr.read())
 
 
-def checkpoints() -> Any:
-    """The bundle's own module, as the training imports it."""
-    sys.path.insert(0, str(BUNDLE))
-    try:
-        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-            del sys.modules[name]
-        from scripts import checkpoints as module
-    finally:
-        sys.path.remove(str(BUNDLE))
-    return module
-
-
 def saver(count: int, seed: int) -> int:
     """Kill a process that saves; each time the newest checkpoint must load, and every file under its name be whole."""
     import torch
 
-    module, rng, failed, last = checkpoints(), random.Random(seed), 0, 0
+    rng, failed, last = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(count):
             killed(SAVING, [str(BUNDLE), folder, str(last)], rng.uniform(0, 0.25))
             files = sorted(Path(folder).glob("[!.]*.pt"))
-            proofs = {path: module.checksum_path(path).read_text().split() for path in files}
+            proofs = {path: checksum_path(path).read_text().split() for path in files}
             torn = [path for path in files if hashlib.sha256(path.read_bytes()).hexdigest() not in proofs[path]]
             if files:
-                number = int(module.newest(folder, torch.device("cpu"))["number"])
+                number = int(newest(folder, torch.device("cpu"))["number"])
                 failed += bool(torn) or number < last
                 last = number
             failed += bool(last and not files)
@@ -176,7 +167,6 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
         manifest = phantom_manifest(folder)
         command = training_command(bundle, manifest, workers=workers, processes=processes)
         quiet: dict[str, Any] = {"capture_output": True, "cwd": ROOT}
-        module = checkpoints()
         whole = folder / "whole"
         with subprocess.Popen(
             into(command, whole), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
@@ -202,7 +192,7 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
                     shutil.rmtree(out)
                     continue
             number += 1
-            if module.checkpoints_in(out):
+            if checkpoints_in(out):
                 subprocess.run(into(command, out, "--resume", "True"), check=True, **quiet)
             elif not (out / "training.json").is_file():
                 failed += 1  # nothing to go on from, and not ended

@@ -30,7 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torture.kills import BUNDLE, checkpoints, into, training_command
+from pipeline.scripts.checkpoints import checkpoints_in, newest
+from pipeline.scripts.files import checksum_path
+from torture.kills import BUNDLE, into, training_command
 
 WAYS = ("refused", "cut short", "killed", "killed in the write")
 KILLS = WAYS[2:]
@@ -329,15 +331,13 @@ def commands(folder: Path) -> dict[str, Case]:
         return 0
 
     def loadable(out: Path) -> None:
-        module = checkpoints()
         for path in out.rglob("[!.]*.pt"):
-            beside = path.with_suffix(".sha256") if path.parent.name == "cache" else module.checksum_path(path)
-            if hashlib.sha256(path.read_bytes()).hexdigest() not in beside.read_text().split():
+            if hashlib.sha256(path.read_bytes()).hexdigest() not in checksum_path(path).read_text().split():
                 raise ValueError(f"{path.name} is torn")
         for path in out.glob("[!.]*.json"):
             json.loads(path.read_text())
-        if module.checkpoints_in(out):
-            module.newest(out, "cpu")
+        if checkpoints_in(out):
+            newest(out, "cpu")
 
     def resumed(out: Path) -> int:
         return train(out, *(["--resume", "True"] if any(out.glob("checkpoint_*.pt")) else []))

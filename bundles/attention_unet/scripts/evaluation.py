@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .config import refuse_removed_keys, refuse_text_switches
-from .faults import PipelineError, explain_faults
+from .faults import PipelineError
 from .machine import keep_freed_memory
 from .manifest import IMAGE_SUFFIX, refuse_changed_volumes
 from .volumes import check_images
@@ -60,7 +60,6 @@ class Evaluation:
         Raises:
             PipelineError: A volume, the weights or the config is refused.
         """
-        explain_faults()
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
         refuse_text_switches(crop_to_head=self.crop_to_head)

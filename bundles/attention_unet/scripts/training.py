@@ -148,7 +148,7 @@ class Training:
         Raises:
             PipelineError: The training is refused, or a fault ended it that the user can mend.
         """
-        explain_faults(self._how_to_go_on)
+        explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
         with self._alone():
             self._check()
             self._attach()

@@ -27,6 +27,13 @@ SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial"
 TRAIN_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
 """Sections of a config, and of its section ``train``, that decide it as well."""
 OUR_NETWORKS = ("scripts.networks.UNetPlusPlus",)
+NOT_PLAIN_NETWORKS = frozenset(
+    [
+        *("CellSamWrapper", "EfficientNetBN", "EfficientNetBNFeatures", "MILModel"),
+        *("ResNetFeatures", "TorchVisionFCModel", "Transchex"),
+    ]
+)
+"""Networks of MONAI that read or fetch files by themselves."""
 
 _RENAMED = {"scripts.unet_plusplus.UNetPlusPlus": "scripts.networks.UNetPlusPlus"}
 _VERSION_1 = {
@@ -73,7 +80,7 @@ def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
     values = {key: config[key] for key, kind in SETTINGS.items() if type(config.get(key)) is kind}
     network = config.get("network_def")
     if isinstance(network, Mapping) and is_network(network):
-        values["network_def"] = _without_marks(network)
+        values["network_def"] = _without_requires(network)
     changed = [key for key in SECTIONS if config.get(key) != own.get(key)]
     if "intensity" in changed and is_intensity(config.get("intensity")):
         values["intensity"] = config["intensity"]
@@ -87,8 +94,10 @@ def is_network(definition: Any) -> bool:
     if not isinstance(definition, Mapping):
         return False
     target = str(definition.get("_target_"))
-    ours = target in OUR_NETWORKS
-    return (ours or _class_of("monai.networks.nets", target) is not None) and _is_plain(_without_marks(definition))
+    found = _class_of("monai.networks.nets", target)
+    is_known = target in OUR_NETWORKS or (found is not None and found.__name__ not in NOT_PLAIN_NETWORKS)
+    fetches = any(str(key).startswith("pretrained_") for key in definition)
+    return is_known and not fetches and _has_plain_arguments(definition)
 
 
 def is_intensity(definition: Any) -> bool:
@@ -96,8 +105,8 @@ def is_intensity(definition: Any) -> bool:
     if not isinstance(definition, list) or not all(isinstance(item, Mapping) for item in definition):
         return False
     found = [_class_of("monai.transforms.intensity.dictionary", str(item.get("_target_"))) for item in definition]
-    return all(kind is not None and not hasattr(kind, "randomize") for kind in found) and _is_plain(
-        [_without_marks(item) for item in definition]
+    return all(kind is not None and not hasattr(kind, "randomize") for kind in found) and all(
+        map(_has_plain_arguments, definition)
     )
 
 
@@ -111,9 +120,13 @@ def _class_of(module: str, target: str) -> type | None:
     return found if is_own else None
 
 
-def _without_marks(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A component without ``_requires_`` and the like."""
-    return {key: value for key, value in definition.items() if key == "_target_" or not str(key).startswith("_")}
+def _without_requires(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A component by itself: what it requires in one config is of no use in another."""
+    return {key: value for key, value in definition.items() if key != "_requires_"}
+
+
+def _has_plain_arguments(definition: Mapping[str, Any]) -> bool:
+    return _is_plain({key: value for key, value in definition.items() if key not in ("_target_", "_requires_")})
 
 
 def _is_plain(value: Any) -> bool:
@@ -121,7 +134,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return not value.startswith(("$", "@", "%"))
     if isinstance(value, Mapping):
-        return all((key == "_target_" or not str(key).startswith("_")) and _is_plain(v) for key, v in value.items())
+        return all(not str(key).startswith("_") and _is_plain(item) for key, item in value.items())
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float))
@@ -192,7 +205,7 @@ def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: {RECORD} beside it holds {', '.join(map(str, odd))} as none of the plain values that prediction "
             "takes over. Restore the record."
         )
-    return values
+    return {key: _without_requires(value) if key == "network_def" else value for key, value in values.items()}
 
 
 def _is_setting(key: str, value: Any) -> bool:
@@ -235,7 +248,7 @@ def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> 
     def same(key: str, value: Any) -> bool:
         own = config.get(key)
         if key == "network_def":
-            return isinstance(own, Mapping) and _without_marks(own) == value
+            return isinstance(own, Mapping) and _without_requires(own) == value
         return bool(own == value)
 
     return {key: value for key, value in settings.items() if not same(key, value)}

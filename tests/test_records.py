@@ -1,0 +1,166 @@
+"""What prediction takes over from a training's record: plain values, whatever the configs' text is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BUNDLES, ROOT, TINY, silent_weights
+
+from pipeline import evaluate
+from pipeline.bundle import load_bundle
+from pipeline.errors import PipelineError
+from pipeline.scripts import config, records
+from pipeline.scripts.files import sha256_file
+
+BASIC = ROOT / "bundles" / "basic_unet"
+
+
+def own() -> dict[str, Any]:
+    return config.config_without_overrides(BASIC / "configs" / "train.json")
+
+
+def test_an_unchanged_config_has_nothing_unrecorded() -> None:
+    found = records.for_prediction(own(), own())
+    network = found.pop("network_def")
+    assert (network["_target_"], network["features"]) == ("BasicUNet", [16, 16, 32, 64, 128, 16])
+    expected = {"image_size": 192, "crop_to_head": True, "percentiles": [1, 99.5], "normalize_head": False}
+    assert found == {**expected, "unrecorded": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "recorded", "unrecorded"),
+    [
+        ({"normalize_head": True}, {"normalize_head": True}, []),
+        ({"percentiles": [0, 100]}, {"percentiles": [0, 100]}, []),
+        ({"percentiles": "$[0, 100]"}, {}, []),
+        ({"intensity": [{"_target_": "ScaleIntensityd", "keys": "image"}]}, {}, []),
+        ({"intensity": [{"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x"}]}, {}, ["intensity"]),
+        ({"intensity": [{"_target_": "RandGaussianNoised", "keys": "image"}]}, {}, ["intensity"]),
+        ({"head": "$lambda image: image > 0"}, {}, ["head"]),
+        ({"network_def": "$torch.nn.Identity()"}, {}, ["network_def"]),
+        ({"augmentation": []}, {}, []),
+    ],
+)
+def test_what_a_training_changed_is_recorded_or_named(change: Any, recorded: Any, unrecorded: list[str]) -> None:
+    found = records.for_prediction({**own(), **change}, own())
+    assert found["unrecorded"] == unrecorded
+    assert {key: found[key] for key in recorded} == recorded
+    assert ("intensity" in found) == ("intensity" in change and not unrecorded)
+
+
+def test_changed_transforms_of_training_are_named() -> None:
+    changed = own()
+    changed["train"] = {**changed["train"], "spatial": []}
+    assert records.for_prediction(changed, own())["unrecorded"] == ["train#spatial"]
+
+
+@pytest.mark.parametrize(
+    ("definition", "plain"),
+    [
+        ({"_target_": "BasicUNet", "spatial_dims": 2, "act": ["LeakyReLU", {"inplace": True}]}, True),
+        ({"_target_": "monai.networks.nets.BasicUNet", "_requires_": "@scripts_path"}, True),
+        ({"_target_": "scripts.networks.UNetPlusPlus", "spatial_dims": 2}, True),
+        ({"_target_": "scripts.networks.prepare_network"}, False),
+        ({"_target_": "os.system", "command": "true"}, False),
+        ({"_target_": "torch.nn.Conv2d"}, False),
+        ({"_target_": "BasicUNet", "features": "$__import__('os')"}, False),
+        ({"_target_": "BasicUNet", "features": "@imports"}, False),
+        ({"_target_": "BasicUNet", "act": {"_target_": "os.system"}}, False),
+        ({"_target_": "BasicUNet", "_mode_": "debug"}, False),
+        ({"_target_": "ResNetFeatures", "model_name": "resnet10"}, False),
+        ({"_target_": "HoVerNet", "pretrained_url": "http://localhost/x"}, False),
+        ("$torch.nn.Identity()", False),
+        (None, False),
+    ],
+)
+def test_a_network_of_a_record_is_monais_or_ours_with_plain_values(definition: Any, plain: bool) -> None:
+    assert records.is_network(definition) == plain
+    values = {"network_def": definition, "unrecorded": []}
+    if plain:
+        assert records.trained_settings({"prediction": values}, Path("model.pt")) == {
+            "network_def": {key: value for key, value in definition.items() if key != "_requires_"}
+        }
+    else:
+        with pytest.raises(PipelineError, match="holds network_def as none of the plain values"):
+            records.trained_settings({"prediction": values}, Path("model.pt"))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_records_of_version_01_are_read_by_their_preprocessing(bundle: Path) -> None:
+    record = json.loads((bundle / "models" / "training.json").read_text())
+    assert "prediction" not in record
+    found = records.trained_settings(record, bundle / "models" / "model.pt")
+    assert found["normalize_head"] == (bundle.name == "basic_unet_plusplus")
+    assert (found["image_size"], found["crop_to_head"], found["percentiles"]) == (192, True, [1, 99.5])
+    inference = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert records.changed_settings(found, inference) == {}
+    assert records.changed_settings({**found, "image_size": 96}, inference) == {"image_size": 96}
+    for key, value in (("head", "$lambda image: image > 0"), ("intensity", [])):
+        changed = {**record, "config": {**record["config"], key: value}}
+        with pytest.raises(PipelineError, match="trained with a preprocessing of its own"):
+            records.trained_settings(changed, Path("model.pt"))
+    changed = {**record, "config": {**record["config"], "network_def": "$torch.nn.Identity()"}}
+    with pytest.raises(PipelineError, match="trained with a network_def of its own"):
+        records.trained_settings(changed, Path("model.pt"))
+
+
+def test_weights_outlive_the_words_of_a_config(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """A config that says the same in other words predicts the same."""
+    bundle = shutil.copytree(trained[0], tmp_path / "reworded", ignore=shutil.ignore_patterns("models"))
+    path = bundle / "configs" / "inference.json"
+    content = json.loads(path.read_text())
+    content["head"] = content["head"].replace("lambda image: image", "lambda x: x").replace("image.", "x.")
+    assert content["head"] != json.loads(path.read_text())["head"]
+    path.write_text(json.dumps(content))
+    assert load_bundle(bundle, trained[1] / "model.pt", trust=True).settings == {"image_size": TINY["image_size"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"intensity": [{"_target_": "ScaleIntensityd", "keys": "image", "minv": -1.0, "maxv": 1.0}]},
+        {"normalize_head": True, "percentiles": [0, 90]},
+        {"augmentation": []},
+    ],
+    ids=["intensity", "settings", "augmentation"],
+)
+def test_an_experiment_with_other_intensities_is_evaluated_from_its_record(
+    manifest: Path, run_config: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """What the network sees in prediction is what it saw in training."""
+    import torch
+
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    workflow = run_config(BASIC / "configs" / "train.json", **folders, **{**TINY, "max_epochs": 1}, **change)
+    given = ["--manifest", str(manifest), "--bundle", str(BASIC), "--weights", str(tmp_path / "run" / "model.pt")]
+    assert evaluate.main([*given, "--out", str(tmp_path / "scores")]) == 0
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    taken = {key: value for key, value in change.items() if key != "augmentation"}
+    assert summary["bundles"][0]["settings"] == {"image_size": TINY["image_size"], **taken}
+    dataset = workflow.parser.get_parsed_content("validate#dataset")
+    seen = load_bundle(BASIC, tmp_path / "run" / "model.pt").preprocessing({"image": dataset.data[0]["image"]})["image"]
+    assert torch.equal(seen.as_tensor(), dataset[0]["image"].as_tensor())
+
+
+def test_an_experiment_that_a_record_cannot_hold_is_refused(manifest: Path, run_config: Any, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    change = {"intensity": [{"_target_": "Lambdad", "keys": "image", "func": "$lambda image: image / 255"}]}
+    run_config(BASIC / "configs" / "train.json", **folders, **{**TINY, "max_epochs": 1}, **change)
+    with pytest.raises(PipelineError, match="trained with intensity of its own, which a record cannot hold"):
+        load_bundle(BASIC, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("trained", [BASIC], indirect=True, ids=["basic_unet"])
+def test_a_record_does_not_reach_the_network_by_a_link_of_names(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """``scripts`` in a record is this project's, wherever the weights lie."""
+    weights = silent_weights(trained, tmp_path / "model.pt")
+    record = json.loads((tmp_path / "training.json").read_text())
+    record["prediction"]["network_def"] = {"_target_": "scripts.evil.Network"}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert record["weights"]["model.pt"] == sha256_file(weights)
+    with pytest.raises(PipelineError, match="none of the plain values"):
+        load_bundle(BASIC, weights)
