@@ -1,6 +1,6 @@
 """Evaluation by each ``--backend`` of ``pipeline.evaluate``, whole processes in turn: time, memory, DSC.
 
-Beside them the same by PyTorch with memory handed out as it comes, without the config's ``keep_memory``.
+Beside them the same by PyTorch with memory handed out as it comes, without ``keep_freed_memory`` of the scripts.
 
 ``python benchmarks/backends.py --manifest data_manifest --bundle bundles/basic_unet``
 """
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +19,15 @@ from measure import Run, print_table, ratio, run, spread
 from pipeline.backends import BACKENDS, TORCH
 
 PLAIN = "PyTorch as it comes"
+EVALUATE = ("-m", "pipeline.evaluate")
+AS_IT_COMES = """
+import sys
+from pipeline import evaluate
+from pipeline.errors import run_cli
+from pipeline.scripts import machine
+machine.keep_freed_memory = lambda: False
+sys.exit(run_cli(evaluate.main))
+"""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,16 +42,16 @@ def main() -> None:
     args = parser.parse_args()
     weights = args.weights or args.bundle / "models" / "model.pt"
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {PLAIN: (as_it_comes(args.bundle, Path(folder)), TORCH)}
-        kinds |= {name: (args.bundle, name) for name in BACKENDS}
+        kinds = {PLAIN: TORCH, **{name: name for name in BACKENDS}}
         runs: dict[str, list[Run]] = {name: [] for name in kinds}
         scores: dict[str, dict[str, float]] = {}
-        command = [sys.executable, "-W", "ignore", "-m", "pipeline.evaluate", "--manifest", str(args.manifest)]
-        command += ["--weights", str(weights), "--split", args.split]
+        command = ["--manifest", str(args.manifest), "--weights", str(weights), "--split", args.split]
+        command += ["--bundle", str(args.bundle)]
         for _ in range(args.repeats):
-            for name, (bundle, backend) in kinds.items():
+            for name, backend in kinds.items():
                 out = Path(folder) / "scores" / name
-                runs[name].append(run([*command, "--bundle", str(bundle), "--backend", backend, "--out", str(out)]))
+                program = [sys.executable, "-W", "ignore", *(("-c", AS_IT_COMES) if name == PLAIN else EVALUATE)]
+                runs[name].append(run([*program, *command, "--backend", backend, "--out", str(out)]))
                 with (out / "scores.csv").open() as file:
                     scores[name] = {row["patient"]: float(row["dsc"] or "nan") for row in csv.DictReader(file)}
     rows = []
@@ -66,18 +73,6 @@ def main() -> None:
         "largest difference of a DSC",
     ]
     print_table(title, head, rows)
-
-
-def as_it_comes(bundle: Path, folder: Path) -> Path:
-    """A copy of a bundle whose config leaves memory to glibc, as PyTorch does."""
-    copy = folder / bundle.name
-    for config in ("inference.json", "train.json"):
-        content = json.loads((bundle / "configs" / config).read_text())
-        (copy / "configs").mkdir(parents=True, exist_ok=True)
-        (copy / "configs" / config).write_text(json.dumps({**content, "keep_memory": False}))
-    if (bundle / "scripts").is_dir():
-        shutil.copytree(bundle / "scripts", copy / "scripts")
-    return copy
 
 
 if __name__ == "__main__":

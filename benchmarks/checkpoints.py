@@ -49,7 +49,8 @@ def main() -> None:
             config, workflow_type="train", logging_file=False, **overrides, **{"train#dataset#data": chosen}
         )
         workflow.initialize()
-        saver, trainer = (workflow.parser.get_parsed_content(key) for key in ("saver", "train#trainer"))
+        training, trainer = (workflow.parser.get_parsed_content(key) for key in ("training", "train#trainer"))
+        saver = training.saver
         saves: list[float] = []
         epochs: list[float] = []
         write = type(saver).__call__

@@ -189,8 +189,8 @@ def floor(args: argparse.Namespace) -> list[list[str]]:
 
     parser = ConfigParser(json.loads((args.root / "bundles" / args.bundle / "configs" / "train.json").read_text()))
     parser["bundle_root"] = str(args.root / "bundles" / args.bundle)
-    if "keep_memory" in parser:
-        parser.get_parsed_content("keep_memory")
+    for key in ("scripts_path", "keep_memory"):
+        parser.get_parsed_content(key)
     device = parser.get_parsed_content("device")
     network = parser.get_parsed_content("network").train()
     batch = torch.randn(16, 3, args.image_size, args.image_size, device=device)

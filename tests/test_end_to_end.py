@@ -498,7 +498,7 @@ def test_slices_lie_on_cuda_and_are_augmented_there_as_on_a_cpu(trained, manifes
         )
         workflow.initialize()
         slices, prepare, device = (
-            workflow.parser.get_parsed_content(key) for key in ("train#slices", "train#trainer#prepare_batch", "device")
+            workflow.parser.get_parsed_content(key) for key in ("train#slices", "train#prepare_batch", "device")
         )
         assert {value.device.type for volume in slices.volumes for value in volume.values()} == {kind}
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import BUNDLES, ROOT, TINY
-from torture.kills import kill_all, wait_for
+from torture.kills import into, kill_all, training_command, wait_for
 
 from pipeline import evaluate, train
 from pipeline import manifest as manifest_cli
@@ -459,3 +459,17 @@ def test_the_last_line_says_how_to_score_and_show(commands, folded: Path, tmp_pa
     assert train._next(train.arguments().parse_args([*given, "--fold", "all"]), BASIC, out, [0, 1]).startswith(
         "best validation DSC 0.5000, 0.7500; next: "
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_processes_give_the_same_weights(manifest: Path, tmp_path: Path, start: str) -> None:
+    """Started either way, of a network and a dataset from the bundle's own scripts."""
+    bundle = ROOT / "bundles" / "basic_unet_plusplus"
+    weights = []
+    for name, options in (("none", ()), (start, ("--train#dataloader#multiprocessing_context", start))):
+        command = training_command(bundle, manifest, workers=2 if options else 0, epochs=1)
+        out = tmp_path / name
+        subprocess.run(into(command, out, *options), cwd=tmp_path, capture_output=True, check=True)
+        weights.append(torch.load(out / "model.pt", weights_only=True))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -22,7 +22,6 @@ REMOVED = {
     "stop_at_nan_prediction": "handlers, or validate#handlers",
     "train#cpu_autocast": "amp",
     "train#deterministic_transforms": "train#spatial",
-    "train#prepare_batch": "augmentation",
     "train#sampler": "batch_size and steps_per_epoch",
     "validate#pictures": "validate#handlers",
 }

@@ -145,7 +145,12 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
 
 
 def slice_loader(
-    slices: SliceDataset, batch_size: int, steps_per_epoch: int, world_size: int = 1, num_workers: int = 0
+    slices: SliceDataset,
+    batch_size: int,
+    steps_per_epoch: int,
+    world_size: int = 1,
+    num_workers: int = 0,
+    **options: Any,
 ) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
     """A loader that draws whole batches of slices, with replacement, by the weights of the dataset.
 
@@ -155,6 +160,7 @@ def slice_loader(
         steps_per_epoch: Batches of an epoch.
         world_size: The number of processes, which share out a batch evenly.
         num_workers: The number of processes that load batches; 0 takes them from memory, which is faster.
+        **options: Other arguments of PyTorch's ``DataLoader``, such as ``multiprocessing_context``.
     """
     share = batch_size // world_size
     drawn = torch.utils.data.WeightedRandomSampler(slices.weights.tolist(), steps_per_epoch * share)
@@ -162,7 +168,7 @@ def slice_loader(
     # Seconds without a batch from a loader process, after which the run ends.
     timeout = 120 if num_workers else 0
     return torch.utils.data.DataLoader(
-        slices, sampler=sampler, batch_size=None, num_workers=num_workers, timeout=timeout
+        slices, sampler=sampler, batch_size=None, num_workers=num_workers, timeout=timeout, **options
     )
 
 
