@@ -67,7 +67,7 @@ format: env ## Let ruff mend format and imports
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bundles: env ## Write each bundle's configs from bundles/template and its network.yaml
+bundles: env ## Write each bundle's configs from bundles/template and its network.yaml, and copy pipeline/scripts into it
 	$(PY) -W ignore -m pipeline.template
 
 claims: env ## Write the tables of README and bundle docs from docs/results

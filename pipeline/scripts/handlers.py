@@ -24,15 +24,15 @@ from .faults import PipelineError
 from .inferers import prediction_fault
 
 FLAIR = 1
-"""Number of the FLAIR channel."""
+"""Index of the FLAIR channel, from 0."""
 RANK_STEP = 10007
 """Between the seeds of two processes that train together."""
 
 
 class Attach:
-    """A handler that another part of the config names as well.
+    """Lets a list of handlers name an object to which other parts of the config refer as well.
 
-    MONAI Label reads the lists of handlers as components, so that ``"@ema"`` alone cannot stand there.
+    MONAI Label reads such a list as components, so that ``"@ema"`` alone cannot stand in it.
 
     Args:
         handler: An object with ``attach(engine)``.
@@ -50,7 +50,7 @@ class WeightAverage:
     """Exponential moving average of a network's weights; its ``ema_model`` is the training's result.
 
     The average starts from the network as it is when a training starts, weights that a handler has loaded included. A
-    resumed training goes on with the average that its checkpoint held. Batch statistics are those of the network.
+    resumed training goes on with the average that its checkpoint held. Batch statistics are averaged alike.
 
     Args:
         network: The network that is trained.
@@ -87,8 +87,8 @@ class WeightAverage:
 class CheckLogits:
     """Refuse, before the first step, a network or a loss by which a training learns nothing.
 
-    A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. Large noise
-    drives logits out of 0 to 1 and leaves probabilities within. A loss is about 0 for logits that are right.
+    A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. So noise of
+    deviation 1000 must give outputs outside of 0 to 1, and logits that are right must give a loss of about 0.
 
     Args:
         network: The network in evaluation mode, such as the average's.
@@ -242,7 +242,10 @@ class StopAtNaNPrediction:
 
 
 class ShareBuffers:
-    """Give the first process's batch statistics to all, before they validate: each has those of its own slices."""
+    """Give the first process's batch statistics to all, before they validate.
+
+    Otherwise each process would validate with the statistics of its own slices.
+    """
 
     def attach(self, engine: Engine) -> None:
         """Share when a validation starts."""
@@ -254,7 +257,7 @@ class ShareBuffers:
 
 
 class Progress:
-    """The console's part: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
+    """Console output: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
 
     Args:
         evaluator: The evaluator whose metrics stand in the line.
@@ -330,7 +333,7 @@ def summary_writer(folder: str, disabled: bool = False) -> SummaryWriter | None:
 
 
 class LossAndRate:
-    """The training loss and the learning rate of a step, for TensorBoard.
+    """The training loss of a step and the learning rate of the next one, for TensorBoard.
 
     Args:
         optimizer: The optimizer.

@@ -1,8 +1,8 @@
 """The record of a training, ``training.json`` beside its weights: what prediction needs of it, as plain values.
 
-A config may be reworded, the values stay: ``record["prediction"]`` holds image size, crop, intensities and network by
-which the weights were trained. It holds values alone, so that a record can bring no code. ``record["config"]`` is the
-config as it ran, for people to read; nothing is taken over from it.
+Later versions of a bundle may reword its configs; these values keep their meaning. ``record["prediction"]`` holds the
+image size, crop, intensities and network by which the weights were trained. It holds values alone, so that a record can
+bring no code. ``record["config"]`` is the config as it ran, for people to read; nothing is taken over from it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ MAX_RECORD_BYTES = 32 * 2**20
 SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentiles": list, "normalize_head": bool}
 """Plain keys of a config that decide what the network sees."""
 SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
+"""Sections of a config that decide what the network sees."""
 TRAIN_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
-"""Sections of a config, and of its section ``train``, that decide it as well."""
+"""Sections of the section ``train`` that decide what the network sees."""
 OUR_NETWORKS = ("scripts.networks.UNetPlusPlus",)
 NOT_PLAIN_NETWORKS = frozenset(
     [
@@ -75,7 +76,7 @@ def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
     Returns:
         ``SETTINGS`` and ``network_def`` where they are plain values; ``intensity`` where the training had other
         transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
-        that no plain value tells.
+        that cannot be stored as plain values.
     """
     values = {key: config[key] for key, kind in SETTINGS.items() if type(config.get(key)) is kind}
     network = config.get("network_def")
@@ -238,7 +239,7 @@ def _prediction_of_version_1(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of settings those in which a config differs.
+    """The settings whose value differs in a config.
 
     Args:
         settings: From ``trained_settings``.

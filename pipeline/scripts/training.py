@@ -34,7 +34,7 @@ RUN = "run.json"
 MAY_CHANGE = (
     *("resume", "allow_different", "dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "amp"),
 )
-"""Keys in which a resumed training may differ; of ``amp`` its value on this device is compared, not its text."""
+"""Config keys that may differ on resume. ``amp`` is compared by its value on this device, not by its text."""
 REMOVED_FROM_TRAINING = {**REMOVED, "ckpt_path": "a CheckpointLoader among train#handlers, to start from weights"}
 
 _LOG = logging.getLogger("train")
@@ -65,10 +65,10 @@ class PrepareBatch:
 class Training:
     """One training in one folder.
 
-    ``run`` checks everything before it writes a file; goes on from the newest whole checkpoint where ``resume`` is set,
-    to the bit as if nothing had happened; keeps the two newest checkpoints and the best weights; and leaves
-    ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run`` themselves,
-    such as MONAI's federated learning, have the trainer's handlers alone.
+    ``run`` checks everything before it writes to the folder. Where ``resume`` is set, it goes on from the newest whole
+    checkpoint, to the bit as if nothing had happened. It keeps the two newest checkpoints and the best weights, and
+    leaves ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run``
+    themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints and no record.
 
     Args:
         trainer: The trainer.
@@ -298,7 +298,7 @@ class Training:
         return {**settings, "max_epochs": state.max_epochs, "steps_per_epoch": epoch_length}
 
     def _attach(self) -> None:
-        """Have the training begun, its weights kept, and itself ended by early stop."""
+        """Attach the record of the beginning, checkpoints, best weights and early stop."""
         checkpoint = Checkpoint(
             self.checkpoint_objects,
             self.saver,
@@ -334,7 +334,7 @@ class Training:
         best = self.early_stop.best_score
         names = ["model.pt"] if best is None else ["model.pt", "model_best.pt"]
         write_with_checksum(self.folder / RECORD, as_text(self._with_weights(*names)).encode())
-        # The record by which they are resumed last.
+        # The record of the beginning goes last: resuming needs it.
         for path in [*self.folder.glob("checkpoint_*.pt"), *self.folder.glob("checkpoint_*.sha256")]:
             path.unlink(missing_ok=True)
         (self.folder / BEGAN).unlink(missing_ok=True)
