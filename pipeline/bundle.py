@@ -181,9 +181,8 @@ def load_bundle(folder: Path, weights: Path | None = None, backend: str = TORCH,
     """Build a bundle's network and load its weights.
 
     A config can name any code: one that is not this project's own is read as text first (``pipeline.trust``). Weights
-    trained with overrides (``--image_size 96``) are
-    used as they were trained: image size, crop and network are taken over from the ``training.json`` beside them. The
-    config's ``keep_memory`` holds for the whole process from then on: what it frees stays with it.
+    trained with overrides (``--image_size 96``) are used as they were trained: the plain values in the
+    ``training.json`` beside them win over the config's. From then on the whole process keeps the memory that it frees.
 
     Args:
         folder: of the bundle, holding ``configs/inference.json``.
@@ -298,6 +297,8 @@ def _read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torc
 
     import torch
 
+    from pipeline.scripts.finite import first_three, not_finite
+
     try:
         if zipfile.is_zipfile(io.BytesIO(data)):
             with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -312,11 +313,10 @@ def _read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torc
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PipelineError(f"{path}: no plain state dict (expected tensors by name). Use model.pt, not a checkpoint.")
-    odd = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    odd = not_finite(state.items())
     if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise PipelineError(
-            f"{path}: NaN or Inf in {', '.join(odd[:3])}{more}. Take the weights of an earlier epoch, or train again."
+            f"{path}: NaN or Inf in {first_three(odd)}. Take the weights of an earlier epoch, or train again."
         )
     return state
 

@@ -188,15 +188,6 @@ def _is_nested(key: object) -> bool:
     return bool(re.search(r"#|::|^\+", str(key)))
 
 
-def macro_files(content: Any) -> list[str]:
-    """Macros of a config by which MONAI reads other files.
-
-    Args:
-        content: of a config.
-    """
-    return [text for text in _texts(content) if text.startswith("%") and _FILE.search(text)]
-
-
 def _texts(value: Any, depth: int = 0) -> Iterator[str]:
     if isinstance(value, str):
         yield value

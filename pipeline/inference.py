@@ -119,7 +119,7 @@ def overlapped(work: Callable[[Item], Result], volumes: Sequence[Item], name: st
 def _probability(bundle: Bundle, image: Path, flip: bool) -> NDArray[np.float32]:
     import torch
 
-    from pipeline.scripts.inferers import prediction_fault
+    from pipeline.scripts.finite import prediction_fault
 
     data = _preprocess(bundle, image)
     batch = data["image"][None].to(bundle.device)

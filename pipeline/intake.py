@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from pipeline.files import Listing, counts_line, list_files, replace_all
 from pipeline.patients import Patient, read_images, read_patient, volume_names
 from pipeline.records import PatientRecord, SliceFile
 from pipeline.scripts.faults import shown
-from pipeline.scripts.files import write_durably, writing_errors
+from pipeline.scripts.files import write_durably
 from pipeline.slices import case_collisions, parse_name
 from pipeline.volumes import nifti_bytes
 
@@ -91,12 +90,7 @@ def read_folder(
     shutil.rmtree(staging, ignore_errors=True)
 
     def keep(name: str, data: bytes) -> None:
-        with writing_errors(staging / name):
-            staging.mkdir(exist_ok=True)
-            with (staging / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        write_durably(staging / name, data)
 
     for name in tqdm(sorted(patients), desc="manifest", unit="patient", disable=None):
         wanted = name not in intake.faulty and (skip_faulty or not intake.faults)

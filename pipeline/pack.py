@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError, run_cli
-from pipeline.scripts.files import write_durably
+from pipeline.scripts.files import sha256_bytes, write_durably
 from pipeline.scripts.records import RECORD
 
 MAX_BYTES = 25_000_000
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     version = json.loads((bundle / "configs" / "metadata.json").read_bytes())["version"]
     target = args.out / f"{bundle.resolve().name}_v{version}.zip"
-    digest = hashlib.sha256(data).hexdigest()
+    digest = sha256_bytes(data)
     write_durably(target, data)
     write_durably(target.with_name(target.name + ".sha256"), f"{digest}  {target.name}\n".encode())
     print(f"{target}: {len(data) / 1e6:.1f} MB, SHA-256 {digest}")

@@ -379,16 +379,11 @@ def _check(volumes: dict[str, Path]) -> None:
     Raises:
         ManifestError: the faults of all.
     """
-    from pipeline.scripts.volumes import check_image
+    from pipeline.scripts.volumes import image_faults
 
-    faults = {}
-    for path in volumes.values():
-        try:
-            check_image(path)
-        except PipelineError as error:
-            faults[str(path)] = [str(error).removeprefix(f"{path}: ")]
+    faults = image_faults(volumes.values())
     if faults:
-        raise ManifestError(faults)
+        raise ManifestError({str(path): [fault] for path, fault in faults.items()})
 
 
 def predict_volumes(

@@ -17,7 +17,7 @@ from pipeline.datalist import read_manifest
 from pipeline.errors import PipelineError, run_cli
 from pipeline.overrides import as_recorded, check_overrides, merged
 from pipeline.scripts.files import held
-from pipeline.scripts.records import RECORD
+from pipeline.scripts.records import RECORD, load_record
 
 ALL_FOLDS = "all"
 PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different")
@@ -171,14 +171,10 @@ def _refuse_other_training(record: Path, wanted: dict[str, Any], manifest: Path)
     Raises:
         PipelineError: it is not, or its record is unreadable.
     """
-    try:
-        found = json.loads(record.read_bytes())
-        config = dict(found["config"])
-        differing = [key for key, value in wanted.items() if key not in PLACE and config.get(key) != value]
-        if found["manifest_sha256"] != read_manifest(manifest).sha256:
-            differing.append("the manifest")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{record}: no readable record of a training ({error}). Restore or remove it.") from error
+    found = load_record(record)
+    differing = [key for key, value in wanted.items() if key not in PLACE and found["config"].get(key) != value]
+    if found.get("manifest_sha256") != read_manifest(manifest).sha256:
+        differing.append("the manifest")
     if differing:
         raise PipelineError(
             f"{record.parent}: holds another training (it differs in {', '.join(differing)}). Choose another --out."

@@ -170,11 +170,12 @@ def test_monai_label_inference(zoo: Path, manifest: Path) -> None:
     assert mask.shape == (1, *nib.load(volume.image).shape[:3])
 
 
-def test_monai_label_training(zoo: Path, manifest: Path, tmp_path: Path, run_config: Any) -> None:
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_monai_label_training(zoo: Path, manifest: Path, tmp_path: Path, run_config: Any, place: str) -> None:
     """Label brings its own data, epochs and a loader of the weights, and has no manifest."""
     train = json.loads((zoo / "configs" / "train.json").read_text())
     assert all(isinstance(handler, dict) for part in ("train", "validate") for handler in train[part]["handlers"])
-    weights = zoo / "models" / "model.pt"
+    weights, handlers = zoo / "models" / "model.pt", train["train"]["handlers"]
     loader = {"_target_": "CheckpointLoader", "load_path": str(weights), "load_dict": {"model": "$@network"}}
     volumes = read_manifest(manifest).sections["training"]
     items = [{"image": str(volume.image), "label": str(volume.label)} for volume in volumes]
@@ -183,7 +184,7 @@ def test_monai_label_training(zoo: Path, manifest: Path, tmp_path: Path, run_con
         dataset_dir=str(tmp_path / "nowhere"),
         **{**TINY, "max_epochs": 1, "learning_rate": 1e-9, "weight_decay": 0.0},
         **{
-            "train#handlers": [loader, *train["train"]["handlers"]],
+            "train#handlers": [loader, *handlers] if place == "first" else [*handlers, loader],
             "train#dataset#data": items[1:],
             "validate#dataset#data": items[:1],
             "train#trainer#max_epochs": 2,

@@ -377,6 +377,53 @@ def test_a_change_that_a_checkpoint_would_undo_is_refused(  # noqa: PLR0917
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_handlers_that_leave_the_average_out_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    """The weights that are kept would be those of the first step."""
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **folders, **TINY, **{"train#handlers": []})
+    assert "does not attach the average of the weights" in str(failure.value.__cause__)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_a_resumed_training_keeps_its_network_from_a_loader(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch
+) -> None:
+    import torch
+
+    config = trained[0] / "configs" / "train.json"
+    handlers = json.loads(config.read_text())["train"]["handlers"]
+    load = {"_target_": "CheckpointLoader", "load_path": str(trained[1] / "model.pt")}
+    loader = {"train#handlers": [{**load, "load_dict": {"model": "$@network"}}, *handlers]}
+
+    def with_loader(path: Path, **overrides: Any) -> Any:
+        return run_config(path, **overrides, **loader)
+
+    overrides = interrupted_training(trained[0], tmp_path / "a", manifest, with_loader, monkeypatch)
+    with_loader(config, **overrides, resume=True)
+    whole = {**overrides, "ckpt_dir": str(tmp_path / "b"), "output_dir": str(tmp_path / "b" / "log")}
+    with_loader(config, **whole)
+    one, other = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in "ab")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_a_damaged_volume_is_named_before_any_is_read(trained, manifest, run_config, tmp_path: Path) -> None:
+    shutil.copytree(manifest, tmp_path / "data")
+    volume = sorted((tmp_path / "data" / "volumes").glob("*_image.nii.gz"))[0]
+    volume.write_bytes(volume.read_bytes()[:-50])
+    folders = {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", dataset_dir=str(tmp_path / "data"), **folders, **TINY)
+    told = fault_line(failure.value)
+    assert told
+    assert told.startswith(f"{volume}: changed since the manifest was built") or "manifest" in told
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_checkpoints_of_another_version_are_refused(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     record = json.loads((tmp_path / "checkpoint.json").read_text())

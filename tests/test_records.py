@@ -36,7 +36,10 @@ def test_an_unchanged_config_has_nothing_unrecorded() -> None:
     [
         ({"normalize_head": True}, {"normalize_head": True}, []),
         ({"percentiles": [0, 100]}, {"percentiles": [0, 100]}, []),
-        ({"percentiles": "$[0, 100]"}, {}, []),
+        ({"percentiles": (0, 100)}, {"percentiles": [0, 100]}, []),
+        ({"percentiles": "$[0, 100]"}, {}, ["percentiles"]),
+        ({"image_size": 96.0}, {}, ["image_size"]),
+        ({"normalize_head": "false"}, {}, ["normalize_head"]),
         ({"intensity": [{"_target_": "ScaleIntensityd", "keys": "image"}]}, {}, []),
         ({"intensity": [{"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x"}]}, {}, ["intensity"]),
         ({"intensity": [{"_target_": "RandGaussianNoised", "keys": "image"}]}, {}, ["intensity"]),
@@ -164,3 +167,26 @@ def test_a_record_does_not_reach_the_network_by_a_link_of_names(trained: tuple[P
     assert record["weights"]["model.pt"] == sha256_file(weights)
     with pytest.raises(PipelineError, match="none of the plain values"):
         load_bundle(BASIC, weights)
+
+
+def test_a_record_of_a_later_version_is_refused() -> None:
+    with pytest.raises(PipelineError, match="written by a later version"):
+        records.trained_settings({"record_version": 7, "prediction": {}}, Path("model.pt"))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference"])
+@pytest.mark.parametrize("trained", [BASIC], indirect=True, ids=["basic_unet"])
+def test_the_bundles_own_configs_refuse_other_settings_than_trained(
+    trained: tuple[Path, Path], manifest: Path, run_config: Any, tmp_path: Path, name: str
+) -> None:
+    """They cannot take them over: a config is what it says."""
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(trained[1]), "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BASIC / "configs" / f"{name}.json", **folders)
+    assert "trained with image_size 32 (the config: 192). Pass the same by --image_size" in str(failure.value.__cause__)
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BASIC / "configs" / f"{name}.json", **folders, image_size=32, normalize_head="false")
+    assert "normalize_head: 'false' (expected True or False" in str(failure.value.__cause__)
+    assert not list(tmp_path.iterdir())
+    run_config(BASIC / "configs" / f"{name}.json", **folders, image_size=32)
+    assert list(tmp_path.iterdir())

@@ -89,7 +89,8 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
     if line is not None:
         return line
     if is_users_fault(cause) or isinstance(cause, AssertionError):
-        line = text or None
+        # A disk that refused: the training can go on when it is mended.
+        line = f"{text} {then if isinstance(cause.__cause__, OSError) else ''}".strip() or None
     elif isinstance(cause, KeyboardInterrupt):
         line = f"interrupted. {then}".rstrip()
     elif _is_of_a_loader(cause):

@@ -183,6 +183,7 @@ def held(folder: Path) -> Iterator[None]:
 
     with writing_errors(folder):
         handle = os.open(folder, os.O_RDONLY)
+    _HELD.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +195,23 @@ def held(folder: Path) -> Iterator[None]:
             pass
         yield
     finally:
+        _HELD.discard(handle)
         os.close(handle)
+
+
+_HELD: set[int] = set()
+"""Open folders by which this process holds locks."""
+
+
+def _release_in_child() -> None:
+    """A process that loads batches is a fork: it would hold the lock on when its parent is killed."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextlib.contextmanager

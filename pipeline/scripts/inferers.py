@@ -1,9 +1,8 @@
-"""Inferers, for 16 bits on a CPU and for a GPU that is full; and predictions that are not finite."""
+"""Inferers: the forward pass in 16 bits on a CPU, and slices that a full GPU takes in smaller numbers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,17 +61,3 @@ class ShrinkingInferer(Inferer):
             logging.getLogger("train").warning(
                 "the GPU's memory ran out: goes on with %d slices at once", self.inferer.sw_batch_size
             )
-
-
-def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
-    """A message where a prediction is not finite, empty where it is. A threshold would make an empty mask of NaN.
-
-    Args:
-        logits: The prediction, of any shape; before a sigmoid, which makes 1 of an infinite logit.
-        names: The volumes' names.
-    """
-    if bool(torch.isfinite(logits).all()):
-        return ""
-    return (
-        f"the prediction of {', '.join(names)} holds NaN or Inf. Check the weights and the intensities of the volume."
-    )

@@ -37,11 +37,11 @@ NOT_PLAIN_NETWORKS = frozenset(
 """Networks of MONAI that read or fetch files by themselves."""
 
 _RENAMED = {"scripts.unet_plusplus.UNetPlusPlus": "scripts.networks.UNetPlusPlus"}
-_VERSION_1 = {
+_FIRST_FORM = {
     "2b58c74d1e0144883ba0782550718f9065f1a0df9a7842c086160e2e8c49c254": False,
     "cb7200ef604a02929e571192b105095e8d42bc1b4e45cce494b89213f08ebc36": True,
 }
-"""SHA-256 of the preprocessing's text in records of version 0.1 -> ``normalize_head``."""
+"""SHA-256 of the preprocessing's text in records of the first form -> ``normalize_head``."""
 _FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
 
 
@@ -78,11 +78,12 @@ def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
         transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
         that cannot be stored as plain values.
     """
-    values = {key: config[key] for key, kind in SETTINGS.items() if type(config.get(key)) is kind}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    values = {key: plain[key] for key in SETTINGS if _is_setting(key, plain.get(key))}
     network = config.get("network_def")
     if isinstance(network, Mapping) and is_network(network):
         values["network_def"] = _without_requires(network)
-    changed = [key for key in SECTIONS if config.get(key) != own.get(key)]
+    changed = [key for key in (*SETTINGS, *SECTIONS) if config.get(key) != own.get(key)]
     if "intensity" in changed and is_intensity(config.get("intensity")):
         values["intensity"] = config["intensity"]
     train, own_train = (part.get("train", {}) for part in (config, own))
@@ -141,6 +142,26 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
+def load_record(path: Path) -> dict[str, Any]:
+    """A record as such.
+
+    Args:
+        path: ``training.json``.
+
+    Raises:
+        PipelineError: The record is unreadable or damaged.
+    """
+    try:
+        data = content_of(path, MAX_RECORD_BYTES)
+        record: dict[str, Any] = json.loads(data)
+        dict(record["config"]), dict(record["weights"]), list(record.get("training_patients", []))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
+    if not matches_checksum(path, sha256_bytes(data)):
+        raise PipelineError(f"{path}: damaged, its SHA-256 is not that in {path.name}.sha256 beside it. Restore it.")
+    return record
+
+
 def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     """The record beside weights; empty where there is none.
 
@@ -154,16 +175,8 @@ def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     path = weights.with_name(RECORD)
     if not path.is_file():
         return {}
-    try:
-        data = content_of(path, MAX_RECORD_BYTES)
-        record: dict[str, Any] = json.loads(data)
-        dict(record["config"]), list(record.get("training_patients", []))
-        known = {str(sha256).lower() for sha256 in dict(record["weights"]).values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
-    if not matches_checksum(path, sha256_bytes(data)):
-        raise PipelineError(f"{path}: damaged, its SHA-256 is not that in {RECORD}.sha256 beside it. Restore it.")
-    if weights_sha256 not in known:
+    record = load_record(path)
+    if weights_sha256 not in {str(sha256).lower() for sha256 in record["weights"].values()}:
         raise PipelineError(
             f"{path}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
             "remove the record to use them as the bundle's config says."
@@ -174,8 +187,8 @@ def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
 def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """What prediction takes over from a record: ``SETTINGS``, ``network_def`` and ``intensity``, where it holds them.
 
-    A record of version 0.1 has no ``prediction``. Its settings are read from its config, and its preprocessing must be
-    word for word one of the two that version 0.1 came with.
+    A record of the first form has no ``prediction``. Its settings are read from its config, and its preprocessing must
+    be word for word one of the two that the bundles of that time had.
 
     Args:
         record: The record, from ``read_record``.
@@ -189,7 +202,9 @@ def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     if not record:
         return {}
-    values = record["prediction"] if "prediction" in record else _prediction_of_version_1(dict(record["config"]))
+    if record.get("record_version", 1) not in (1, RECORD_VERSION):
+        raise PipelineError(f"{path}: {RECORD} beside it was written by a later version. Use that version.")
+    values = record["prediction"] if "prediction" in record else _prediction_of_first_form(dict(record["config"]))
     if not isinstance(values, Mapping):
         raise PipelineError(f"{path}: {RECORD} beside it has no readable 'prediction'. Restore or remove it.")
     values = dict(values)
@@ -219,10 +234,10 @@ def _is_setting(key: str, value: Any) -> bool:
     return key in SETTINGS and type(value) is SETTINGS[key]
 
 
-def _prediction_of_version_1(config: Mapping[str, Any]) -> dict[str, Any]:
-    train = config.get("train")
-    if not isinstance(train, Mapping):
+def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not config:
         return {}
+    train = config.get("train", {})
     network = config.get("network_def")
     if isinstance(network, Mapping):
         network = {**network, "_target_": _RENAMED.get(str(network.get("_target_")), network.get("_target_"))}
@@ -232,9 +247,9 @@ def _prediction_of_version_1(config: Mapping[str, Any]) -> dict[str, Any]:
     text = [config.get(key) for key in ("head", "image_loading", "image_spatial", "intensity")]
     text += [train.get(key) for key in ("image_loading", "deterministic_transforms")]
     sha256 = sha256_bytes(json.dumps(text, sort_keys=True).encode())
-    if sha256 not in _VERSION_1:
+    if sha256 not in _FIRST_FORM:
         return {"unrecorded": ["a preprocessing"]}
-    values["normalize_head"] = _VERSION_1[sha256]
+    values["normalize_head"] = _FIRST_FORM[sha256]
     return values | {"percentiles": [1, 99.5]}
 
 

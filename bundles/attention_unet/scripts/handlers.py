@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,21 +18,20 @@ from ignite.metrics import Average
 from monai.engines import IterationEvents
 from monai.transforms import LabelToContour
 from monai.utils import set_determinism
-from torch.utils.tensorboard import SummaryWriter
 
 from .faults import PipelineError
-from .inferers import prediction_fault
+from .finite import first_three, not_finite, prediction_fault
 
 FLAIR = 1
-"""Number of the FLAIR channel."""
+"""Index of the FLAIR channel, from 0."""
 RANK_STEP = 10007
 """Between the seeds of two processes that train together."""
 
 
 class Attach:
-    """A handler that another part of the config names as well.
+    """Lets a list of handlers name an object to which other parts of the config refer as well.
 
-    MONAI Label reads the lists of handlers as components, so that ``"@ema"`` alone cannot stand there.
+    MONAI Label reads such a list as components, so that ``"@ema"`` alone cannot stand in it.
 
     Args:
         handler: An object with ``attach(engine)``.
@@ -50,7 +49,7 @@ class WeightAverage:
     """Exponential moving average of a network's weights; its ``ema_model`` is the training's result.
 
     The average starts from the network as it is when a training starts, weights that a handler has loaded included. A
-    resumed training goes on with the average that its checkpoint held. Batch statistics are those of the network.
+    resumed training goes on with the average that its checkpoint held. Batch statistics are averaged alike.
 
     Args:
         network: The network that is trained.
@@ -61,17 +60,23 @@ class WeightAverage:
         self.network = network
         self.handler = EMAHandler(network, momentum=momentum, handle_buffers="update")
         self.ema_model = self.handler.ema_model
-        self._is_resumed = False
+        self.is_attached = self._is_waiting = self._is_resumed = False
 
     def attach(self, engine: Engine) -> None:
         """Start the average with the training, and take in the weights after each step."""
-        engine.add_event_handler(Events.STARTED, self._start)
+        # Not at STARTED, where other handlers load weights: the order of the handlers is of no consequence.
+        engine.add_event_handler(Events.STARTED, self._wait)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         self.handler.attach(engine, warn_if_exists=False)
+        self.is_attached = True
+
+    def _wait(self) -> None:
+        self._is_waiting = True
 
     def _start(self) -> None:
-        if not self._is_resumed:
+        if self._is_waiting and not self._is_resumed:
             self.ema_model.load_state_dict(self.network.state_dict())
-        self._is_resumed = False
+        self._is_waiting = self._is_resumed = False
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights, for a checkpoint."""
@@ -87,8 +92,8 @@ class WeightAverage:
 class CheckLogits:
     """Refuse, before the first step, a network or a loss by which a training learns nothing.
 
-    A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. Large noise
-    drives logits out of 0 to 1 and leaves probabilities within. A loss is about 0 for logits that are right.
+    A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. So noise of
+    deviation 1000 must give outputs outside of 0 to 1, and logits that are right must give a loss of about 0.
 
     Args:
         network: The network in evaluation mode, such as the average's.
@@ -187,7 +192,7 @@ class StopAtNaN:
         remedy = "Check the volumes and the augmentation." if inputs else _NAN_REMEDY
         raise PipelineError(
             f"the training loss is not finite at iteration {engine.state.iteration}: NaN or Inf first in "
-            f"{_first_three(places) or 'the loss itself'}. {remedy}"
+            f"{first_three(places) or 'the loss itself'}. {remedy}"
         )
 
     def check_weights(self, engine: Any) -> None:
@@ -199,7 +204,7 @@ class StopAtNaN:
         places = _weights(engine.network)
         if places:
             raise PipelineError(
-                f"after iteration {engine.state.iteration} the network holds NaN or Inf in {_first_three(places)}. "
+                f"after iteration {engine.state.iteration} the network holds NaN or Inf in {first_three(places)}. "
                 f"{_NAN_REMEDY}"
             )
 
@@ -207,24 +212,9 @@ class StopAtNaN:
 _NAN_REMEDY = "Lower --learning_rate, or train with --amp False; checkpoints of earlier epochs are kept."
 
 
-def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-    """Names of the tensors that hold NaN or Inf."""
-    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
-    if not named:
-        return []
-    # One transfer from a GPU, not one a tensor.
-    finite = torch.stack([torch.isfinite(tensor.detach()).all() for _, tensor in named]).tolist()
-    return [name for (name, _), fine in zip(named, finite, strict=True) if not fine]
-
-
 def _weights(network: torch.nn.Module) -> list[str]:
     named = [*network.named_parameters(), *network.named_buffers()]
     return [f"network {name.removeprefix('module.')}" for name in not_finite(named)]
-
-
-def _first_three(places: list[str]) -> str:
-    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    return ", ".join(places[:3]) + more
 
 
 class StopAtNaNPrediction:
@@ -242,7 +232,10 @@ class StopAtNaNPrediction:
 
 
 class ShareBuffers:
-    """Give the first process's batch statistics to all, before they validate: each has those of its own slices."""
+    """Give the first process's batch statistics to all, before they validate.
+
+    Otherwise each process would validate with the statistics of its own slices.
+    """
 
     def attach(self, engine: Engine) -> None:
         """Share when a validation starts."""
@@ -254,7 +247,7 @@ class ShareBuffers:
 
 
 class Progress:
-    """The console's part: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
+    """Console output: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
 
     Args:
         evaluator: The evaluator whose metrics stand in the line.
@@ -316,7 +309,7 @@ class Progress:
         )
 
 
-def summary_writer(folder: str, disabled: bool = False) -> SummaryWriter | None:
+def summary_writer(folder: str, disabled: bool = False) -> Any:
     """A writer of TensorBoard's event files, whose names do not tell this machine's name; None where disabled.
 
     Args:
@@ -325,12 +318,14 @@ def summary_writer(folder: str, disabled: bool = False) -> SummaryWriter | None:
     """
     if disabled:
         return None
+    from torch.utils.tensorboard import SummaryWriter  # not needed for a prediction
+
     with mock.patch("socket.gethostname", lambda: "host"):
         return SummaryWriter(folder)
 
 
 class LossAndRate:
-    """The training loss and the learning rate of a step, for TensorBoard.
+    """The training loss of a step and the learning rate of the next one, for TensorBoard.
 
     Args:
         optimizer: The optimizer.
@@ -354,7 +349,7 @@ class ValidationPictures:
         writer: The writer of the event files.
     """
 
-    def __init__(self, writer: SummaryWriter) -> None:
+    def __init__(self, writer: Any) -> None:
         self.writer = writer
         self.contour = LabelToContour()
         self._seen: list[tuple[float, str, torch.Tensor]] = []

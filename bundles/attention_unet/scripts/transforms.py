@@ -32,7 +32,7 @@ class NormalizePercentilesd(MapTransform):
     def __init__(self, keys: KeysCollection, percentiles: Sequence[float], normalize_head: bool = False) -> None:
         super().__init__(keys)
         self.percentiles = tuple(percentiles)
-        self.normalize = normalize_head_ if normalize_head else NormalizeIntensity(channel_wise=True)
+        self.normalize = normalize_over_head if normalize_head else NormalizeIntensity(channel_wise=True)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """The images with other intensities."""
@@ -45,8 +45,8 @@ class NormalizePercentilesd(MapTransform):
         return result
 
 
-def normalize_head_(image: torch.Tensor) -> torch.Tensor:
-    """Each channel less the mean of its head, over its deviation; in place.
+def normalize_over_head(image: torch.Tensor) -> torch.Tensor:
+    """Each channel less the mean of its head, over its deviation.
 
     Args:
         image: (C, H, W, D) float, 0 to 1.

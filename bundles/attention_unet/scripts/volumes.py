@@ -118,23 +118,22 @@ def check_image(path: Path) -> None:
         )
 
 
-def check_images(paths: Iterable[Path]) -> None:
+def image_faults(paths: Iterable[Path]) -> dict[Path, str]:
     """``check_image`` of many volumes.
 
     Args:
         paths: The files.
 
-    Raises:
-        PipelineError: The faults of all of them, a line each.
+    Returns:
+        File -> fault, of those that are refused.
     """
-    faults = []
+    faults = {}
     for path in paths:
         try:
             check_image(path)
         except PipelineError as error:
-            faults.append(str(error))
-    if faults:
-        raise PipelineError("\n".join(faults))
+            faults[path] = str(error).removeprefix(f"{path}: ")
+    return faults
 
 
 def voxel_fault(voxels: NDArray[Any]) -> str:

@@ -25,7 +25,7 @@ REMOVED = {
     "train#sampler": "batch_size and steps_per_epoch",
     "validate#pictures": "validate#handlers",
 }
-"""Keys of version 0.1 -> what to use in their place."""
+"""Keys of earlier configs -> what to use in their place."""
 
 
 def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
@@ -43,18 +43,21 @@ def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = RE
         raise PipelineError("\n".join(f"{key}: is no key of this version. Use {removed[key]}." for key in found))
 
 
-def refuse_text_switches(**switches: Any) -> None:
-    """Refuse switches that are no booleans: ``--amp false`` is text, and text counts as true.
+def refuse_text_switches(workflow: Sequence[Any], *keys: str) -> None:
+    """Refuse switches that are no booleans: ``--crop_to_head false`` is text, and text counts as true.
 
     Args:
-        **switches: Values by their keys.
+        workflow: The MONAI workflow that runs the config, alone in a sequence; empty where there is none.
+        *keys: The switches' keys. A component or expression that gives the switch is taken as it is.
 
     Raises:
-        PipelineError: A value is not ``True`` or ``False``.
+        PipelineError: A value is neither ``True`` nor ``False``.
     """
-    for name, switch in switches.items():
-        if not isinstance(switch, bool):
-            raise PipelineError(f"{name}: {switch!r} (expected True or False, capitalised as in Python).")
+    for key in keys if workflow else ():
+        value = workflow[0].parser[key]
+        is_expression = isinstance(value, dict) or str(value).startswith(("$", "@"))
+        if not isinstance(value, bool) and not is_expression:
+            raise PipelineError(f"{key}: {value!r} (expected True or False, capitalised as in Python).")
 
 
 def config_without_overrides(path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from .config import refuse_removed_keys, refuse_text_switches
 from .faults import PipelineError
 from .machine import keep_freed_memory
 from .manifest import IMAGE_SUFFIX, refuse_changed_volumes
-from .volumes import check_images
+from .records import changed_settings, trained_settings
+from .volumes import image_faults
 from .weights import read_weights
 
 _LOG = logging.getLogger("train")
@@ -35,7 +36,6 @@ class Evaluation:
         dataset_dir: The folder of the volumes and of ``manifest.json``, where there is one.
         output_dir: The folder of what it writes.
         workflow: The MONAI workflow that runs the config, alone in a sequence.
-        crop_to_head: The network sees the box of the head.
     """
 
     def __init__(
@@ -48,11 +48,10 @@ class Evaluation:
         dataset_dir: str,
         output_dir: str,
         workflow: Sequence[Any],
-        crop_to_head: bool,
     ) -> None:
         self.evaluator, self.data, self.workflow = evaluator, data, workflow
         self.ckpt_path, self.bundle_root = Path(ckpt_path), Path(bundle_root)
-        self.dataset_dir, self.output_dir, self.crop_to_head = dataset_dir, output_dir, crop_to_head
+        self.dataset_dir, self.output_dir = dataset_dir, output_dir
 
     def run(self) -> None:
         """Check, then predict all volumes.
@@ -62,14 +61,30 @@ class Evaluation:
         """
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
-        refuse_text_switches(crop_to_head=self.crop_to_head)
+        refuse_text_switches(self.workflow, "crop_to_head", "normalize_head")
         if not self.data:
             raise PipelineError(f"{self.dataset_dir}: holds no *{IMAGE_SUFFIX}. Pass --dataset_dir FOLDER.")
-        read_weights(self.ckpt_path, self.bundle_root)
+        self._check_weights()
         refuse_changed_volumes(self.dataset_dir, self.data)
-        check_images(Path(item["image"]) for item in self.data if isinstance(item["image"], (str, Path)))
+        faults = image_faults(Path(item["image"]) for item in self.data if isinstance(item["image"], (str, Path)))
+        if faults:
+            raise PipelineError("\n".join(f"{path}: {fault}" for path, fault in faults.items()))
         self.evaluator.run()
         _LOG.info("%d volumes: %s", len(self.data), self.output_dir)
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not what is known of them, or were trained with other settings than the config's."""
+        weights = read_weights(self.ckpt_path, self.bundle_root)
+        if not self.workflow:
+            return
+        config = self.workflow[0].parser.get()
+        trained = changed_settings(trained_settings(weights.record, weights.path), config)
+        if trained:
+            told = ", ".join(f"{key} {value} (the config: {config.get(key)})" for key, value in trained.items())
+            raise PipelineError(
+                f"{weights.path}: trained with {told}. Pass the same by --{next(iter(trained))} and so on, or the "
+                "experiment's file after this config."
+            )
 
 
 class ReportDice:

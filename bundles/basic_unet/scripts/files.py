@@ -83,7 +83,10 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk, where the system lets a folder be opened."""
+    """Bring a folder's entries to the disk, so that a rename in it survives a loss of power.
+
+    Where the system does not let folders be opened, nothing is done.
+    """
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -118,7 +121,7 @@ def write_with_checksum(path: Path, data: bytes) -> None:
 
 
 def matches_checksum(path: Path, sha256: str) -> bool:
-    """False where a checksum stands beside a file and is another than the file's.
+    """True unless a checksum stands beside a file and does not list the file's hash.
 
     Args:
         path: The file.
@@ -147,7 +150,7 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
 
     Args:
         folder: The folder, made where it is missing; removed again where nothing came into it.
-        parts: Folders in it that such a run writes into as well.
+        parts: Folders in it that are cleared of unfinished files as well.
 
     Raises:
         PipelineError: Another run holds the folder.
@@ -168,7 +171,7 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """``locked`` for a folder that exists; nothing in it is removed.
+    """Lock a folder that exists; unlike ``locked``, nothing in it is removed.
 
     Raises:
         PipelineError: Another run holds the folder.
@@ -180,6 +183,7 @@ def held(folder: Path) -> Iterator[None]:
 
     with writing_errors(folder):
         handle = os.open(folder, os.O_RDONLY)
+    _HELD.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +195,23 @@ def held(folder: Path) -> Iterator[None]:
             pass
         yield
     finally:
+        _HELD.discard(handle)
         os.close(handle)
+
+
+_HELD: set[int] = set()
+"""Open folders by which this process holds locks."""
+
+
+def _release_in_child() -> None:
+    """A process that loads batches is a fork: it would hold the lock on when its parent is killed."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextlib.contextmanager

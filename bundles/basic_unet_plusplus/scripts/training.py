@@ -19,7 +19,7 @@ from . import metrics
 from .checkpoints import DurableSaver, checkpoints_in, newest
 from .config import REMOVED, config_without_overrides, refuse_removed_keys, refuse_text_switches
 from .faults import PipelineError, explain_faults
-from .files import locked, sha256_file, write_durably, write_with_checksum
+from .files import held, locked, sha256_file, write_durably, write_with_checksum
 from .handlers import WeightAverage
 from .machine import check_shared_memory
 from .manifest import MANIFEST_NAME, read_manifest_json, refuse_changed_volumes
@@ -34,7 +34,7 @@ RUN = "run.json"
 MAY_CHANGE = (
     *("resume", "allow_different", "dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "amp"),
 )
-"""Keys in which a resumed training may differ; of ``amp`` its value on this device is compared, not its text."""
+"""Config keys that may differ on resume. ``amp`` is compared by its value on this device, not by its text."""
 REMOVED_FROM_TRAINING = {**REMOVED, "ckpt_path": "a CheckpointLoader among train#handlers, to start from weights"}
 
 _LOG = logging.getLogger("train")
@@ -62,32 +62,18 @@ class PrepareBatch:
         return default_prepare_batch(self.transforms(moved), device)
 
 
-class Training:
-    """One training in one folder.
-
-    ``run`` checks everything before it writes a file; goes on from the newest whole checkpoint where ``resume`` is set,
-    to the bit as if nothing had happened; keeps the two newest checkpoints and the best weights; and leaves
-    ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run`` themselves,
-    such as MONAI's federated learning, have the trainer's handlers alone.
+class Setup:
+    """What a training is given: data, folder, budget. It is checked before slices are read and a network is built.
 
     Args:
-        trainer: The trainer.
-        evaluator: The evaluator of the validation patients.
-        ema: The average of the weights, whose ``ema_model`` is the result.
-        lr_scheduler: The schedule of the learning rate.
         training_data: The items that this process trains on.
         validation_data: The items that it validates.
         dataset_dir: The folder that holds ``manifest.json``.
         ckpt_dir: The training's folder.
-        bundle_root: The bundle's folder.
         workflow: The MONAI workflow that runs the config, alone in a sequence.
-        seed: The training's seed.
         batch_size: Slices of a batch, of all processes together.
-        image_size: Height and width of the network's input in pixels.
         world_size: The number of processes that train together.
         amp: The training runs in 16 bits.
-        crop_to_head: The networks see the box of the head.
-        early_stop_patience: Validations without a better DSC before training stops; 0: never.
         resume: Go on from the newest checkpoint in ``ckpt_dir``.
         allow_different: Go on although config, manifest or versions have changed. What the checkpoint holds itself (the
             optimizer's settings, the schedule, the number of epochs) cannot be changed.
@@ -96,97 +82,46 @@ class Training:
     def __init__(
         self,
         *,
-        trainer: Any,
-        evaluator: Any,
-        ema: WeightAverage,
-        lr_scheduler: Any,
         training_data: Sequence[Mapping[str, Any]],
         validation_data: Sequence[Mapping[str, Any]],
         dataset_dir: str,
         ckpt_dir: str,
-        bundle_root: str,
         workflow: Sequence[Any],
-        seed: int,
         batch_size: int,
-        image_size: int,
         world_size: int = 1,
         amp: bool = False,
-        crop_to_head: bool = True,
-        early_stop_patience: int = 0,
         resume: bool | str = False,
         allow_different: bool | str = False,
     ) -> None:
-        self.trainer, self.evaluator, self.ema, self.lr_scheduler = trainer, evaluator, ema, lr_scheduler
-        self.training_data, self.validation_data = training_data, validation_data
-        self.dataset_dir, self.folder, self.bundle_root = dataset_dir, Path(ckpt_dir), Path(bundle_root)
-        self.workflow, self.seed, self.batch_size, self.image_size = workflow, seed, batch_size, image_size
-        self.world_size, self.amp, self.crop_to_head = world_size, amp, crop_to_head
-        self.early_stop_patience = early_stop_patience
+        self.training_data, self.validation_data, self.dataset_dir = training_data, validation_data, dataset_dir
+        self.folder, self.workflow, self.amp = Path(ckpt_dir), workflow, amp
+        self.batch_size, self.world_size = batch_size, world_size
         # MONAI's command line reads True as a switch and true as text.
         self.resume, self.allow_different = (str(switch).lower() == "true" for switch in (resume, allow_different))
+        self.config: dict[str, Any] = dict(workflow[0].parser.config) if workflow else {}
         self.is_first = idist.get_rank() == 0
-        self.saver = DurableSaver(self.folder)
-        self.early_stop = EarlyStopping(
-            patience=early_stop_patience or 10**9,
-            score_function=metrics.validation_dsc,
-            trainer=trainer,
-        )
-        # What a resumed training goes on from.
-        self.checkpoint_objects = {
-            "trainer": trainer,
-            "network": ema.network,
-            "ema": ema,
-            "optimizer": trainer.optimizer,
-            "lr_scheduler": lr_scheduler,
-            "early_stop": self.early_stop,
-            **({"scaler": trainer.scaler} if trainer.scaler else {}),
-        }
+        self.facts: dict[str, Any] = {}
 
-    def run(self) -> None:
-        """Train.
+    def check(self) -> None:
+        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing.
 
         Raises:
-            PipelineError: The training is refused, or a fault ended it that the user can mend.
+            PipelineError: The training is refused.
         """
+        if self.facts:
+            return
         explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
-        with self._alone():
-            self._check()
-            self._attach()
-            # A training that had come to its end, or had stopped early, does not go on.
-            stopped_early = self.early_stop_patience and self.early_stop.counter >= self.early_stop_patience
-            if self.trainer.state.epoch < self.trainer.state.max_epochs and not stopped_early:
-                self.trainer.run()
-            self._finish()
-
-    def _how_to_go_on(self) -> str:
-        if checkpoints_in(self.folder):
-            return "--resume True goes on from the newest checkpoint."
-        return "No epoch has ended, there is no checkpoint to resume from: start again."
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One training at a time in a folder; the first of several processes holds it for all."""
-        if self.is_first:
-            with locked(self.folder):
-                yield
-        else:
-            yield
-
-    def _check(self) -> None:
-        """Refuse what cannot be trained, and load the checkpoint of a training that goes on."""
-        self._check_settings()
-        self.patients_per_process, validated = (_gathered(len(d)) for d in (self.training_data, self.validation_data))
-        manifest = Path(self.dataset_dir, MANIFEST_NAME)
-        if min(self.patients_per_process) == 0:
+        refuse_removed_keys(self.workflow, REMOVED_FROM_TRAINING)
+        refuse_text_switches(self.workflow, "amp", "crop_to_head", "normalize_head")
+        if self.batch_size % self.world_size:
             raise PipelineError(
-                f"{manifest}: has no training patients, or fewer than processes. Build it with another split."
+                f"a batch of {self.batch_size} cannot be shared out evenly to {self.world_size} processes: pass "
+                "another --batch_size."
             )
-        if min(validated) == 0 < max(validated):
-            raise PipelineError(
-                "fewer validation patients than processes: start fewer, or build the manifest with another split."
-            )
-        if not max(validated):
-            _LOG.warning("no validation patients: no validation, no best checkpoint")
+        if self.is_first and self.folder.is_dir():
+            with held(self.folder):  # refused where another training runs, before a word on its checkpoints
+                pass
+        patients = self._patients()
         found = checkpoints_in(self.folder)
         if found and not self.resume:
             raise PipelineError(
@@ -198,33 +133,36 @@ class Training:
                 f"{self.folder}: nothing to resume, no checkpoint_*.pt in it (a finished training leaves none and "
                 "cannot be extended). Start without --resume."
             )
-        refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
-        loader = self.trainer.data_loader
-        share = self.batch_size // self.world_size
-        check_shared_memory(getattr(loader, "num_workers", 0), 16 * share * self.image_size**2)
-        self.config = dict(self.workflow[0].parser.config) if self.workflow else {}
-        self.record = self._record()
+        facts = self._facts(patients)
         if self.resume:
-            self._refuse_changes()
-            self._load()
-        if self.is_first and shipped_sha256(self.bundle_root) == _sha256_or_none(self.folder / Path(WEIGHTS).name):
-            _LOG.warning(
-                "the weights that the bundle came with are in %s, and the end of this training replaces them: pass "
-                "another --ckpt_dir to keep them",
-                self.folder,
-            )
+            self._refuse_changes(facts)
+        refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
+        self._warn_of_shipped_weights()
+        self.facts = facts
 
-    def _check_settings(self) -> None:
-        refuse_removed_keys(self.workflow, REMOVED_FROM_TRAINING)
-        refuse_text_switches(amp=self.amp, crop_to_head=self.crop_to_head)
-        if self.batch_size % self.world_size:
+    def _how_to_go_on(self) -> str:
+        if checkpoints_in(self.folder):
+            return "--resume True goes on from the newest checkpoint."
+        return "No epoch has ended, there is no checkpoint to resume from: start again."
+
+    def _patients(self) -> list[int]:
+        """The training patients of each process."""
+        training, validation = (_gathered(len(data)) for data in (self.training_data, self.validation_data))
+        if min(training) == 0:
             raise PipelineError(
-                f"a batch of {self.batch_size} cannot be shared out evenly to {self.world_size} processes: pass "
-                "another --batch_size."
+                f"{Path(self.dataset_dir, MANIFEST_NAME)}: has no training patients, or fewer than processes. Build it "
+                "with another split."
             )
+        if min(validation) == 0 < max(validation):
+            raise PipelineError(
+                "fewer validation patients than processes: start fewer, or build the manifest with another split."
+            )
+        if not max(validation):
+            _LOG.warning("no validation patients: no validation, no best checkpoint")
+        return training
 
-    def _record(self) -> dict[str, Any]:
-        """What this training is: config, data, machine and versions."""
+    def _facts(self, patients_per_process: list[int]) -> dict[str, Any]:
+        """Config, data, machine and versions, for the record."""
         own = config_without_overrides(self.workflow[0].config_root_path / "train.json") if self.workflow else {}
         shares = _gathered(json.dumps([item["patient"] for item in self.training_data if "patient" in item]))
         manifest = Path(self.dataset_dir, MANIFEST_NAME)
@@ -234,21 +172,19 @@ class Training:
             "record_version": RECORD_VERSION,
             "prediction": for_prediction(self.config, own),
             "config": self.config,
-            "seed": self.seed,
             "training_patients": sorted(patient for share in shares for patient in json.loads(share)),
             "processes": self.world_size,
-            "patients_per_process": self.patients_per_process,
+            "patients_per_process": patients_per_process,
             "slices_per_process_and_step": self.batch_size // self.world_size,
             "manifest_sha256": read_manifest_json(manifest)[1] if is_of_manifest else None,
-            "device": str(self.trainer.state.device),
             "threads": torch.get_num_threads(),
             "amp": self.amp,
             "versions": library_versions(),
         }
 
-    def _refuse_changes(self) -> None:
+    def _refuse_changes(self, facts: Mapping[str, Any]) -> None:
         """Refuse to resume a training of another config, manifest, machine or version, unless it may be."""
-        before, now = read_beginning(self.folder), json.loads(as_text(self.record))
+        before, now = read_beginning(self.folder), json.loads(as_text(facts))
         changed = [
             key for key, value in now["config"].items() if key not in MAY_CHANGE and before["config"].get(key) != value
         ]
@@ -269,6 +205,107 @@ class Training:
         if changed:
             _LOG.warning("changed since the training began, goes on all the same: %s", ", ".join(changed))
 
+    def _warn_of_shipped_weights(self) -> None:
+        shipped = shipped_sha256(self.workflow[0].config_root_path.parent) if self.workflow else None
+        weights = self.folder / Path(WEIGHTS).name
+        if self.is_first and weights.is_file() and shipped == sha256_file(weights):
+            _LOG.warning(
+                "the weights that the bundle came with are in %s, and the end of this training replaces them: pass "
+                "another --ckpt_dir to keep them",
+                self.folder,
+            )
+
+
+class Training:
+    """One training in one folder.
+
+    ``run`` checks everything before it writes to the folder. Where the setup says so, it goes on from the newest whole
+    checkpoint, to the bit as if nothing had happened. It keeps the two newest checkpoints and the best weights, and
+    leaves ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run``
+    themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints and no record.
+
+    Args:
+        setup: Data, folder and budget.
+        trainer: The trainer.
+        evaluator: The evaluator of the validation patients.
+        ema: The average of the weights, whose ``ema_model`` is the result.
+        lr_scheduler: The schedule of the learning rate.
+        seed: The training's seed, for the record.
+        image_size: Height and width of the network's input in pixels.
+        early_stop_patience: Validations without a better DSC before training stops; 0: never.
+    """
+
+    def __init__(
+        self,
+        *,
+        setup: Setup,
+        trainer: Any,
+        evaluator: Any,
+        ema: WeightAverage,
+        lr_scheduler: Any,
+        seed: int,
+        image_size: int,
+        early_stop_patience: int = 0,
+    ) -> None:
+        self.setup, self.trainer, self.evaluator, self.ema = setup, trainer, evaluator, ema
+        self.lr_scheduler, self.seed, self.image_size = lr_scheduler, seed, image_size
+        self.early_stop_patience, self.folder, self.is_first = early_stop_patience, setup.folder, setup.is_first
+        self.saver = DurableSaver(self.folder)
+        self.early_stop = EarlyStopping(
+            patience=early_stop_patience or 10**9,
+            score_function=metrics.validation_dsc,
+            trainer=trainer,
+        )
+        # What a resumed training goes on from.
+        self.checkpoint_objects = {
+            "trainer": trainer,
+            "network": ema.network,
+            "ema": ema,
+            "optimizer": trainer.optimizer,
+            "lr_scheduler": lr_scheduler,
+            "early_stop": self.early_stop,
+            **({"scaler": trainer.scaler} if trainer.scaler else {}),
+        }
+        self._resumed_network: Mapping[str, Any] | None = None
+
+    def run(self) -> None:
+        """Train.
+
+        Raises:
+            PipelineError: The training is refused, or a fault ended it that the user can mend.
+        """
+        self.setup.check()
+        with self._alone():
+            self._check()
+            if self.setup.resume:
+                self._load()
+            idist.barrier()  # no process removes what another still reads
+            self._attach()
+            # A training that had come to its end, or had stopped early, does not go on.
+            stopped_early = self.early_stop_patience and self.early_stop.counter >= self.early_stop_patience
+            if self.trainer.state.epoch < self.trainer.state.max_epochs and not stopped_early:
+                self.trainer.run()
+            self._finish()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One training at a time in a folder; the first of several processes holds it for all."""
+        if self.is_first:
+            with locked(self.folder):
+                yield
+        else:
+            yield
+
+    def _check(self) -> None:
+        """Refuse a trainer that would leave no result, and loader processes that would wait for ever."""
+        if not self.ema.is_attached:
+            raise PipelineError(
+                "train#handlers: does not attach the average of the weights, which is the result. Keep the bundle's "
+                "handlers and add yours to them."
+            )
+        share = self.setup.batch_size // self.setup.world_size
+        check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
+
     def _load(self) -> None:
         """Load the newest checkpoint.
 
@@ -276,7 +313,8 @@ class Training:
             PipelineError: The config names other settings than the checkpoint holds; they would not take effect.
         """
         wanted = self._restored_settings()
-        Checkpoint.load_objects(self.checkpoint_objects, newest(self.folder, self.trainer.state.device))
+        state = newest(self.folder, self.trainer.state.device)
+        Checkpoint.load_objects(self.checkpoint_objects, state)
         found = self._restored_settings()
         differing = [
             f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value
@@ -286,19 +324,20 @@ class Training:
                 f"cannot resume with other settings than the checkpoint holds: {', '.join(differing)}. They would not "
                 "take effect, also with --allow_different. Set them back, or begin a new training."
             )
+        self._resumed_network = state["network"]
 
     def _restored_settings(self) -> dict[str, Any]:
         """Settings that come back with a checkpoint, whatever the config says."""
         groups, state = self.trainer.optimizer.state_dict()["param_groups"], self.trainer.state
         varying = ("params", "lr", "momentum", "betas")  # with the schedule
-        settings = {k: v for group in groups for k, v in group.items() if k not in varying}
+        settings = {key: value for group in groups for key, value in group.items() if key not in varying}
         schedule = self.lr_scheduler.state_dict()
-        settings |= {k: v for k, v in schedule.items() if k != "last_epoch" and not k.startswith("_")}
+        settings |= {key: value for key, value in schedule.items() if key != "last_epoch" and not key.startswith("_")}
         epoch_length = state.epoch_length or len(self.trainer.data_loader)
         return {**settings, "max_epochs": state.max_epochs, "steps_per_epoch": epoch_length}
 
     def _attach(self) -> None:
-        """Have the training begun, its weights kept, and itself ended by early stop."""
+        """Attach the record of the beginning, checkpoints, best weights and early stop."""
         checkpoint = Checkpoint(
             self.checkpoint_objects,
             self.saver,
@@ -312,7 +351,8 @@ class Training:
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
 
     def _begin(self) -> None:
-        idist.barrier()
+        if self._resumed_network is not None:  # a CheckpointLoader among the handlers has loaded others
+            self.ema.network.load_state_dict(self._resumed_network)
         self._say("running")
         if self.is_first:
             write_durably(self.folder / BEGAN, as_text(self._with_weights()).encode())
@@ -324,7 +364,8 @@ class Training:
 
     def _with_weights(self, *names: str) -> dict[str, Any]:
         weights = {name: sha256_file(self.folder / name) for name in names}
-        return {**self.record, "best_validation_dsc": self.early_stop.best_score, "weights": weights}
+        facts = {**self.setup.facts, "seed": self.seed, "device": str(self.trainer.state.device)}
+        return {**facts, "best_validation_dsc": self.early_stop.best_score, "weights": weights}
 
     def _finish(self) -> None:
         """Write weights and record, remove the checkpoints, say that it is completed."""
@@ -334,7 +375,7 @@ class Training:
         best = self.early_stop.best_score
         names = ["model.pt"] if best is None else ["model.pt", "model_best.pt"]
         write_with_checksum(self.folder / RECORD, as_text(self._with_weights(*names)).encode())
-        # The record by which they are resumed last.
+        # The record of the beginning goes last: resuming needs it.
         for path in [*self.folder.glob("checkpoint_*.pt"), *self.folder.glob("checkpoint_*.sha256")]:
             path.unlink(missing_ok=True)
         (self.folder / BEGAN).unlink(missing_ok=True)
@@ -344,17 +385,15 @@ class Training:
 
     def _say(self, status: str) -> None:
         if self.is_first:
-            write_durably(self.folder / RUN, json.dumps({"status": status, "resumed": self.resume}, indent=2).encode())
+            write_durably(
+                self.folder / RUN, json.dumps({"status": status, "resumed": self.setup.resume}, indent=2).encode()
+            )
 
 
 def _gathered(value: Any) -> list[Any]:
     """A number or text of each process."""
     found = idist.all_gather(value)
     return found if isinstance(found, list) else [found]
-
-
-def _sha256_or_none(path: Path) -> str:
-    return sha256_file(path) if path.is_file() else "no file"
 
 
 def read_beginning(folder: Path) -> dict[str, Any]:
