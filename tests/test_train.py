@@ -215,7 +215,7 @@ def test_front_door_runs_folds_in_turn(commands: list[list[str]], folded: Path, 
     assert commands[1][commands[1].index("--ckpt_dir") + 1] == str(tmp_path / "fold_1")
     (tmp_path / "fold_0").mkdir()
     config = {**as_recorded(train_config()), "fold": 0, "seed": 5}
-    record = {"config": config, "manifest_sha256": read_manifest(folded).sha256}
+    record = {"config": config, "weights": {}, "manifest_sha256": read_manifest(folded).sha256}
     (tmp_path / "fold_0" / "training.json").write_text(json.dumps(record))
     assert train.main([*given, "--fold", "all", "--seed", "5", "--learning_rate", "4e-3"]) == 0
     assert len(commands) == 3
