@@ -50,7 +50,7 @@ coverage: env ## The same with branch coverage, which takes half as long again; 
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 torture: env ## Kill, fill, damage and mutate by COUNT=20; one table (tried, failed)
-	cd tests && OMP_NUM_THREADS=1 $(abspath $(PY)) -W ignore -m torture --count $(COUNT)
+	OMP_NUM_THREADS=1 $(PY) -W ignore -m stress --count $(COUNT)
 
 audit: ## Ask for known vulnerabilities of the pinned versions (needs the network)
 	$(PYTHON) -m venv $(VENV)-audit
@@ -61,20 +61,20 @@ lint: env ## ruff (lint and format), mypy --strict, generated bundle configs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -W ignore -m pipeline.template --check
+	$(PY) -W ignore -m tools.bundles --check
 
 format: env ## Let ruff mend format and imports
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 bundles: env ## Write each bundle's configs from bundles/template and its network.yaml, and copy pipeline/scripts into it
-	$(PY) -W ignore -m pipeline.template
+	$(PY) -W ignore -m tools.bundles
 
 claims: env ## Write the tables of README and bundle docs from docs/results
-	$(PY) -m pipeline.claims --write
+	$(PY) -m tools.results --write
 
 verify-claims: env ## Score the shipped weights on LGG_ROOT again; fails where a claim is off by more than 0.002
-	$(PY) -m pipeline.claims --verify $(LGG_ROOT)
+	$(PY) -m tools.results --verify $(LGG_ROOT)
 
 manifest: env ## Index the real slices in LGG_ROOT=data/kaggle_3m with the published validation patients
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from measure import Run, print_table, ratio, run, spread
 
-from pipeline.backends import BACKENDS, TORCH
+from pipeline.model.backends import BACKENDS, TORCH
 
 PLAIN = "PyTorch as it comes"
 EVALUATE = ("-m", "pipeline.evaluate")
 AS_IT_COMES = """
 import sys
 from pipeline import evaluate
-from pipeline.errors import run_cli
+from pipeline.command_line import run_cli
 from pipeline.scripts import machine
 machine.keep_freed_memory = lambda: False
 sys.exit(run_cli(evaluate.main))

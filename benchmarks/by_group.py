@@ -2,7 +2,7 @@
 
 Reads files alone: nothing is trained, predicted or written.
 
-``python benchmarks/by_group.py docs/results/crossval/basic_unet_native docs/results/gpu/crossval_basic_unet_native``
+``python benchmarks/by_group.py runs/crossval_native runs/other_native``
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas
 from measure import print_table
 
-from pipeline.datalist import read_manifest
-from pipeline.errors import PipelineError, run_cli
+from pipeline.cohort.manifest import read_manifest
+from pipeline.command_line import run_cli
+from pipeline.errors import PipelineError
 
 SMALL, LARGE = 8_000, 25_000
 """Lesion voxels of the native volume."""

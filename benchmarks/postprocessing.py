@@ -20,10 +20,10 @@ from medpy.metric.binary import dc
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.datalist import Volume, read_manifest, select
-from pipeline.evaluate import fold_bundles, predictors
-from pipeline.inference import overlapped, predict_probability
-from pipeline.volumes import load_label
+from pipeline.cohort.manifest import Volume, read_manifest, select
+from pipeline.imaging.nifti import load_label
+from pipeline.model.predictor import Predictor, overlapped
+from pipeline.scoring.evaluation import bundles_for, load_folds
 
 Probability = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -106,13 +106,13 @@ def main() -> None:
     args = parser.parse_args()
     manifest = read_manifest(args.manifest)
     volumes = [volume for volume in select(manifest, args.split) if volume.lesion_voxels]
-    groups = [fold_bundles(*pair, manifest.folds, "torch") for pair in zip(args.bundle, args.folds, strict=True)]
+    groups = [load_folds(*pair, manifest.folds) for pair in zip(args.bundle, args.folds, strict=True)]
 
     def tried(volume: Volume) -> dict[tuple[str, bool], float]:
-        bundles, truth = predictors(groups, volume), load_label(volume.label)
+        bundles, truth = bundles_for(groups, volume), load_label(volume.label)
         found = {}
         for flips in (False, True):
-            probability = predict_probability(bundles, volume.image, flips=flips)
+            probability = Predictor(bundles, flips=flips).predict(volume.image).probability
             found |= {(name, flips): dc(rule(probability), truth) for name, rule in RULES.items()}
         return found
 

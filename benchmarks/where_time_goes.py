@@ -8,7 +8,6 @@ With ``--root DIR`` the first two are of another checkout, an earlier commit's f
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
@@ -17,7 +16,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +137,14 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
     """Parts of ``pipeline.evaluate`` on the validation patients, one after the other."""
     from against_reference import save_our_weights
 
-    import pipeline.bundle
     import pipeline.evaluate
-    import pipeline.metrics
-    import pipeline.volumes
+    import pipeline.imaging.nifti
+    import pipeline.model.bundle
+    import pipeline.model.predictor
+    import pipeline.scoring.metrics
 
     parts = Parts()
-    load = pipeline.bundle.load_bundle
+    load = pipeline.model.bundle.load_bundle
 
     def loaded(*given: Any, **named: Any) -> Any:
         bundle = load(*given, **named)
@@ -158,16 +157,15 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
             object.__setattr__(bundle, field, parts.timed(name, getattr(bundle, field)))
         return bundle
 
-    pipeline.bundle.load_bundle = parts.timed("network built, weights read", loaded)
+    pipeline.model.bundle.load_bundle = parts.timed("network built, weights read", loaded)
     for module, function, name in (
-        (pipeline.volumes, "load_label", "truth read"),
-        (pipeline.volumes, "save_mask", "mask written"),
-        (pipeline.metrics, "score_volume", "DSC, HD95, sensitivity"),
+        (pipeline.imaging.nifti, "load_label", "truth read"),
+        (pipeline.model.predictor, "save_mask", "mask written"),
+        (pipeline.scoring.metrics, "score_volume", "DSC, HD95, sensitivity"),
     ):
         setattr(module, function, parts.timed(name, getattr(module, function)))
-    # Overlapping parts cannot be told apart by the clock. Older checkouts do not overlap.
-    if find_spec("pipeline.inference"):
-        importlib.import_module("pipeline.inference").AT_ONCE = 1
+    # Overlapping parts cannot be told apart by the clock.
+    pipeline.model.predictor.MAX_VOLUMES_AT_ONCE = 1
     with tempfile.TemporaryDirectory() as out:
         weights = args.weights or Path(out) / "weights.pt"
         if not args.weights:

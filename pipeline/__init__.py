@@ -1,3 +1,85 @@
-"""FLAIR-abnormality segmentation in brain MRI: slices in, trained MONAI bundles and honest DSC tables out."""
+"""FLAIR-abnormality segmentation in brain MRI with MONAI: slices in, trained bundles, masks and honest DSC tables out.
+
+The names below are the public interface. Importing the package is light: each name loads what it needs when it is used.
+
+Example:
+    >>> import pipeline
+    >>> slices = pipeline.make_phantoms("demo", patients=4, size=64, slices=8)
+    >>> pipeline.build_manifest(slices, "demo/manifest", split="none").content["numTest"]
+    4
+    >>> predictor = pipeline.Predictor(["bundles/basic_unet"])
+    >>> prediction = predictor.predict(pipeline.read_manifest("demo/manifest").sections["test"][0].image)
+    >>> prediction.mask.dtype
+    dtype('uint8')
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pipeline.cohort.building import build_manifest
+    from pipeline.cohort.manifest import read_manifest
+    from pipeline.cohort.phantoms import make_phantoms
+    from pipeline.errors import ManifestError, PipelineError
+    from pipeline.model.bundle import load_bundle
+    from pipeline.model.packing import pack_bundle
+    from pipeline.model.predictor import Predictor
+    from pipeline.pages.report import write_report
+    from pipeline.scoring.evaluation import evaluate_volumes
+    from pipeline.scoring.metrics import score_volume
+    from pipeline.scoring.results import read_scores
+    from pipeline.scoring.statistics import paired, summarise
+
+_PLACES = {
+    "ManifestError": "errors",
+    "PipelineError": "errors",
+    "Predictor": "model.predictor",
+    "build_manifest": "cohort.building",
+    "evaluate_volumes": "scoring.evaluation",
+    "load_bundle": "model.bundle",
+    "make_phantoms": "cohort.phantoms",
+    "pack_bundle": "model.packing",
+    "paired": "scoring.statistics",
+    "read_manifest": "cohort.manifest",
+    "read_scores": "scoring.results",
+    "score_volume": "scoring.metrics",
+    "summarise": "scoring.statistics",
+    "write_report": "pages.report",
+}
+
+__all__ = [
+    "ManifestError",
+    "PipelineError",
+    "Predictor",
+    "build_manifest",
+    "evaluate_volumes",
+    "load_bundle",
+    "make_phantoms",
+    "pack_bundle",
+    "paired",
+    "read_manifest",
+    "read_scores",
+    "score_volume",
+    "summarise",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is used (PEP 562).
+
+    Raises:
+        AttributeError: There is no such name.
+    """
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pipeline.datalist import read_manifest
-from pipeline.errors import PipelineError, run_cli
-from pipeline.overrides import as_recorded, check_overrides, merged
-from pipeline.scripts.files import held
-from pipeline.scripts.records import RECORD, load_record
-
-ALL_FOLDS = "all"
-PLACE = ("dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different")
-"""Config keys that say where a training runs, not what it is."""
-OWN = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
-"""Config keys that options of this command set, for each fold its own."""
+from pipeline.command_line import run_cli
+from pipeline.model.training import ALL_FOLDS, TrainingPlan, TrainingRequest, best_validation_dsc, plan_training
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -47,163 +35,48 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print and run the training's command, or one a fold.
+    """Print and run the training's command, or one for each fold.
 
     Raises:
-        PipelineError: an unknown bundle, file or key, a fold that the manifest does not have, or another training in
+        PipelineError: An unknown bundle, file or key, a fold that the manifest does not have, or another training in
             the folder.
     """
-    args, rest = arguments().parse_known_args(argv)
-    bundle = _named(args.bundle, "bundles", "")
-    config = bundle / "configs" / "train.json"
-    if not config.is_file():
-        raise PipelineError(
-            f"{bundle}: found no configs/train.json. Name a bundle's folder, such as bundles/basic_unet."
+    parser = arguments()
+    args, rest = parser.parse_known_args(argv)
+    options = [text.removeprefix("--") for text in parser.format_help().split() if text.startswith("--")]
+    plan = plan_training(
+        TrainingRequest(
+            bundle=args.bundle,
+            manifest=args.manifest,
+            experiments=tuple(args.experiment),
+            recipe=args.recipe,
+            fold=args.fold,
+            resume=args.resume,
+            out=args.out,
+            overrides=tuple(rest),
+            option_names=tuple(options),
         )
-    files = [_named(name, "experiments", ".yaml") for name in args.experiment]
-    files = [*([_named(args.recipe, "recipes", ".yaml")] if args.recipe else []), *files]
-    overrides = _pairs(rest)
-    wanted = _config(config, files, overrides)
-    out = args.out or Path("runs") / "_".join([bundle.name, *(file.stem for file in files)])
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", _config_files([config, *files])]
-    command += ["--dataset_dir", str(args.manifest)]
-    folds = _folds(args.manifest, args.fold)
-    for fold in folds:
-        folder = out if args.fold is None else out / f"fold_{fold}"
-        options = ["--ckpt_dir", str(folder), "--output_dir", str(folder)]
-        options += [] if fold is None else ["--fold", str(fold)]
-        if (args.resume or args.fold == ALL_FOLDS) and (folder / RECORD).is_file():
-            _refuse_other_training(folder / RECORD, {**wanted, "fold": fold}, args.manifest)
-            print(f"{folder}: trained already")
-            continue
-        if (folder / RECORD).is_file():
-            raise PipelineError(
-                f"{folder}: holds a finished training (this one would replace it). Choose another --out, or remove it."
-            )
-        if folder.is_dir():
-            with held(folder):  # refused where another training runs
-                pass
-        interrupted = any(folder.glob("checkpoint_*.pt"))
-        if interrupted and not args.resume:
-            raise PipelineError(
-                f"{folder}: holds an interrupted training. Pass --resume to go on with it, or choose another --out."
-            )
-        if args.resume and not interrupted:
-            print(f"{folder}: nothing to resume, starts afresh")
-        options += ["--resume", "True"] if interrupted else []
-        status = _run([*command, *options, *overrides])
+    )
+    for run in plan.runs:
+        if run.note:
+            print(run.note)
+        status = _run(run.command) if run.command else 0
         if status:
             return status
-    print(_next(args, bundle, out, folds))
+    print(_next(args, plan))
     return 0
 
 
-def _next(args: argparse.Namespace, bundle: Path, out: Path, folds: Sequence[int | None]) -> str:
+def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     """The best validation DSC, and the commands that score the last weights and show them."""
-    records = [(out if fold is None else out / f"fold_{fold}") / RECORD for fold in folds]
-    best = [json.loads(path.read_bytes()).get("best_validation_dsc") for path in records if path.is_file()]
-    said = ", ".join(f"{dsc:.4f}" for dsc in best if dsc is not None)
-    what = ["--weights", str(out / "model.pt")] if args.fold is None else ["--folds", str(out)]
+    what = ["--weights", str(plan.out / "model.pt")] if args.fold is None else ["--folds", str(plan.out)]
     what += [] if args.fold in (None, ALL_FOLDS) else ["--fold", args.fold]
-    scores = str(out / "scores")
-    evaluate = ["python", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--bundle", str(bundle)]
+    scores = str(plan.out / "scores")
+    evaluate = ["python", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--bundle", str(plan.bundle)]
     commands = [[*evaluate, *what, "--out", scores, "--figures"], ["python", "-m", "pipeline.report", scores]]
-    start = f"best validation DSC {said}; " if said else ""
+    best = ", ".join(f"{dsc:.4f}" for dsc in best_validation_dsc(plan))
+    start = f"best validation DSC {best}; " if best else ""
     return f"{start}next: {' && '.join(map(shlex.join, commands))}"
-
-
-def _named(name: str, folder: str, suffix: str) -> Path:
-    """A path that exists as given, or below ``folder`` of the working directory."""
-    for path in (Path(name), Path(folder) / f"{name}{suffix}"):
-        if path.exists() and (path.is_dir() or suffix):
-            return path
-    known = sorted(path.stem for path in Path(folder).glob(f"*{suffix}") if path.is_dir() != bool(suffix))
-    known = [stem for stem in known if stem != "template"]
-    raise PipelineError(
-        f"{name}: neither a path nor below {folder}/ (found there: {', '.join(known) or 'nothing'}). "
-        "Run from the repository's root, or give a path."
-    )
-
-
-def _pairs(rest: Sequence[str]) -> list[str]:
-    """``--KEY VALUE`` and ``--KEY=VALUE`` as a flat list of keys and values.
-
-    Raises:
-        PipelineError: a value without a key, or a key without a value.
-    """
-    if rest and not rest[0].startswith("--"):
-        raise PipelineError(f"{rest[0]}: belongs to no --KEY (--resume and the like take no value). See --help.")
-    flat = [part for text in rest for part in (text.split("=", 1) if text.startswith("--") else [text])]
-    if len(flat) % 2 or not all(key.startswith("--") and len(key) > 2 for key in flat[::2]):
-        raise PipelineError(f"{shlex.join(rest)}: expected pairs of --KEY VALUE. See --help.")
-    return flat
-
-
-def _config(config: Path, files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with files and command line on top.
-
-    Raises:
-        PipelineError: a key that the bundle's config does not have, or one that an option of this command sets.
-    """
-    content: dict[str, Any] = json.loads(config.read_bytes())
-    for file in files:
-        content = merged(content, file)
-    given = dict(zip((key.removeprefix("--") for key in overrides[::2]), overrides[1::2], strict=True))
-    for key, option in OWN.items():
-        if key in given:
-            raise PipelineError(f"--{key}: is set by {option} here. Pass {option} {given[key]}.")
-    options = [text.removeprefix("--") for action in arguments()._actions for text in action.option_strings]
-    check_overrides(content, given, "command line", options)
-    return as_recorded(content, {key: _value(text) for key, text in given.items()})
-
-
-def _value(text: str) -> Any:
-    """A value as MONAI's command line reads it: a Python literal, or else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _refuse_other_training(record: Path, wanted: dict[str, Any], manifest: Path) -> None:
-    """A fold that is trained already must be of the same manifest and config, folders and hardware apart.
-
-    Raises:
-        PipelineError: it is not, or its record is unreadable.
-    """
-    found = load_record(record)
-    differing = [key for key, value in wanted.items() if key not in PLACE and found["config"].get(key) != value]
-    if found.get("manifest_sha256") != read_manifest(manifest).sha256:
-        differing.append("the manifest")
-    if differing:
-        raise PipelineError(
-            f"{record.parent}: holds another training (it differs in {', '.join(differing)}). Choose another --out."
-        )
-
-
-def _config_files(files: Sequence[Path]) -> str:
-    """MONAI's form for one config file or a list of them."""
-    names = [file.as_posix() for file in files]
-    return names[0] if len(names) == 1 else str(names).replace(" ", "")
-
-
-def _folds(manifest: Path, fold: str | None) -> list[int | None]:
-    """The folds to train, ``[None]`` for a training without folds.
-
-    Raises:
-        PipelineError: no such fold in the manifest.
-    """
-    if fold is None:
-        return [None]
-    known = read_manifest(manifest).folds
-    if fold == ALL_FOLDS and known:
-        return list(known)
-    if not fold.isdigit() or int(fold) not in known:
-        found = ", ".join(map(str, known)) or "none"
-        raise PipelineError(
-            f"--fold {fold}: not in {manifest} (found: {found}). Build the manifest with --folds K, or pass another."
-        )
-    return [int(fold)]
 
 
 def _end_with_parent() -> None:

@@ -39,21 +39,18 @@ def running_module(name: str) -> Any:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Published folder layout: 8 phantom patients of about 8 slices of 48 x 48 px."""
-    from pipeline import phantom
+    from pipeline.cohort.phantoms import make_phantoms
 
-    out = tmp_path_factory.mktemp("phantoms")
-    assert phantom.main([str(out), "--patients", "8", "--size", "48", "--slices", "8", "--seed", "3"]) == 0
-    return out / "kaggle_3m"
+    return make_phantoms(tmp_path_factory.mktemp("phantoms"), patients=8, size=48, slices=8, seed=3)
 
 
 @pytest.fixture(scope="session")
 def manifest(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the phantoms' manifest: 5 for training, 2 for validation, 1 for test."""
-    from pipeline import manifest as manifest_cli
+    from pipeline.cohort.building import build_manifest
 
     out = tmp_path_factory.mktemp("manifest")
-    fractions = ["--validation-fraction", "0.25", "--test-fraction", "0.125"]
-    assert manifest_cli.main([str(phantoms), "--out", str(out), "--split", "random", *fractions]) == 0
+    build_manifest(phantoms, out, split="random", validation_fraction=0.25, test_fraction=0.125)
     return out
 
 
@@ -105,10 +102,10 @@ def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> 
     """Weights whose masks hit every lesion of the validation section: a tiny training marks nothing, or anything."""
     import torch
 
-    from pipeline.bundle import load_bundle
-    from pipeline.datalist import read_manifest
-    from pipeline.inference import mask_from_probability, predict_probability
-    from pipeline.volumes import load_label
+    from pipeline.cohort.manifest import read_manifest
+    from pipeline.imaging.nifti import load_label
+    from pipeline.model.bundle import load_bundle
+    from pipeline.model.predictor import Predictor
 
     bundle, out = trained
     section = read_manifest(manifest).sections["validation"]
@@ -122,11 +119,8 @@ def lively_weights(trained: tuple[Path, Path], manifest: Path, target: Path) -> 
     for share in (0.25, 0.5, 0.75, 0.95):  # of the slices' voxels marked
         state[last_bias(state)] = bias - float(np.quantile(logits, 1 - share))
         save_weights(state, trained, target)
-        lively = load_bundle(bundle, target)
-        masks = [
-            mask_from_probability(lively, predict_probability([lively], volume.image, flips=False))
-            for volume in volumes
-        ]
+        predictor = Predictor([load_bundle(bundle, target)])
+        masks = [predictor.predict(volume.image).mask for volume in volumes]
         if all((mask * load_label(volume.label)).any() for mask, volume in zip(masks, volumes, strict=True)):
             return target
     raise AssertionError("no threshold hits every lesion")

@@ -11,19 +11,34 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.errors import ManifestError, run_cli
+from pipeline.command_line import run_cli
+from pipeline.errors import ManifestError
 
 PACKAGE = Path(pipeline.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-CLIS = [name for name in MODULES if "run_cli(main)" in (PACKAGE / f"{name}.py").read_text()]
-GROUND = {"errors", "records"}
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__" and path.parent.name != "scripts"
+)
+CLIS = [name for name in MODULES if "." not in name and "run_cli(main)" in (PACKAGE / f"{name}.py").read_text()]
+LAYERS = (
+    {"scripts"},
+    {"errors", "files"},
+    {"imaging"},
+    {"cohort"},
+    {"model"},
+    {"scoring"},
+    {"pages"},
+    {"command_line", *CLIS},
+)
+"""From below: a package or module imports those of its own layer and of lower ones."""
 HEAVY = {"torch", "monai", "ignite"}
-MAY_BE_HEAVY = {"backends", "bundle", "inference", "overrides", "template", "components"}
+USE_TORCH = {"model.backends", "model.bundle", "model.predictor", "model.training_config", "model.weights"}
 
 
 def imports(name: str, *, top_only: bool = False) -> set[str]:
     """Dotted names that a module imports, anywhere or before it is called; those for type checkers left out."""
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text())
     nodes = [node for node in tree.body if not isinstance(node, ast.If)] if top_only else [*ast.walk(tree)]
     found = set()
     for node in nodes:
@@ -35,11 +50,15 @@ def imports(name: str, *, top_only: bool = False) -> set[str]:
 
 
 def own(name: str) -> set[str]:
-    return {part.split(".")[1] for part in imports(name) if part.startswith("pipeline.")} & set(MODULES)
+    return {part.removeprefix("pipeline.") for part in imports(name)} & set(MODULES)
+
+
+def layer(name: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if name.split(".", maxsplit=1)[0] in names)
 
 
 def test_there_are_command_lines() -> None:
-    assert {"manifest", "phantom", "fetch", "template", "train", "evaluate", "predict"} <= set(CLIS)
+    assert {"manifest", "phantom", "fetch", "train", "evaluate", "predict", "report", "pack"} <= set(CLIS)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -47,9 +66,10 @@ def test_no_module_imports_a_command_line(name: str) -> None:
     assert not own(name) & set(CLIS)
 
 
-@pytest.mark.parametrize("name", sorted(GROUND))
-def test_errors_and_records_stand_on_nothing(name: str) -> None:
-    assert not own(name)
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name: str) -> None:
+    packages = {part.split(".")[1] for part in imports(name) if part.startswith("pipeline.")}
+    assert all(layer(other) <= layer(name) for other in packages if not other.startswith("_"))
 
 
 def test_imports_have_no_cycle() -> None:
@@ -61,9 +81,9 @@ def test_imports_have_no_cycle() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_few_rooms_use_torch(name: str) -> None:
+def test_few_modules_use_torch(name: str) -> None:
     heavy = {part.split(".")[0] for part in imports(name)} & HEAVY
-    assert not heavy or name in MAY_BE_HEAVY
+    assert not heavy or name in USE_TORCH
     assert not {part.split(".")[0] for part in imports(name, top_only=True)} & HEAVY
 
 
@@ -80,7 +100,7 @@ def test_help_answers_without_torch(name: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "usage: python -m pipeline." in result.stdout
+    assert "usage: python -m pipeline" in result.stdout
 
 
 def test_run_cli_turns_what_a_user_causes_into_a_status(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +119,10 @@ def test_run_cli_turns_what_a_user_causes_into_a_status(capsys: pytest.CaptureFi
 
 
 def test_a_reader_that_goes_away_causes_no_traceback() -> None:
-    code = "import sys, pipeline.errors as e; sys.exit(e.run_cli(lambda a: [print('x' * 9999) for _ in a], range(99)))"
+    code = (
+        "import sys\nfrom pipeline.command_line import run_cli\n"
+        "sys.exit(run_cli(lambda given: [print('x' * 9999) for _ in given], range(99)))"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
@@ -117,10 +140,43 @@ def test_bad_arguments_exit_2(name: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+TESTED_ELSEWHERE = {
+    "scoring.evaluation": "test_evaluate.py",
+    "scripts.config": "end_to_end/test_refused_trainings.py",
+    "scripts.files": "test_files.py",
+    "scripts.finite": "end_to_end/test_damage.py",
+    "scripts.training": "end_to_end/test_training.py",
+    "scripts.volumes": "model/test_predictions.py",
+}
+"""Modules whose tests stand where they are used."""
+
+
+def test_the_tests_are_the_tree_of_the_package() -> None:
+    here = Path(__file__).parent
+    modules = [path.relative_to(PACKAGE) for path in PACKAGE.glob("*/*.py") if path.stem != "__init__"]
+    lacking = [
+        str(path)
+        for path in modules
+        if not (here / path.parent / f"test_{path.name}").is_file()
+        and not (here / TESTED_ELSEWHERE.get(".".join(path.with_suffix("").parts), "none")).is_file()
+    ]
+    assert lacking == []
+    folders = {path.name for path in here.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == packages | {"end_to_end", "browser", "tools"}
+
+
+def test_no_test_imports_a_private_name() -> None:
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("pipeline", "scripts", "tools")):
+                assert [alias.name for alias in node.names if alias.name.startswith("_")] == [], path
+
+
 def test_each_of_the_35_bad_inputs_has_its_test() -> None:
     """Numbers of the list of bad inputs, in names of tests or of their parameters."""
     here = Path(__file__)
-    texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
+    texts = [path.read_text() for path in here.parent.rglob("test_*.py") if path != here]
     found = {int(number) for text in texts for number in re.findall(r"(?:test_|\")case_(\d\d)_", text)}
     assert found == set(range(1, 36))
 

@@ -21,9 +21,8 @@ from monai.utils import set_determinism
 
 from .faults import PipelineError
 from .finite import first_three, not_finite, prediction_fault
+from .manifest import FLAIR
 
-FLAIR = 1
-"""Index of the FLAIR channel, from 0."""
 RANK_STEP = 10007
 """Between the seeds of two processes that train together."""
 
@@ -109,11 +108,7 @@ class CheckLogits:
         engine.add_event_handler(Events.STARTED, self.check)
 
     def check(self, engine: Any) -> None:
-        """Check network and loss on the engine's device, by its inferer.
-
-        Raises:
-            PipelineError: The network or the loss is refused.
-        """
+        """Check network and loss on the engine's device, by its inferer."""
         size, device = self.image_size, engine.state.device
         noise = 1000 * torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
@@ -179,11 +174,7 @@ class StopAtNaN:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.check_weights)
 
     def check_loss(self, engine: Any) -> None:
-        """Look at the loss.
-
-        Raises:
-            PipelineError: It is NaN or Inf.
-        """
+        """Look at the loss."""
         output: Mapping[str, torch.Tensor] = engine.state.output
         if bool(torch.isfinite(output["loss"])):
             return
@@ -196,11 +187,7 @@ class StopAtNaN:
         )
 
     def check_weights(self, engine: Any) -> None:
-        """Look at the network.
-
-        Raises:
-            PipelineError: It holds NaN or Inf.
-        """
+        """Look at the network."""
         places = _weights(engine.network)
         if places:
             raise PipelineError(
@@ -284,11 +271,7 @@ class Progress:
         self._start, self._done_before = time.monotonic(), engine.state.iteration
 
     def time_left(self, state: Any) -> str:
-        """The time that the whole training still takes, as H:MM:SS.
-
-        Args:
-            state: The trainer's state.
-        """
+        """The time that the whole training still takes, as H:MM:SS."""
         each = (time.monotonic() - self._start) / max(state.iteration - self._done_before, 1)
         seconds = int(each * (state.max_epochs * state.epoch_length - state.iteration))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

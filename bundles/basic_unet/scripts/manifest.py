@@ -13,6 +13,11 @@ from .faults import PipelineError, shown
 from .files import content_of, matches_checksum, sha256_bytes, sha256_file
 
 MANIFEST_NAME = "manifest.json"
+CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
+"""Channel order of a slice and of a volume (Buda et al., Computers in Biology and Medicine 109, 2019)."""
+FLAIR = CHANNELS.index("FLAIR")
+SECTIONS = ("training", "validation", "test")
+"""Sections of a Decathlon datalist, each a key of ``manifest.json``."""
 MAX_MANIFEST_BYTES = 32 * 2**20
 """Thousands of patients. JSON can ask for fifty times its size in memory."""
 IMAGE_SUFFIX = "_image.nii.gz"
@@ -22,14 +27,7 @@ Item = dict[str, Any]
 
 
 def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a manifest, and its SHA-256.
-
-    Args:
-        path: ``manifest.json``, or another file of the same form.
-
-    Raises:
-        PipelineError: The file is missing, is no JSON object, or has changed since it was built.
-    """
+    """The content of a manifest, and its SHA-256."""
     try:
         data = content_of(path, MAX_MANIFEST_BYTES)
     except OSError as error:
@@ -146,15 +144,7 @@ def image_items(dataset_dir: str) -> list[Item]:
 
 
 def refuse_changed_volume(path: Path, sha256: str) -> None:
-    """Refuse a volume that is not the one a manifest was built with.
-
-    Args:
-        path: The volume.
-        sha256: Its hash, as the manifest names it.
-
-    Raises:
-        PipelineError: The file is missing, or has another content.
-    """
+    """Refuse a volume that is not the one a manifest was built with."""
     try:
         found = sha256_file(path)
     except OSError as error:
@@ -169,15 +159,7 @@ def refuse_changed_volume(path: Path, sha256: str) -> None:
 
 
 def refuse_changed_volumes(dataset_dir: str, items: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a manifest or volumes that are not what was built; volumes of which no hash is known are passed over.
-
-    Args:
-        dataset_dir: The folder that holds ``manifest.json``; without one nothing is checked.
-        items: The items that will be used.
-
-    Raises:
-        PipelineError: The manifest or a volume has changed.
-    """
+    """Refuse a manifest or volumes that are not what was built; volumes of which no hash is known are passed over."""
     path = Path(dataset_dir, MANIFEST_NAME)
     if not path.is_file():
         return

@@ -8,6 +8,7 @@ bring no code. ``record["config"]`` is the config as it ran, for people to read;
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -23,9 +24,9 @@ RECORD_VERSION = 2
 MAX_RECORD_BYTES = 32 * 2**20
 SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentiles": list, "normalize_head": bool}
 """Plain keys of a config that decide what the network sees."""
-SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
+CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
 """Sections of a config that decide what the network sees."""
-TRAIN_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
+TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
 """Sections of the section ``train`` that decide what the network sees."""
 OUR_NETWORKS = ("scripts.networks.UNetPlusPlus",)
 NOT_PLAIN_NETWORKS = frozenset(
@@ -46,11 +47,7 @@ _FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
 
 
 def as_text(content: Any) -> str:
-    """JSON of a record; paths of this machine are cut to their last part.
-
-    Args:
-        content: The record. Values that JSON does not know are written as text.
-    """
+    """JSON of a record; paths of this machine are cut to their last part."""
     return json.dumps(_without_folders(json.loads(json.dumps(content, default=str))), indent=2)
 
 
@@ -67,27 +64,17 @@ def _without_folders(value: Any) -> Any:
 
 
 def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a training's config that prediction needs.
-
-    Args:
-        config: The config as it ran.
-        own: The bundle's own training config, without overrides.
-
-    Returns:
-        ``SETTINGS`` and ``network_def`` where they are plain values; ``intensity`` where the training had other
-        transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
-        that cannot be stored as plain values.
-    """
+    """The values of a training's config that prediction needs."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     values = {key: plain[key] for key in SETTINGS if _is_setting(key, plain.get(key))}
     network = config.get("network_def")
     if isinstance(network, Mapping) and is_network(network):
         values["network_def"] = _without_requires(network)
-    changed = [key for key in (*SETTINGS, *SECTIONS) if config.get(key) != own.get(key)]
+    changed = [key for key in (*SETTINGS, *CONFIG_SECTIONS) if config.get(key) != own.get(key)]
     if "intensity" in changed and is_intensity(config.get("intensity")):
         values["intensity"] = config["intensity"]
     train, own_train = (part.get("train", {}) for part in (config, own))
-    changed += [f"train#{key}" for key in TRAIN_SECTIONS if train.get(key) != own_train.get(key)]
+    changed += [f"train#{key}" for key in TRAIN_CONFIG_SECTIONS if train.get(key) != own_train.get(key)]
     return {**values, "unrecorded": [key for key in changed if key not in values]}
 
 
@@ -100,6 +87,14 @@ def is_network(definition: Any) -> bool:
     is_known = target in OUR_NETWORKS or (found is not None and found.__name__ not in NOT_PLAIN_NETWORKS)
     fetches = any(str(key).startswith("pretrained_") for key in definition)
     return is_known and not fetches and _has_plain_arguments(definition)
+
+
+def without_fetching(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's definition by which MONAI fetches no pretrained weights: all weights come from the file."""
+    kind = _class_of("monai.networks.nets", str(definition["_target_"]))
+    parameters = inspect.signature(kind).parameters.values() if kind else ()
+    fetching = {parameter.name for parameter in parameters if parameter.default is True} | set(definition)
+    return {**definition, **{key: False for key in fetching if key.startswith("pretrained")}}
 
 
 def is_intensity(definition: Any) -> bool:
@@ -143,14 +138,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """A record as such.
-
-    Args:
-        path: ``training.json``.
-
-    Raises:
-        PipelineError: The record is unreadable or damaged.
-    """
+    """A record as such."""
     try:
         data = content_of(path, MAX_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
@@ -163,15 +151,7 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
-    """The record beside weights; empty where there is none.
-
-    Args:
-        weights: The weights file.
-        weights_sha256: The hash of its content.
-
-    Raises:
-        PipelineError: The record is unreadable or damaged, or belongs to other weights.
-    """
+    """The record beside weights; empty where there is none."""
     path = weights.with_name(RECORD)
     if not path.is_file():
         return {}
@@ -254,12 +234,7 @@ def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose value differs in a config.
-
-    Args:
-        settings: From ``trained_settings``.
-        config: A bundle's config.
-    """
+    """The settings whose value differs in a config."""
 
     def same(key: str, value: Any) -> bool:
         own = config.get(key)

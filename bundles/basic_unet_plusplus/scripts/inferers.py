@@ -44,11 +44,7 @@ class ShrinkingInferer(Inferer):
         self.inferer = inferer
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict a volume.
-
-        Raises:
-            torch.OutOfMemoryError: Not even one slice fits.
-        """
+        """Predict a volume."""
         while True:
             try:
                 return self.inferer(inputs, network, *args, **kwargs)

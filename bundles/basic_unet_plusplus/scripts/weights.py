@@ -37,11 +37,7 @@ class Weights:
 
 
 def shipped_sha256(bundle: Path) -> str | None:
-    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none.
-
-    Args:
-        bundle: The bundle's folder.
-    """
+    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none."""
     try:
         return str(json.loads((bundle / METADATA).read_bytes())["weights"]["sha256"]).lower()
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,0 +1,298 @@
+"""Drawing of synthetic skull-stripped heads for ``pipeline.phantom``: random anatomy and lesions, slice by slice.
+
+Coarse random fields carry all shapes, so that a patient is the same at every size, and a slice needs no other slice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Plane = npt.NDArray[np.floating[Any]]
+Image = npt.NDArray[np.float32]
+
+SITE_GAINS = {"AA": 0.65, "AB": 0.85, "AC": 1.0, "AD": 1.2, "AE": 1.5}
+"""Institution token of a patient id -> FLAIR gain of its scanner."""
+
+BRAIN_RADIUS = 0.84
+"""Radius of the brain in head units: positions are fractions of the head's radii, x right, y back, z up."""
+
+# Brightness by tissue in the order of CHANNELS, at gain 1; chosen by eye to look like T1, FLAIR, T1 with contrast.
+WHITE, GREY, CSF, VESSEL = (84, 48, 86), (56, 63, 62), (22, 13, 25), (58, 40, 190)
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """A blob in head units (centre x, y, z), turned about the z axis by ``angle`` radians."""
+
+    centre: tuple[float, float, float]
+    radii: tuple[float, float, float]
+    angle: float = 0.0
+
+    def radius(self, x: Plane, y: Plane, z: float) -> Plane:
+        """Normalised distance from the centre: 1 on the surface, below 1 inside.
+
+        Args:
+            x: (H, W) head units, to the patient's left.
+            y: (H, W) head units, to posterior.
+            z: of the slice, head units.
+        """
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        dx, dy, dz = x - self.centre[0], y - self.centre[1], (z - self.centre[2]) / self.radii[2]
+        squared = ((cos * dx + sin * dy) / self.radii[0]) ** 2 + ((cos * dy - sin * dx) / self.radii[1]) ** 2 + dz * dz
+        root: Plane = squared**0.5
+        return root
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A deformed ellipsoid: FLAIR ``gain`` above 1, T1 ``loss`` below 1, soft ``edge``, ring and core optional."""
+
+    body: Ellipsoid
+    gain: float
+    loss: float
+    edge: float
+    ring: float
+    core: float
+
+
+@dataclass(frozen=True)
+class Head:
+    """Everything random about a patient except the noise of each slice."""
+
+    gains: tuple[float, float, float]
+    radii: tuple[float, float]
+    heights: tuple[float, ...]
+    ventricles: tuple[Ellipsoid, ...]
+    caps: tuple[Ellipsoid, ...]
+    nuclei: tuple[Ellipsoid, ...]
+    foci: tuple[Ellipsoid, ...]
+    vessels: tuple[Ellipsoid, ...]
+    hot_spots: tuple[Ellipsoid, ...]
+    lesions: tuple[Lesion, ...]
+    cap_gain: float
+    foci_gain: float
+    noise: float
+    fields: dict[str, npt.NDArray[np.float32]]
+
+
+def draw_site(rng: np.random.Generator) -> str:
+    """The institution of a patient, the first draw of the patient's stream."""
+    return tuple(SITE_GAINS)[int(rng.integers(len(SITE_GAINS)))]
+
+
+def _draw_lesions(rng: np.random.Generator, heights: Sequence[float], margin: int) -> tuple[Lesion, ...]:
+    """One lesion, or one with a satellite, centred on an inner slice and away from the ventricles."""
+    inner = heights[margin : len(heights) - margin]
+    lesions: list[Lesion] = []
+    side = rng.choice((-1, 1))
+    size = 0.19 * (0.46 / 0.19) ** rng.random()
+    wanted = rng.uniform(-0.35, 0.5)
+    for satellite in range(1 + int(rng.random() < 0.25)):
+        radius = size * (0.55 if satellite else 1.0)
+        # Centred exactly on a slice: a small lesion between two distant slices would leave an empty mask.
+        z = min(inner, key=lambda height: abs(height - wanted))
+        reach = math.sqrt(max(0.1, (0.75 * BRAIN_RADIUS) ** 2 - z * z))
+        x = float(side) * rng.uniform(min(0.26, 0.8 * reach), max(0.3, 0.9 * reach))
+        depth = math.sqrt(max(0.0, reach**2 - x * x))
+        centre = (x, rng.uniform(-depth, depth), z)
+        stretch = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
+        faint = rng.random() < 0.2
+        lesions.append(
+            Lesion(
+                body=Ellipsoid(centre, (stretch[0], stretch[1], stretch[2]), rng.uniform(0, math.pi)),
+                gain=rng.uniform(1.3, 1.4) if faint else rng.uniform(1.38, 1.8),
+                loss=rng.uniform(0.62, 0.82),
+                edge=rng.uniform(0.12, 0.4),
+                ring=rng.uniform(1.3, 2.2) if rng.random() < 0.4 else 1.0,
+                core=rng.uniform(0.55, 0.8) if rng.random() < 0.3 else 1.0,
+            )
+        )
+        wanted = z + rng.uniform(-0.2, 0.2)
+    return tuple(lesions)
+
+
+def draw_head(rng: np.random.Generator, slices: int) -> Head:
+    """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe."""
+    site = draw_site(rng)
+    depth = max(3, round(slices * rng.uniform(0.75, 1.25)))
+    heights = tuple(float(z) for z in np.linspace(-0.92, 0.95, depth))
+    flair_gain, t1_gain = SITE_GAINS[site] * rng.uniform(0.8, 1.25), rng.uniform(0.75, 1.25)
+    wide, long = rng.uniform(0.7, 1.35), rng.uniform(0.8, 1.2)
+    ventricles, caps, nuclei = [], [], []
+    for side in (-1.0, 1.0):
+        front = Ellipsoid((0.09 * side, -0.17 * long, 0.12), (0.055 * wide, 0.2 * long, 0.24), 0.35 * side)
+        back = Ellipsoid((0.15 * side, 0.2 * long, 0.1), (0.06 * wide, 0.22 * long, 0.22), -0.4 * side)
+        ventricles += [front, back]
+        caps.append(Ellipsoid((0.15 * side, -0.37 * long, 0.12), (0.055, 0.065, 0.2)))
+        caps.append(Ellipsoid((0.24 * side, 0.42 * long, 0.1), (0.065, 0.085, 0.2)))
+        nuclei.append(Ellipsoid((0.2 * side, -0.02, 0.0), (0.09, 0.2, 0.22), 0.3 * side))
+    ventricles.append(Ellipsoid((0.0, 0.02, -0.08), (0.022 * wide, 0.13, 0.16)))
+
+    def scatter(count: int, least: float, most: float, reach: float) -> tuple[Ellipsoid, ...]:
+        spots = []
+        for _ in range(count):
+            direction = rng.standard_normal(3)
+            direction *= rng.uniform(0.4, 1.0) * reach / float(np.linalg.norm(direction))
+            radius = rng.uniform(least, most)
+            centre = (float(direction[0]), float(direction[1]), float(direction[2]))
+            spots.append(Ellipsoid(centre, (radius, radius, 1.5 * radius)))
+        return tuple(spots)
+
+    nodes = {
+        "shape": 5,
+        "fold": 26,
+        "sulcus": 15,
+        "texture": 26,
+        "bend": 9,
+        "fringe": 20,
+        "bias_t1": 3,
+        "bias_flair": 3,
+    }
+    sinus = Ellipsoid((0.0, 0.8, 0.15), (0.045, 0.04, 0.6))
+    return Head(
+        gains=(t1_gain, flair_gain, t1_gain * rng.uniform(0.85, 1.15)),
+        radii=(rng.uniform(0.84, 0.94), rng.uniform(0.97, 1.07)),
+        heights=heights,
+        ventricles=tuple(ventricles),
+        caps=tuple(caps),
+        nuclei=tuple(nuclei),
+        foci=scatter(int(rng.integers(6, 18)), 0.03, 0.085, 0.65),
+        vessels=(*scatter(int(rng.integers(6, 14)), 0.012, 0.03, 0.75), sinus),
+        hot_spots=scatter(2, 0.22, 0.4, 0.85),
+        lesions=_draw_lesions(rng, heights, end_margin(depth)),
+        cap_gain=rng.uniform(1.5, 2.2),
+        foci_gain=rng.uniform(1.5, 2.3),
+        noise=rng.uniform(1.5, 4.0),
+        fields={name: rng.standard_normal((n, n, n), dtype=np.float32) for name, n in nodes.items()},
+    )
+
+
+def end_margin(depth: int) -> int:
+    """Slices at either end of a volume that never hold lesion."""
+    return max(1, round(0.15 * depth))
+
+
+def _plane(field: npt.NDArray[np.float32], z: float, size: int) -> Plane:
+    """The plane of a coarse random field at height ``z``, smooth, about zero mean and unit variance."""
+    position = (z + 1) / 2 * (len(field) - 1)
+    low = min(int(position), len(field) - 2)
+    part = np.float32(position - low)
+    # Mixing two independent layers would lower the contrast halfway; the root restores unit variance.
+    mixed = ((1 - part) * field[low] + part * field[low + 1]) / np.sqrt((1 - part) ** 2 + part**2)
+    plane: Plane = ndimage.zoom(mixed, size / len(field), order=3, mode="nearest")
+    return plane
+
+
+def _inside(distance: Plane, width: float) -> Plane:
+    """1 where ``distance`` is positive, 0 where negative, a ramp of ``width`` between (partial volume)."""
+    ramp: Plane = np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
+    return ramp
+
+
+def _paint(image: Image, weight: Plane, tissue: Sequence[float]) -> None:
+    """Cover the image with a tissue of given brightness a channel, by ``weight`` 0 to 1."""
+    image += weight[..., None] * (np.asarray(tissue, dtype=np.float32) - image)
+
+
+def _brighten(image: Image, weight: Plane, factors: Sequence[float]) -> None:
+    """Multiply each channel by its factor, by ``weight`` 0 (not at all) to 1."""
+    image *= 1 + weight[..., None] * (np.asarray(factors, dtype=np.float32) - 1)
+
+
+def _paint_lesion(image: Image, lesion: Lesion, distance: Plane, inner: Plane, mottle: Plane) -> Plane:
+    """Paint one lesion and return its weight, 0 to 1: half of it is the edge of the mask.
+
+    Args:
+        image: (H, W, 3) float32, changed in place.
+        lesion: what to paint.
+        distance: (H, W), 1 at the lesion's centre, 0 on its surface, negative outside.
+        inner: (H, W), 1 in the brain.
+        mottle: (H, W), unevenness about 1.
+    """
+    weight = _inside(distance, lesion.edge) * inner
+    _paint(image, weight * 0.75, GREY)  # oedema hides the folds below it
+    _brighten(image, weight * mottle, (lesion.loss, lesion.gain, lesion.loss))
+    _brighten(image, _inside(distance - 0.5, 0.2) * inner, (lesion.core, lesion.core, lesion.core))
+    _brighten(image, _inside(0.13 - np.abs(distance - 0.45), 0.15) * inner, (1, 1, lesion.ring))
+    return weight
+
+
+def draw_slice(
+    head: Head, number: int, size: int, rng: np.random.Generator, *, lesion: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Draw one slice.
+
+    Args:
+        head: the patient.
+        number: slice, from 0.
+        size: height and width, pixels.
+        rng: source of the noise.
+        lesion: False leaves the lesions out of image and mask.
+
+    Returns:
+        (H, W, 3) uint8 slice, channels pre, FLAIR, post, and (H, W) bool mask.
+    """
+    z = head.heights[number]
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = axis[None, :] / head.radii[0], axis[:, None] / head.radii[1]
+    noise = {name: _plane(field, z, size) for name, field in head.fields.items()}
+    soft = 3.0 / size
+    image = np.zeros((size, size, 3), dtype=np.float32)
+
+    # The base of the brain is less tapered than its crown.
+    deep = (np.sqrt(x * x + y * y + (z if z > 0 else 0.84 * z) ** 2) + 0.02 * noise["shape"]) / BRAIN_RADIUS
+    brain = _inside(1 - deep, soft)
+    white = _inside(0.84 + 0.08 * noise["fold"] - deep, 0.08)
+    _paint(image, brain, CSF)
+    _paint(image, _inside(0.975 + 0.02 * noise["fold"] - deep, soft), GREY)
+    _paint(image, white, WHITE)
+    _paint(image, _inside(0.045 - np.abs(noise["sulcus"]), 0.09) * _inside(deep - 0.72, 0.15) * brain, CSF)
+    _paint(image, _inside(0.012 - np.abs(x) + 0 * y, soft) * _inside(deep - 0.45, 0.1) * brain * 0.7, CSF)  # falx
+    for nucleus in head.nuclei:
+        _paint(image, _inside(1 - nucleus.radius(x, y, z), 0.3) * brain, GREY)
+    _brighten(image, brain * np.clip(0.5 * noise["texture"], -1, 1), (1.03, 1.2, 1.03))
+
+    # Bright on FLAIR alone and no lesion.
+    for cap in head.caps:
+        _brighten(image, _inside(1 - cap.radius(x, y, z) + 0.2 * noise["fringe"], 0.5) * brain, (1, head.cap_gain, 1))
+    for spot in head.foci:
+        _brighten(image, _inside(1 - spot.radius(x, y, z), 0.5) * white, (1, head.foci_gain, 1))
+
+    hollow = np.zeros((size, size), dtype=np.float32)
+    for ventricle in head.ventricles:
+        hollow = np.maximum(hollow, _inside(1 + 0.06 * noise["bend"] - ventricle.radius(x, y, z), 0.2))
+    hollow *= brain
+    mask = np.zeros((size, size), dtype=np.bool_)
+    margin = end_margin(len(head.heights))
+    if lesion and margin <= number < len(head.heights) - margin:
+        for item in head.lesions:
+            distance = 1 - item.body.radius(x, y, z)
+            # The deformation fades towards the centre, which therefore always belongs to the lesion.
+            distance += (0.2 * noise["bend"] + 0.09 * noise["fringe"]) * np.clip(1.2 - distance, 0, 1)
+            mottle = 1 + 0.07 * noise["texture"]
+            weight = _paint_lesion(image, item, distance, _inside(0.965 - deep, soft), mottle)
+            mask |= weight * (1 - hollow) >= 0.5
+    _paint(image, hollow, CSF)
+    for vessel in head.vessels:
+        _paint(image, _inside(1 - vessel.radius(x, y, z), 0.6), VESSEL)
+    for spot in head.hot_spots:  # bright in every channel: near a receiver coil
+        image *= 1 + 0.55 * np.exp(-(spot.radius(x, y, z) ** 2))[..., None]
+    image *= brain[..., None]  # skull-stripped
+    return _scan(image, head, noise, rng), mask
+
+
+def _scan(image: Image, head: Head, noise: dict[str, Plane], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Apply the scanner's gain, bias field and Rician noise (the background is never quite black)."""
+    for channel, (gain, bias) in enumerate(zip(head.gains, ("bias_t1", "bias_flair", "bias_t1"), strict=True)):
+        image[..., channel] *= gain * np.exp(0.2 * noise[bias])
+    real, imaginary = head.noise * rng.standard_normal((2, *image.shape), dtype=np.float32)
+    magnitude = np.sqrt((image + real) ** 2 + imaginary**2)
+    grey: npt.NDArray[np.uint8] = np.clip(np.rint(magnitude), 0, 255).astype(np.uint8)
+    return grey

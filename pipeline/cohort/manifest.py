@@ -1,0 +1,286 @@
+"""The manifest: read and checked, its volumes by section, and written with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.cohort.listing import Listing, stamp
+from pipeline.cohort.names import id_fault, person
+from pipeline.errors import PipelineError
+from pipeline.files import replace_all
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import checksum_path, sha256_bytes, write_durably, write_with_checksum, writing_errors
+from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, read_manifest_json, refuse_changed_volume
+
+_STATE_NAME = ".state.json"
+STAGING = ".building"
+"""Folder in which volumes wait until all are finished."""
+VOLUMES = "volumes"
+"""Folder of the volumes, beside ``manifest.json``."""
+COUNTS = ("found", "used", "skipped", "refused")
+_REBUILD = "Build it again with python -m pipeline.manifest."
+
+
+@dataclass(frozen=True)
+class PatientRecord:
+    """What the manifest tells of one patient.
+
+    Args:
+        patient: patient id.
+        shape: (H, W, D) of the volume in voxels.
+        lesion_voxels: voxels of the label that are not 0.
+        missing_sequences: names of sequences that repeat another channel (the publishers replaced a missing
+            sequence by FLAIR), or pairs ``a=b`` where FLAIR is not one of the two.
+        mask_values: grey values found in the source masks, ({0, 255} as published, {0, 1} accepted).
+        warnings: what is odd but used.
+        sources: path relative to the source folder -> SHA-256.
+        image_sha256: SHA-256 of the image volume, empty where none was built.
+        label_sha256: SHA-256 of the label volume, likewise.
+    """
+
+    patient: str
+    shape: tuple[int, int, int]
+    lesion_voxels: int
+    missing_sequences: tuple[str, ...] = ()
+    mask_values: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+    image_sha256: str = ""
+    label_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One patient of a manifest.
+
+    Args:
+        patient: patient id.
+        image: the image volume, (H, W, D, 3) uint8.
+        label: the label volume, (H, W, D) uint8.
+        section: training, validation or test.
+        fold: from 0, None without folds.
+        lesion_voxels: voxels of the label that are not 0.
+        image_sha256: SHA-256 of the image volume when the manifest was built.
+        label_sha256: likewise of the label.
+    """
+
+    patient: str
+    image: Path
+    label: Path
+    section: str
+    fold: int | None
+    lesion_voxels: int
+    image_sha256: str
+    label_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that has been checked.
+
+    Args:
+        path: the file.
+        sha256: of the file.
+        sections: section -> its volumes, in the order of the file.
+        patients: patient id -> what the manifest tells of it.
+        raw: the whole content.
+    """
+
+    path: Path
+    sha256: str
+    sections: dict[str, tuple[Volume, ...]]
+    patients: dict[str, dict[str, Any]] = field(repr=False)
+    raw: dict[str, Any] = field(repr=False)
+
+    @property
+    def folds(self) -> list[int]:
+        """Numbers of its folds, sorted; empty without folds."""
+        numbers = {volume.fold for section in self.sections.values() for volume in section}
+        return sorted(fold for fold in numbers if fold is not None)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and check a manifest; no volume is opened.
+
+    Args:
+        path: ``manifest.json`` or the folder that holds it.
+
+    Raises:
+        PipelineError: The file is missing, no JSON or not written by ``pipeline.manifest``, holds a path that leaves
+            its folder, or has a person in two sections.
+
+    Example:
+        >>> manifest = read_manifest("data_manifest")
+        >>> [volume.patient for volume in manifest.sections["test"]]
+        []
+    """
+    file = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
+    raw, sha256 = read_manifest_json(file)
+    counts = raw.get("counts")
+    if not (
+        isinstance(counts, dict)
+        and all(type(counts.get(key)) is int for key in COUNTS)
+        and isinstance(raw.get("patients"), dict)
+    ):
+        raise PipelineError(
+            f"{file}: no 'patients' or no 'counts' (expected a manifest of pipeline.manifest). {_REBUILD}"
+        )
+    sections: dict[str, tuple[Volume, ...]] = {}
+    exams: dict[str, dict[str, str]] = {}
+    for section in SECTIONS:
+        items = raw.get(section)
+        if not isinstance(items, list):
+            raise PipelineError(f"{file}: no list {section!r}. {_REBUILD}")
+        sections[section] = tuple(_volume(file, section, item, raw["patients"]) for item in items)
+        for volume in sections[section]:
+            _enter_person(file, volume, exams)
+    return Manifest(file, sha256, sections, raw["patients"], raw)
+
+
+def _enter_person(file: Path, volume: Volume, exams: dict[str, dict[str, str]]) -> None:
+    """Refuse a patient who stands twice and a person who stands in two sections."""
+    known = exams.setdefault(person(volume.patient), {})
+    if volume.patient in known:
+        raise PipelineError(
+            f"{file}: patient {shown(volume.patient)} stands twice, in {known[volume.patient]} and in "
+            f"{volume.section} (expected once). {_REBUILD}"
+        )
+    for patient, section in known.items():
+        if section != volume.section:
+            raise PipelineError(
+                f"{file}: one person in two sections: {shown(patient)} in {section}, {shown(volume.patient)} in "
+                f"{volume.section} (expected one section a person). {_REBUILD}"
+            )
+    known[volume.patient] = volume.section
+
+
+def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Volume:
+    """One item of a section, joined with what the manifest tells of its patient."""
+    if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "label", "patient")):
+        raise PipelineError(f"{file}: an item of {section!r} lacks image, label or patient. {_REBUILD}")
+    fault = id_fault(item["patient"])
+    if fault:
+        raise PipelineError(f"{file}: the patient id {shown(item['patient'])!r} {fault}. {_REBUILD}")
+    info = patients.get(item["patient"])
+    wanted = {"lesion_voxels": int, "image_sha256": str, "label_sha256": str}
+    fold = item.get("fold")
+    if (
+        not isinstance(info, dict)
+        or not all(type(info.get(key)) is kind for key, kind in wanted.items())
+        or type(fold) not in (int, type(None))
+    ):
+        raise PipelineError(
+            f"{file}: patient {shown(item['patient'])} has no complete entry under 'patients'. {_REBUILD}"
+        )
+    return Volume(
+        patient=item["patient"],
+        image=_inside(file, item["image"]),
+        label=_inside(file, item["label"]),
+        section=section,
+        fold=fold,
+        **{key: info[key] for key in wanted},
+    )
+
+
+def _inside(file: Path, relative: str) -> Path:
+    """A path of the manifest below its folder."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in relative or ":" in path.parts[0]:
+        raise PipelineError(
+            f"{file}: path {shown(relative)!r} leaves the folder of the manifest (expected one below it). {_REBUILD}"
+        )
+    return file.parent / path
+
+
+def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
+    """The volumes of a section."""
+    if split not in (*SECTIONS, "all"):
+        raise PipelineError(f"split {split!r} (expected {', '.join(SECTIONS)} or all).")
+    chosen = SECTIONS if split == "all" else (split,)
+    volumes = tuple(volume for section in chosen for volume in manifest.sections[section])
+    if not volumes:
+        sizes = ", ".join(f"{section} {len(manifest.sections[section])}" for section in SECTIONS)
+        raise PipelineError(
+            f"{manifest.path}: no patient in {split!r} (found: {sizes}). "
+            "Choose another split, or build the manifest with another --split."
+        )
+    return volumes
+
+
+def verify_volume(volume: Volume) -> None:
+    """Recompute both hashes."""
+    refuse_changed_volume(volume.image, volume.image_sha256)
+    refuse_changed_volume(volume.label, volume.label_sha256)
+
+
+def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> bool:
+    """True where options, every file of the source and every output are as the last run left them.
+
+    Sizes and modification times are compared, no content: ``--verify`` does that.
+    """
+    try:
+        state = json.loads((folder / _STATE_NAME).read_bytes())
+        return bool(
+            state["options"] == json.loads(json.dumps(options))
+            and state["listing_sha256"] == _listing_sha256(listing)
+            and all(list(stamp(folder / name)) == found for name, found in state["outputs"].items())
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # no usable state: check by content
+
+
+def _state(options: Mapping[str, Any], listing: Listing, outputs: Mapping[str, Path]) -> bytes:
+    """The state that ``unchanged`` reads; ``outputs`` are paths below the manifest's folder -> finished files."""
+    state = {
+        "options": dict(options),
+        "listing_sha256": _listing_sha256(listing),
+        "outputs": {name: stamp(path) for name, path in outputs.items()},
+    }
+    return json.dumps(state).encode()
+
+
+def _listing_sha256(listing: Listing) -> str:
+    """Of every path with size and time, and every fault: the state names no file of the source."""
+    return sha256_bytes(json.dumps([listing.stamps, listing.faults], sort_keys=True).encode())
+
+
+def write_manifest(
+    out: Path,
+    content: Mapping[str, Any],
+    staged: Mapping[str, Path],
+    options: Mapping[str, Any],
+    listing: Listing,
+    *,
+    staging: Path,
+    earlier: Manifest | None = None,
+) -> None:
+    """Put volumes and then ``manifest.json`` in place, all or none; then drop volumes that it no longer names.
+
+    ``staged`` maps the path of each volume below ``out`` to its finished file. ``staging`` is a folder on the same
+    disk. After an error what was there before is there again.
+    """
+    manifest, proof = out / MANIFEST_NAME, checksum_path(out / MANIFEST_NAME)
+    data = (json.dumps(content, indent=1) + "\n").encode()
+    # Before anything of an earlier manifest is touched, the disk has taken all of this one.
+    with writing_errors(out):
+        known = proof.read_bytes() if manifest.is_file() and proof.is_file() else b""
+        write_with_checksum(staging / MANIFEST_NAME, data)
+        state = _state(options, listing, {**staged, MANIFEST_NAME: staging / MANIFEST_NAME})
+        write_durably(staging / _STATE_NAME, state)
+        write_durably(staging / "both", sha256_bytes(data).encode() + b"\n" + known)
+        (out / _STATE_NAME).unlink(missing_ok=True)
+    # For the moment of the change the hashes of both manifests hold.
+    moves = {staging / "both": proof} if known else {}
+    moves |= {source: out / name for name, source in sorted(staged.items())}
+    moves |= {staging / MANIFEST_NAME: manifest}
+    moves |= {checksum_path(staging / MANIFEST_NAME): proof, staging / _STATE_NAME: out / _STATE_NAME}
+    replace_all(moves, staging / "before")
+    if earlier:
+        old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
+        with writing_errors(out):
+            for path in sorted(old - {out / name for name in staged}):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""File name -> patient, slice number, image or mask; gaps and persons. Names only: nothing here touches a disk."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pipeline.errors import PipelineError
+from pipeline.scripts.faults import shown
+
+
+@dataclass(frozen=True)
+class SliceFile:
+    """One TIFF file of the source folder, known by its name alone.
+
+    Args:
+        path: relative to the source folder.
+        patient: patient id, the file name up to the slice number.
+        number: slice number, an integer (``_2`` before ``_10``).
+        kind: image or mask.
+    """
+
+    path: PurePosixPath
+    patient: str
+    number: int
+    kind: Literal["image", "mask"]
+
+
+MAX_ID_CHARACTERS = 100
+MAX_ID_BYTES = 200
+"""A file name holds 255 bytes, and ``_image.nii.gz`` and the mark of a temporary file come on top of the id."""
+
+RESERVED_IDS = frozenset({"volumes", "manifest.json"})
+"""Names inside the manifest's folder: MONAI would take such an id in a datalist item for a path."""
+
+JUNK_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+
+_TIFF = re.compile(r"\.tiff?\Z", re.IGNORECASE)
+_SLICE = re.compile(
+    r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?)\Z",
+    re.DOTALL,
+)
+_TCGA = re.compile(r"(?P<person>TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}\Z")
+
+
+def parse_name(path: PurePosixPath) -> SliceFile | None:
+    """Read patient, number and kind off ``<patient>_<number>.tif`` or ``<patient>_<number>_mask.tif``.
+
+    The folder plays no part, only the file name; ``.tif`` and ``.tiff`` count in any case.
+    """
+    if not _TIFF.search(path.name):
+        return None
+    match = _SLICE.match(path.name)
+    if match is None:
+        raise PipelineError(
+            "the name holds no slice number (expected <patient>_<number>.tif or <patient>_<number>_mask.tif). "
+            "Rename the file or move it out of the folder."
+        )
+    if not str(path).isprintable():
+        raise PipelineError(
+            "the path holds control or undecodable characters (expected printable UTF-8). "
+            "Rename the file or its folder."
+        )
+    patient = unicodedata.normalize("NFC", match["patient"])
+    fault = id_fault(patient)
+    if fault:
+        raise PipelineError(
+            f"the patient id {shown(patient)!r} {fault} (expected a letter or digit, then letters, digits, "
+            f"'_', '-', '.' and space, at most {MAX_ID_CHARACTERS} characters). Rename the patient's files."
+        )
+    kind: Literal["image", "mask"] = "mask" if match["mask"] else "image"
+    return SliceFile(path=path, patient=patient, number=int(match["number"]), kind=kind)
+
+
+def id_fault(patient: str) -> str:
+    """What is wrong with a patient id, empty where nothing is. An id becomes part of file names and tables."""
+    if not patient:
+        return "is empty"
+    if len(patient) > MAX_ID_CHARACTERS or len(patient.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        return "is too long"
+    if patient.casefold() in RESERVED_IDS:
+        return "is a name the manifest's folder uses itself"
+    if unicodedata.category(patient[0])[0] not in "LN":
+        return "starts with a character that is no letter or digit"
+    odd = sorted({c for c in patient if c not in "_-. " and unicodedata.category(c)[0] not in "LNM"})
+    if odd:
+        return "holds " + ", ".join(repr(shown(c)) for c in odd)
+    return "ends in a space or dot" if patient[-1] in " ." else ""
+
+
+def skip_reason(path: PurePosixPath) -> str | None:
+    """Why a file is passed over for its name alone, None for a TIFF outside every junk folder."""
+    if any(is_junk_folder(part) for part in path.parts[:-1]):
+        return "inside a hidden or __MACOSX folder"
+    name = path.name.casefold()
+    if name in JUNK_NAMES or name.startswith("._"):
+        return "left by an operating system"
+    if name == "data.csv":
+        return "clinical table, not joined"
+    return None if _TIFF.search(name) else "not a slice"
+
+
+def is_junk_folder(name: str) -> bool:
+    """True for ``__MACOSX`` and hidden folders: nothing below them is a slice."""
+    return name.startswith(".") or name.casefold() == "__macosx"
+
+
+def base_name(file: SliceFile) -> str:
+    """The file name in Unicode form NFC, to tell a copy (same name) from a second spelling (``_1``, ``_01``)."""
+    return unicodedata.normalize("NFC", file.path.name)
+
+
+def by_preference(file: SliceFile) -> tuple[int, str]:
+    """Sort key that puts the copy to keep first: the shallowest path, then the lexically smallest."""
+    return len(file.path.parts), str(file.path)
+
+
+def missing_numbers(numbers: Iterable[int]) -> list[int]:
+    """Numbers between the smallest and the largest that are absent, ascending."""
+    present = set(numbers)
+    return [n for n in range(min(present), max(present)) if n not in present] if present else []
+
+
+def number_list(numbers: Iterable[int], limit: int = 20) -> str:
+    """Numbers for a message, ``1, 2, 3``, cut after ``limit`` of them."""
+    items = sorted(numbers)
+    tail = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(map(str, items[:limit])) + tail
+
+
+def case_collisions(patients: Iterable[str]) -> list[list[str]]:
+    """Groups of ids that differ only in case: their volumes would overwrite one another on many file systems."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for patient in patients:
+        groups[unicodedata.normalize("NFC", patient.casefold())].add(patient)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def person(patient: str) -> str:
+    """The person behind a patient id: ``TCGA_XX_NNNN`` of ``TCGA_XX_NNNN_YYYYMMDD`` (an exam), else the id itself."""
+    match = _TCGA.match(patient)
+    return match["person"] if match else patient
+
+
+def institution(patient: str) -> str:
+    """The second token of a TCGA id (tissue source site), empty for other ids."""
+    match = _TCGA.match(patient)
+    return match["institution"] if match else ""

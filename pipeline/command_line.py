@@ -1,0 +1,102 @@
+"""What every command line shares: errors become a message and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.model.backends import BACKENDS, TORCH
+from pipeline.scripts.faults import is_users_fault, machine_fault_line
+
+MEMORY_REMEDY = "Free some, or give fewer volumes or bundles at once."
+
+
+def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
+
+    Args:
+        main: takes the arguments (None: those of the process) and returns the exit status.
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The status of ``main``; 2 for a ``PipelineError`` and where memory or disk ran out; 130 when interrupted from
+        the keyboard, 143 when asked to end (SIGTERM), both with what was unfinished cleared away; 141 when the reader
+        of the output went away (``... | head``).
+    """
+    # What is left at the end goes with the process: to look for unused objects among it takes a second.
+    atexit.register(gc.freeze)
+    ended = _ends_by(signal.SIGTERM)
+    try:
+        status = main(argv)
+        sys.stdout.flush()
+    except _Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        line = str(error) if is_users_fault(error) else machine_fault_line(error, MEMORY_REMEDY)
+        if line is None:
+            raise
+        print("\n".join([f"error: {line}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return 2
+    finally:
+        if ended is not None:
+            signal.signal(signal.SIGTERM, ended)
+    return status
+
+
+class _Terminated(BaseException):
+    """Raised where the process is, by the signal that asks it to end."""
+
+
+def _ends_by(number: signal.Signals) -> Any:
+    """Let a signal raise ``_Terminated``; what it did before, None where this thread cannot say."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    return signal.signal(number, end) if threading.current_thread() is threading.main_thread() else None
+
+
+def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which every command names its networks, ``--bundle`` first.
+
+    Args:
+        parser: The command's parser, changed in place.
+    """
+    parser.add_argument(
+        "--bundle", type=Path, action="append", required=True, help="bundle folder; given several times: averaged"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        action="append",
+        default=[],
+        help="state dict, one per --bundle (default: models/model.pt)",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run a --bundle that is not this project's own: its configs can run any code",
+    )
+    parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
+    parser.add_argument(
+        "--backend",
+        choices=list(BACKENDS),
+        default=TORCH,
+        help="what runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
+    )

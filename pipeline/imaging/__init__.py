@@ -1,0 +1,1 @@
+"""TIFF slices and NIfTI volumes: read, checked, written."""

@@ -1,0 +1,147 @@
+"""One TIFF slice -> an array; whatever else is refused by what was found."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+
+from pipeline.errors import PipelineError
+from pipeline.scripts.faults import shown
+
+MAX_SLICE_SIDE_PX = 4096
+"""The published slices have 256; a header that claims far more is refused before memory is taken for it."""
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _STRIP_BYTES, _FORMAT = 256, 257, 258, 259, 273, 277, 279, 339
+_UNSIGNED, _FLOAT, _UNCOMPRESSED = 1, 3, 1
+_DECODER_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    SyntaxError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for damaged files; none of it may reach the user as a traceback."""
+Pixels = NDArray[np.uint8]
+
+
+def decode_slice(data: bytes, kind: Literal["image", "mask"]) -> Pixels:
+    """Decode the bytes of one TIFF file after its header has been checked.
+
+    Returns:
+        (H, W, 3) uint8 for an image, (H, W) uint8 for a mask with values as stored (1-bit masks: 0 and 1).
+    """
+    _check_start(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = _first_page(data)
+            _check_header(data, tags, kind)
+            with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+                _check_mode(image.mode, kind)
+                image.load()
+                pixels = np.asarray(image).astype(np.uint8)
+    except _DECODER_ERRORS as error:
+        raise PipelineError(
+            f"damaged or truncated TIFF of {len(data)} bytes ({shown(error)}). Restore the file from its source."
+        ) from error
+    return pixels
+
+
+def _check_start(data: bytes) -> None:
+    """Refuse what is no TIFF by its first bytes, and name what it is."""
+    if not data:
+        raise PipelineError("0 bytes (expected a TIFF). Restore the file from its source.")
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in text:
+        found = "an HTML page under the name of a TIFF, perhaps a login page in place of the download"
+    elif data.startswith(b"\x89PNG"):
+        found = "a PNG under the name of a TIFF"
+    elif data.startswith(b"\xff\xd8\xff"):
+        found = "a JPEG under the name of a TIFF"
+    else:
+        found = f"no TIFF: the file starts with {data[:4]!r}"
+    raise PipelineError(f"{found} (expected a TIFF). Download the file again.")
+
+
+def _first_page(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Tags of the first page; its ``next`` is 0 where no page follows. No pixel is read."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8])
+    stream = io.BytesIO(data)
+    if not 8 <= tags.next < len(data):
+        raise PipelineError(f"damaged or truncated TIFF of {len(data)} bytes. Restore the file from its source.")
+    stream.seek(tags.next)
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        tags.load(stream)  # where the file ends too early, Pillow warns and goes on without the rest of the tags
+    if complaints or _WIDTH not in tags or _HEIGHT not in tags:
+        raise PipelineError(
+            f"damaged or truncated TIFF of {len(data)} bytes: tags missing. Restore the file from its source."
+        )
+    return tags
+
+
+def _check_header(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind: str) -> None:
+    """Refuse by the header alone: size, pages, type and number of samples."""
+    width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
+    if not (0 < width <= MAX_SLICE_SIDE_PX and 0 < height <= MAX_SLICE_SIDE_PX):
+        raise PipelineError(
+            f"the header claims {height} x {width} px (expected 1 to {MAX_SLICE_SIDE_PX} a side). Replace the file."
+        )
+    if tags.next:
+        raise PipelineError("several pages (expected one slice a file). Split the file, one page a slice.")
+    bits, samples = _sequence(tags.get(_BITS, 1)), int(tags.get(_SAMPLES, 1))
+    formats = _sequence(tags.get(_FORMAT, _UNSIGNED))
+    if _FLOAT in formats:
+        odd = _not_finite(data, tags, bits[0])
+        raise PipelineError(
+            f"{bits[0]}-bit float pixels{odd} (expected 8-bit unsigned). Convert with a stated intensity window."
+        )
+    if set(formats) != {_UNSIGNED} or not (set(bits) == {8} or (kind == "mask" and set(bits) == {1})):
+        raise PipelineError(
+            f"{bits[0]}-bit {'unsigned' if set(formats) == {_UNSIGNED} else 'signed or complex'} pixels "
+            "(expected 8-bit unsigned). Convert with a stated intensity window."
+        )
+    expected = 3 if kind == "image" else 1
+    if samples != expected:
+        names = {1: "grayscale or palette", 2: "grayscale + alpha", 3: "RGB", 4: "RGBA or CMYK"}
+        wanted = "RGB: pre-contrast, FLAIR, post-contrast" if kind == "image" else "1 channel"
+        raise PipelineError(
+            f"{samples} channel(s), {names.get(samples, 'unknown')} (expected {wanted}). Replace the file."
+        )
+
+
+def _check_mode(mode: str, kind: str) -> None:
+    """Refuse what the header check cannot see: palettes, YCbCr, Lab."""
+    allowed = ("RGB",) if kind == "image" else ("L", "1")
+    if mode not in allowed:
+        raise PipelineError(f"pixel mode {mode} (expected {' or '.join(allowed)}). Convert the file.")
+
+
+def _sequence(value: Any) -> tuple[int, ...]:
+    """A tag's value as a tuple."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _not_finite(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, bits: int) -> str:
+    """`` holding NaN`` where an uncompressed float page does; Pillow itself reads no float RGB."""
+    if tags.get(_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED or bits not in (16, 32, 64):
+        return ""
+    order = "<" if data[:2] == b"II" else ">"
+    strips = zip(_sequence(tags.get(_STRIPS, ())), _sequence(tags.get(_STRIP_BYTES, ())), strict=False)
+    raw = b"".join(data[start : start + size - size % (bits // 8)] for start, size in strips)
+    values = np.frombuffer(raw[: len(raw) - len(raw) % (bits // 8)], dtype=f"{order}f{bits // 8}")
+    found = [name for name, hit in (("NaN", np.isnan(values).any()), ("Inf", np.isinf(values).any())) if hit]
+    return " holding " + " and ".join(found) if found else ""

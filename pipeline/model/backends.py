@@ -1,0 +1,111 @@
+"""A network compiled for CPUs by ONNX Runtime or OpenVINO: what the network gives, sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
+
+    Network = Callable[[torch.Tensor], torch.Tensor]
+
+TORCH = "torch"
+BACKENDS = {
+    TORCH: "PyTorch, on the device that the bundle's config names",
+    "onnx": "ONNX Runtime, float32, CPU",
+    "openvino": "OpenVINO, float32, CPU",
+    "openvino-bf16": "OpenVINO, bfloat16 where the CPU has it (AMX, AVX-512), logits to about 3 digits",
+}
+SLICES = 4
+"""That OpenVINO is given at once on each core."""
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "openvino-bf16": ("onnx", "openvino")}
+
+
+def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
+    """Compile a network.
+
+    Args:
+        network: on the CPU, in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32.
+        backend: a key of ``BACKENDS``; ``torch`` gives the network itself.
+        side_px: height and width of the slices it will be given; their number is free.
+    """
+    if backend == TORCH:
+        return network
+    from importlib.util import find_spec
+
+    import torch
+
+    lacking = [package for package in PACKAGES[backend] if find_spec(package) is None]
+    if lacking:
+        raise PipelineError(
+            f"--backend {backend}: needs the packages {' and '.join(PACKAGES[backend])} (not installed: "
+            f"{', '.join(lacking)}). Install them with pip install -e '.[backends]'."
+        )
+    try:
+        run = _session(_as_onnx(network, side_px), backend)
+    except RuntimeError as error:
+        raise PipelineError(f"--backend {backend}: cannot take this network ({error}). Use --backend torch.") from error
+
+    def call(batch: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(run(batch.contiguous().numpy()))
+
+    return call
+
+
+def _as_onnx(network: torch.nn.Module, side_px: int) -> bytes:
+    """The network as an ONNX file's bytes."""
+    import io
+    import warnings
+
+    import torch
+
+    buffer = io.BytesIO()
+    batch = {0: "batch"}
+    # The exporter by tracing is done in half a second, the newer one takes five; the networks here are plain.
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, side_px, side_px),),
+            buffer,  # type: ignore[arg-type]
+            input_names=["image"],
+            output_names=["pred"],
+            dynamic_axes={"image": batch, "pred": batch},
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def _session(model: bytes, backend: str) -> Callable[[Any], Any]:
+    """A function from a NumPy batch to NumPy logits, with as many threads as PyTorch has."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if backend == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return lambda batch: session.run(["pred"], {"image": batch})[0]
+    import numpy as np
+    import openvino
+
+    core = openvino.Core()
+    precision = "bf16" if backend == "openvino-bf16" else "f32"
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": precision}
+    queue = openvino.AsyncInferQueue(core.compile_model(core.read_model(model), "CPU", settings), threads)
+
+    def infer(batch: Any) -> Any:
+        # Few slices at once, side by side: what they need stays in the cores' caches.
+        result = np.empty((len(batch), 1, *batch.shape[2:]), np.float32)
+        queue.set_callback(lambda request, part: part.__setitem__(..., request.get_output_tensor().data))
+        for start in range(0, len(batch), SLICES):
+            queue.start_async({"image": batch[start : start + SLICES]}, result[start : start + SLICES])
+        queue.wait_all()
+        return result
+
+    return infer

@@ -1,0 +1,253 @@
+"""A MONAI bundle, ready to predict: preprocessing, network, inferer and postprocessing of its inference config."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+from pipeline.errors import PipelineError
+from pipeline.model.backends import PACKAGES, TORCH, compiled
+from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
+from pipeline.model.weights import load_state, read_state
+from pipeline.scripts.files import sha256_bytes
+from pipeline.scripts.records import RECORD, changed_settings, trained_settings, without_fetching
+from pipeline.scripts.weights import WEIGHTS, read_weights
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigParser
+
+    from pipeline.model.backends import Network
+
+CONFIG = "configs/inference.json"
+SECTIONS_FOR_PREDICTION = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
+"""Keys of the config by which a bundle predicts."""
+TRAINING_FACTS = ("seed", "manifest_sha256", "device", "threads", "amp")
+"""Keys of a training's record that name the source of a figure."""
+TRAINING_CONFIG = ("image_size", "batch_size", "max_epochs", "steps_per_epoch", "learning_rate", "loss", "optimizer")
+"""Keys of its config that do: they tell one training's budget and method from another's."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle with its weights, ready to predict.
+
+    Args:
+        name: The bundle's folder name, used in tables.
+        device: The device that the network lies on.
+        network: The network in evaluation mode; (B, 3, S, S) -> logits (B, 1, S, S).
+        preprocessing: {"image": path} -> {"image": (3, S, S, D) float32 MetaTensor}.
+        inferer: (batch, network) -> logits on the same grid, (1, 1, S, S, D).
+        to_probability: {"image", "pred": logits (1, S, S, D)} -> "pred": probability (1, H, W, D), native grid.
+        to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
+        weights_sha256: SHA-256 of the weights file.
+        config_sha256: SHA-256 of the inference config.
+        settings: Keys of the config that the weights were trained with other values of, and those values.
+        recorded: Whether a ``training.json`` lies beside the weights.
+        training: Seed, manifest, machine, budget and method of the training; empty where they are not recorded.
+        training_patients: Ids of the patients that were trained on; empty where they are not recorded.
+        backend: The name of what runs the network, a key of ``BACKENDS``.
+        replaced: Whether the weights in the bundle's folder are others than its metadata names, left by a training.
+    """
+
+    name: str
+    device: torch.device
+    network: Network
+    preprocessing: Any
+    inferer: Any
+    to_probability: Any
+    to_mask: Any
+    weights_sha256: str
+    config_sha256: str
+    settings: dict[str, Any]
+    recorded: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    training_patients: tuple[str, ...] = ()
+    backend: str = TORCH
+    replaced: bool = False
+
+    def provenance(self) -> dict[str, Any]:
+        """What the predictions come from, for a file beside them."""
+        return {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
+            "settings": self.settings,
+            "recorded": self.recorded,
+            "training": self.training,
+        }
+
+    def as_trained(self) -> str:
+        """One line that says by which settings the network sees the slices, and where they come from."""
+        if not self.recorded:
+            return f"{self.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
+        names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in self.settings.items()}
+        changed = ", ".join(f"{key} {value}" for key, value in names.items())
+        own = " (other weights than the bundle came with)" if self.replaced else ""
+        return f"{self.name}: as trained, {changed or 'the settings of its config'}{own}"
+
+
+def versions(backend: str) -> dict[str, str]:
+    """Versions of everything that has a say in a figure."""
+    names = ("torch", "monai", "numpy", "medpy", *PACKAGES.get(backend, ()))
+    return {"python": platform.python_version(), "pipeline": __version__} | {name: version(name) for name in names}
+
+
+def refuse_unequal(option: str, given: Sequence[object], bundles: Sequence[object]) -> None:
+    """Refuse an option that is given, but not once for each bundle."""
+    if given and len(given) != len(bundles):
+        raise PipelineError(f"{len(given)} {option} for {len(bundles)} --bundle (expected one each, or none).")
+
+
+def load_bundles(
+    bundles: Sequence[str | Path], weights: Sequence[str | Path] = (), backend: str = TORCH, *, trust: bool = False
+) -> list[Bundle]:
+    """Load several bundles, to be averaged."""
+    refuse_unequal("--weights", weights, bundles)
+    files: Sequence[str | Path | None] = weights or [None] * len(bundles)
+    return [load_bundle(folder, file, backend, trust=trust) for folder, file in zip(bundles, files, strict=True)]
+
+
+def config_of(bundle: str | Path) -> Path:
+    """The config by which a bundle predicts."""
+    config = Path(bundle) / CONFIG
+    if not config.is_file():
+        raise PipelineError(f"{bundle}: found no {CONFIG}. Name a bundle's folder, such as bundles/basic_unet.")
+    return config
+
+
+def load_bundle(
+    bundle: str | Path, weights: str | Path | None = None, backend: str = TORCH, *, trust: bool = False
+) -> Bundle:
+    """Build a bundle's network and load its weights.
+
+    Weights that were trained with overrides (``--image_size 96``) are used as they were trained: the plain values in
+    the ``training.json`` beside them win over the config's. From then on the process keeps the memory that it frees.
+
+    Args:
+        bundle: The bundle's folder, which holds ``configs/inference.json``.
+        weights: A state dict to use in place of ``models/model.pt``.
+        backend: A key of ``BACKENDS``; all but ``torch`` run on the CPU.
+        trust: Also run a bundle that is not this project's: its config can run any code.
+
+    Raises:
+        PipelineError: The bundle is not this project's and not trusted, holds a link out of its folder, lacks its
+            config or weights, has weights of another architecture or of a training that its config cannot repeat, or
+            the backend is not installed.
+
+    Example:
+        >>> bundle = load_bundle("bundles/basic_unet")
+        >>> bundle.name
+        'basic_unet'
+    """
+    # Imports make thousands of objects, none of which is thrown away: looking for that takes a fifth of the time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import torch
+        from monai.bundle import ConfigParser
+        from monai.transforms import Compose
+    finally:
+        if collecting:
+            gc.enable()
+
+    from pipeline.scripts.inferers import ShrinkingInferer
+    from pipeline.scripts.machine import keep_freed_memory
+
+    folder = Path(bundle)
+    config = config_of(folder)
+    content, config_sha256 = _trusted_config(folder, config, trust=trust)
+    _forget_scripts()
+    keep_freed_memory()
+    parser = ConfigParser()
+    parser.read_config(content)
+    parser["bundle_root"] = str(folder.resolve())  # as a path: a name of a folder can be an expression too
+    if backend != TORCH:
+        parser["device"] = "$torch.device('cpu')"
+    missing = [key for key in SECTIONS_FOR_PREDICTION if key not in parser]
+    if missing:
+        raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
+    if "scripts_path" in parser:
+        _resolved(parser, "scripts_path", config)
+    try:
+        device = torch.device(_resolved(parser, "device", config))
+    except (RuntimeError, TypeError) as error:
+        raise PipelineError(
+            f"{config}: 'device' names no device of this machine ({error}). Name cpu or cuda."
+        ) from error
+    given = read_weights(Path(weights) if weights else folder / WEIGHTS, folder, "--weights")
+    state = read_state(given.data, given.path, device)
+    settings = changed_settings(trained_settings(given.record, given.path), parser.get())
+    parser.update(_as_overrides(settings))
+    network = _resolved(parser, "network", config)
+    load_state(network, state, given.path, folder)
+    return Bundle(
+        name=folder.resolve().name,
+        device=device,
+        network=compiled(network.eval(), backend, int(parser.get("image_size", 0))),
+        preprocessing=_resolved(parser, "preprocessing", config),
+        inferer=ShrinkingInferer(_resolved(parser, "inferer", config)),
+        to_probability=Compose(_resolved(parser, "to_probability", config)),
+        to_mask=Compose(_resolved(parser, "to_mask", config)),
+        weights_sha256=given.sha256,
+        config_sha256=config_sha256,
+        settings=settings,
+        recorded=bool(given.record),
+        training=_training_facts(given.record),
+        training_patients=tuple(map(str, given.record.get("training_patients", ()))),
+        backend=backend,
+        replaced=given.is_replaced,
+    )
+
+
+def _trusted_config(folder: Path, config: Path, *, trust: bool) -> tuple[dict[str, Any], str]:
+    """The content of a bundle's config and its SHA-256; what was hashed is what is returned, the file is read once."""
+    refuse_links(folder)
+    clear_compiled(folder)
+    try:
+        data = config.read_bytes()
+        content = dict(json.loads(data))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
+    if not trust:
+        refuse_foreign(folder, {CONFIG: data})
+    return content, sha256_bytes(data)
+
+
+def _forget_scripts() -> None:
+    """Have the next bundle import its own ``scripts``: another one may have been imported under this name."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training as values of the config; a network of the bundle's own needs its scripts on the path."""
+    if "network_def" not in settings:
+        return dict(settings)
+    network = without_fetching(settings["network_def"])
+    marks = {"_requires_": "@scripts_path"} if network["_target_"].startswith("scripts.") else {}
+    return {**settings, "network_def": {**network, **marks}}
+
+
+def _training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What names the source of a figure, from a training's record."""
+    config = record.get("config", {})
+    facts = {key: record[key] for key in TRAINING_FACTS if key in record}
+    method = {key: config[key] for key in TRAINING_CONFIG if key in config}
+    return {**facts, "config": method} if method else facts
+
+
+def _resolved(parser: ConfigParser, key: str, config: Path) -> Any:
+    try:
+        return parser.get_parsed_content(key)
+    except Exception as error:  # a config's own code can raise anything
+        cause = error.__cause__ or error
+        raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore it with `make bundles`.") from error

@@ -1,0 +1,237 @@
+"""Volume -> probability -> mask, by one bundle or by the average of several."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.imaging.nifti import nifti_bytes, refuse_unusable, save_map, save_mask
+from pipeline.model.bundle import Bundle, load_bundle
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Map = NDArray[np.float32]
+MAX_VOLUMES_AT_ONCE = 3
+"""One volume is read, one is in the network, one is finished."""
+_NETWORK = threading.Lock()
+"""Reading and finishing of volumes overlap, networks take turns."""
+COLUMNS_AXIS = 3
+"""Dimension of a batch (1, C, H, W, D) that a left-right flip mirrors: the image columns."""
+
+
+@dataclass(frozen=True)
+class VolumePrediction:
+    """What is predicted for one volume, on the volume's own grid.
+
+    Args:
+        probability: Probability of a lesion, (H, W, D) float32, 0 to 1, averaged over all passes.
+        mask: (H, W, D) uint8, 0 background, 1 lesion, by threshold and component rule of the first bundle.
+        uncertainty: Standard deviation of the passes' probabilities, (H, W, D) float32, 0 to 0.5; None where it was not
+            asked for.
+        agreement: Mean DSC between the passes' masks (``pass_agreement``); None where it was not asked for, or no pass
+            marks a voxel.
+    """
+
+    probability: Map
+    mask: NDArray[np.uint8]
+    uncertainty: Map | None = None
+    agreement: float | None = None
+
+
+class Predictor:
+    """Predicts volumes with networks that stay loaded.
+
+    Each bundle predicts each volume once, or twice with flips: the volume itself and its mirror image, mirrored back.
+    The probabilities of all these passes are averaged.
+
+    Args:
+        bundles: The bundles, loaded or named by their folders; one or several.
+        flips: Average with the prediction of the left-right mirrored volume (test-time augmentation).
+        uncertainty: Also give uncertainty map and agreement; needs several passes.
+        trust: Also run bundles that are not this project's: their configs can run any code.
+
+    Raises:
+        PipelineError: There is no bundle, a bundle cannot be loaded, or an uncertainty is asked for of a single pass.
+
+    Example:
+        >>> predictor = Predictor(["bundles/basic_unet"], flips=True)
+        >>> prediction = predictor.predict("patient_image.nii.gz")
+        >>> int(prediction.mask.sum())
+        5310
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle | str | Path],
+        *,
+        flips: bool = False,
+        uncertainty: bool = False,
+        trust: bool = False,
+    ) -> None:
+        if not bundles:
+            raise PipelineError("no bundle given (expected at least one). Pass --bundle FOLDER.")
+        if uncertainty and len(bundles) < 2 and not flips:
+            raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+        self.flips = flips
+        self.uncertainty = uncertainty
+        self.bundles = [one if isinstance(one, Bundle) else load_bundle(one, trust=trust) for one in bundles]
+
+    def predict(self, image: str | Path | NDArray[np.uint8]) -> VolumePrediction:
+        """Predict one volume.
+
+        Args:
+            image: A NIfTI file or an array, (H, W, D, 3), channels pre-contrast, FLAIR, post-contrast. An array's rows
+                run to posterior, its columns to the patient's left, its slices upwards.
+
+        Returns:
+            Probability and mask on the volume's own grid; uncertainty and agreement where they were asked for.
+
+        Raises:
+            PipelineError: The volume is unreadable, or a prediction holds NaN or Inf.
+        """
+        if isinstance(image, np.ndarray):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "array_image.nii.gz"
+                path.write_bytes(nifti_bytes(image))
+                return self.predict(path)
+        passes = self.passes(Path(image))
+        mean: Map = np.stack(passes).mean(axis=0, dtype=np.float32)
+        mask = self.mask_of(mean)
+        if not self.uncertainty:
+            return VolumePrediction(mean, mask)
+        agreement = pass_agreement([self.mask_of(one) for one in passes])
+        return VolumePrediction(mean, mask, disagreement(passes), agreement)
+
+    def passes(self, image: Path) -> list[Map]:
+        """The probability of a lesion by each pass: each bundle's own and, with flips, that of the mirrored volume.
+
+        Args:
+            image: A NIfTI file, (H, W, D, 3).
+
+        Returns:
+            One array (H, W, D) float32, 0 to 1, for each pass, on the grid of ``image``.
+        """
+        flips = (False, True) if self.flips else (False,)
+        return [_probability(bundle, image, flip) for bundle in self.bundles for flip in flips]
+
+    def mask_of(self, probability: Map) -> NDArray[np.uint8]:
+        """The mask by threshold and component rule of the first bundle's config.
+
+        Args:
+            probability: (H, W, D) float32, 0 to 1.
+
+        Returns:
+            (H, W, D) uint8, 0 and 1.
+        """
+        import torch
+
+        mask = self.bundles[0].to_mask({"pred": torch.from_numpy(probability)[None]})["pred"]
+        return np.asarray(mask[0], dtype=np.uint8)
+
+
+def save_prediction(
+    prediction: VolumePrediction, image: Path, mask: Path, *, probability: Path | None, uncertainty: Path | None
+) -> None:
+    """Write a prediction as NIfTI files that open aligned with the image."""
+    if probability:
+        save_map(prediction.probability, probability, image)
+    if uncertainty and prediction.uncertainty is not None:
+        save_map(prediction.uncertainty, uncertainty, image)
+    elif uncertainty:
+        uncertainty.unlink(missing_ok=True)
+    save_mask(prediction.mask, mask, image)
+
+
+def disagreement(passes: Sequence[Map]) -> Map:
+    """The uncertainty map: standard deviation of the passes' probabilities, 0 (all agree) to 0.5.
+
+    Source: test-time augmentation as in Wang et al., Neurocomputing 338 (2019), ensembles as in Lakshminarayanan et
+    al., NeurIPS 2017.
+
+    Args:
+        passes: Two or more arrays (H, W, D) float32.
+
+    Returns:
+        (H, W, D) float32.
+    """
+    deviation: Map = np.stack(passes).std(axis=0, dtype=np.float32)
+    return deviation
+
+
+def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
+    """Mean DSC between every two passes' masks: 1 where all agree, near 0 where each marks something else.
+
+    One number for a volume, known without its truth. Source: Roy, Conjeti, Navab, Wachinger, NeuroImage 195 (2019),
+    there for Monte Carlo samples; here for networks and flips.
+
+    Returns:
+        0 to 1; None for fewer than two masks, or where no pass marks a voxel.
+    """
+    pairs = [(one.astype(bool), two.astype(bool)) for one, two in itertools.combinations(masks, 2)]
+    sizes = [(int((one & two).sum()), int(one.sum()) + int(two.sum())) for one, two in pairs]
+    agreements = [2 * common / total for common, total in sizes if total]
+    return float(np.mean(agreements)) if agreements else None
+
+
+def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str) -> list[Result]:
+    """Work on several volumes at once, results in order; the first error ends it and nothing more is begun.
+
+    While a network works on one, the next is read and the one before is finished.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(MAX_VOLUMES_AT_ONCE) as pool:
+        waiting = [pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in tqdm(waiting, desc=name, unit="volume", disable=None)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _probability(bundle: Bundle, image: Path, flip: bool) -> Map:
+    import torch
+
+    from pipeline.scripts.finite import prediction_fault
+
+    data = _preprocessed(bundle, image)
+    batch = data["image"][None].to(bundle.device)
+    with torch.inference_mode():
+        with _NETWORK:
+            logits = _mirrored(bundle.inferer(_mirrored(batch, flip), bundle.network), flip)
+        # Before the sigmoid, which makes 1 of an infinite logit.
+        if fault := prediction_fault(logits, [image.name]):
+            refuse_unusable(image)
+            raise PipelineError(f"{image}: {bundle.name}: {fault}")
+        # The engine hands postprocessing one volume without the batch dimension; so do we.
+        data["pred"] = logits[0]
+        probability = bundle.to_probability(data)["pred"]
+    return np.asarray(probability[0].cpu(), dtype=np.float32)
+
+
+def _preprocessed(bundle: Bundle, image: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = bundle.preprocessing({"image": str(image)})
+    except (RuntimeError, ValueError, OSError) as error:
+        refuse_unusable(image)
+        cause = error.__cause__ or error
+        raise PipelineError(f"{image}: {bundle.name} cannot read it ({cause}). Check the volume.") from error
+    return data
+
+
+def _mirrored(batch: torch.Tensor, flip: bool) -> torch.Tensor:
+    return batch.flip(COLUMNS_AXIS) if flip else batch

@@ -1,0 +1,1 @@
+"""Charts, pictures of slices, and the HTML report."""

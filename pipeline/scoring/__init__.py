@@ -1,0 +1,1 @@
+"""Metrics, protocols, statistics and the result files of an evaluation."""

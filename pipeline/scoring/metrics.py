@@ -1,0 +1,120 @@
+"""Agreement of a predicted volume with its truth, and summaries over volumes. Pure: arrays in, records out.
+
+The empty-volume rule, written down here and nowhere else:
+
+- truth and prediction empty: DSC is not defined. The volume forms a class of its own (``undefined`` in a summary,
+  with 0 false-positive voxels) and enters no mean.
+- truth empty, prediction not: DSC is 0 and the false-positive voxels are reported.
+- truth not empty, prediction empty: DSC is 0 by the formula.
+- a prediction with NaN or Inf is an error, never a DSC.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.scoring.results import VolumeScore
+
+Mask = NDArray[np.bool_]
+
+TENTHS = 10
+MARKED = 0.01
+"""Probability from which a voxel counts in the calibration: the others are so many that they would hide any error."""
+
+
+def as_mask(volume: NDArray[Any], name: str) -> Mask:
+    """A volume of 0 and 1 as booleans.
+
+    Args:
+        volume: (H, W, D), any number type or bool.
+        name: what it is, for the error.
+    """
+    if volume.dtype == np.bool_:
+        return volume
+    if not np.isfinite(volume).all():
+        raise PipelineError(
+            f"{name}: NaN or Inf among the voxels (expected 0 and 1). A prediction like this has no DSC."
+        )
+    if not ((volume == 0) | (volume == 1)).all():
+        raise PipelineError(
+            f"{name}: values from {volume.min()} to {volume.max()} (expected 0 and 1). Threshold it first."
+        )
+    return volume.astype(np.bool_)
+
+
+def score_volume(patient: str, prediction: NDArray[Any], truth: NDArray[Any]) -> VolumeScore:
+    """DSC, HD95 and voxel counts of one volume.
+
+    DSC = 2 TP / (2 TP + FP + FN) (Dice 1945). HD95 is medpy's: the 95th percentile of the distances of both surfaces to
+    each other, in voxels, since the spacing of the published slices is unknown.
+
+    Args:
+        patient: patient id.
+        prediction: (H, W, D), 0 and 1.
+        truth: (H, W, D), 0 and 1.
+
+    Raises:
+        PipelineError: The shapes differ, or either is no binary volume.
+
+    Example:
+        >>> truth = np.zeros((4, 4, 2), np.uint8)
+        >>> truth[1:3, 1:3] = 1
+        >>> score_volume("patient", truth, truth).dsc
+        1.0
+    """
+    if prediction.shape != truth.shape:
+        raise PipelineError(
+            f"Patient {patient}: prediction of shape {prediction.shape}, truth of {truth.shape} (expected one grid)."
+        )
+    predicted = as_mask(prediction, f"Patient {patient}: prediction")
+    true = as_mask(truth, f"Patient {patient}: truth")
+    tp = int(np.count_nonzero(predicted & true))
+    fp = int(np.count_nonzero(predicted)) - tp
+    fn = int(np.count_nonzero(true)) - tp
+    return VolumeScore(
+        patient=patient,
+        dsc=_ratio(2 * tp, 2 * tp + fp + fn),
+        hd95_px=_hd95_px(predicted, true),
+        sensitivity=_ratio(tp, tp + fn),
+        precision=_ratio(tp, tp + fp),
+        tp_voxels=tp,
+        fp_voxels=fp,
+        fn_voxels=fn,
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _hd95_px(predicted: Mask, true: Mask) -> float | None:
+    if not (predicted.any() and true.any()):
+        return None
+    from medpy.metric.binary import hd95
+
+    # Surfaces lie inside the box of both masks: cropping to it (and a rim of air) changes no distance.
+    either = np.pad(predicted | true, 1)
+    box = tuple(
+        slice(max(int(where.min()) - 1, 0), int(where.max()) + 2)
+        for where in (np.flatnonzero(either.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    )
+    return float(hd95(np.pad(predicted, 1)[box], np.pad(true, 1)[box]))
+
+
+def reliability(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[tuple[int, float, int], ...]:
+    """Counts for a reliability diagram, by tenths of probability, of voxels that are ``MARKED`` at all.
+
+    Args:
+        probability: (H, W, D), 0 to 1.
+        truth: (H, W, D), 0 and 1.
+    """
+    marked = probability >= MARKED
+    values = probability[marked].astype(np.float64)
+    tenth = np.minimum((values * TENTHS).astype(np.intp), TENTHS - 1)
+    sums = (None, values, as_mask(truth, "truth")[marked])
+    voxels, expected, lesion = (np.bincount(tenth, weights=each, minlength=TENTHS) for each in sums)
+    return tuple((int(n), float(p), int(t)) for n, p, t in zip(voxels, expected, lesion, strict=True))

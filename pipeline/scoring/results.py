@@ -1,0 +1,173 @@
+"""The results of an evaluation as files and as text: scores.csv, summary.json and the printed table."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.scripts.files import write_durably
+
+SUMMARY_NAME = "summary.json"
+SCORES_NAME = "scores.csv"
+MASK_FOLDER, VOLUME_FOLDER, MAP_FOLDER = "masks", "volumes", "uncertainty"
+"""Folders of an evaluation: predicted masks, the images and labels that they belong to, uncertainty maps."""
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VolumeScore:
+    """Agreement of one predicted volume with its truth; a row of ``scores.csv``.
+
+    Args:
+        patient: The patient's id.
+        dsc: Dice similarity coefficient, 0 to 1; None where it is not defined (truth and prediction are empty).
+        hd95_px: 95th percentile of the symmetric surface distance in voxels; None where either surface is empty.
+        sensitivity: TP / (TP + FN); None where the truth is empty.
+        precision: TP / (TP + FP); None where the prediction is empty.
+        tp_voxels: Voxels in both.
+        fp_voxels: Voxels of the prediction alone.
+        fn_voxels: Voxels of the truth alone.
+        agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
+            voxel.
+        reliability: For each tenth of probability its voxels, the sum of their probabilities and the lesion voxels
+            among them; empty where no probability is known. It is not a column.
+    """
+
+    patient: str
+    dsc: float | None
+    hd95_px: float | None
+    sensitivity: float | None
+    precision: float | None
+    tp_voxels: int
+    fp_voxels: int
+    fn_voxels: int
+    agreement: float | None = None
+    reliability: tuple[tuple[int, float, int], ...] = ()
+
+    @property
+    def lesion_voxels(self) -> int:
+        """Voxels of the truth."""
+        return self.tp_voxels + self.fn_voxels
+
+    @property
+    def predicted_voxels(self) -> int:
+        """Voxels of the prediction."""
+        return self.tp_voxels + self.fp_voxels
+
+
+RATIO_COLUMNS = ("dsc", "hd95_px", "sensitivity", "precision")
+COUNT_COLUMNS = ("tp_voxels", "fp_voxels", "fn_voxels")
+SCORE_COLUMNS = ("patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "lesion_voxels")
+"""Columns of ``scores.csv``; ``agreement`` follows where it was asked for."""
+_STATISTICS = ("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min")
+"""Keys that come into a summary at the end, when all volumes are scored."""
+_SUMMARY_KEYS = (
+    *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
+    *_STATISTICS,
+)
+_SUMMARY_FORMS: dict[str, Callable[[Any], bool]] = {
+    "seed": lambda value: type(value) is int and value >= 0,
+    "protocol": lambda value: isinstance(value, str),
+    "manifest_sha256": lambda value: isinstance(value, str),
+    "seen_in_training": lambda value: isinstance(value, list),
+    "dsc_mean_95": lambda value: isinstance(value, list) and len(value) == 2,
+    "bundles": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(one, dict) and isinstance(one.get("weights_sha256"), str) and "name" in one for one in value)
+    ),
+}
+
+
+def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
+    """Write ``scores.csv``: a row for each volume, empty cells where a value is not defined."""
+    import pandas as pd
+
+    rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
+    columns = [*SCORE_COLUMNS, *(["agreement"] if any(score.agreement is not None for score in scores) else [])]
+    table = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
+    write_durably(folder / SCORES_NAME, table.encode())
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write ``summary.json``."""
+    write_durably(folder / SUMMARY_NAME, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def read_summary(folder: str | Path) -> Summary:
+    """The ``summary.json`` of an evaluation."""
+    path = Path(folder) / SUMMARY_NAME
+    try:
+        summary: Summary = json.loads(path.read_bytes())
+        missing = [key for key in _SUMMARY_KEYS if key not in summary]
+    except (OSError, ValueError, TypeError) as error:
+        raise PipelineError(f"{path}: no readable summary ({error}). Write it by pipeline.evaluate.") from error
+    if missing == list(_STATISTICS):
+        raise PipelineError(f"{path}: of an evaluation that did not come to its end. Run it again.")
+    if missing:
+        raise PipelineError(f"{path}: {', '.join(missing)} missing. Write it by pipeline.evaluate.")
+    odd = [key for key, fits in _SUMMARY_FORMS.items() if not fits(summary[key])]
+    if odd:
+        raise PipelineError(f"{path}: {', '.join(odd)} of another form than pipeline.evaluate writes. Evaluate again.")
+    return summary
+
+
+def read_scores(folder: str | Path) -> list[VolumeScore]:
+    """The ``scores.csv`` of an evaluation; it holds no reliability.
+
+    Args:
+        folder: The evaluation's folder.
+
+    Raises:
+        PipelineError: The file is missing or unreadable.
+
+    Example:
+        >>> [score.dsc for score in read_scores("runs/evaluation")]
+        [0.9301, 0.8876]
+    """
+    import pandas as pd
+
+    path = Path(folder) / SCORES_NAME
+    try:
+        with warnings.catch_warnings(action="error"):  # pandas drops the cells of a row that is too long
+            table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False, encoding="utf-8")
+            return [_score_of({str(key): str(value) for key, value in row.items()}) for row in table.to_dict("records")]
+    except (OSError, ValueError, KeyError, TypeError, Warning) as error:
+        raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
+
+
+def _score_of(row: Mapping[str, str]) -> VolumeScore:
+    ratios = {key: float(row[key]) if row[key] else None for key in RATIO_COLUMNS}
+    counts = {key: int(row[key]) for key in COUNT_COLUMNS}
+    agreement = float(row["agreement"]) if row.get("agreement") else None
+    return VolumeScore(patient=row["patient"], agreement=agreement, **ratios, **counts)  # type: ignore[arg-type]
+
+
+def scores_table(scores: Sequence[VolumeScore], summary: Mapping[str, Any]) -> str:
+    """The scores as text, worst first, with mean, median and interval."""
+    width = max(len("patient"), *(len(score.patient) for score in scores))
+    lines = [
+        f"{'patient':<{width}}  {'DSC':>6}  {'HD95':>6}  {'sens.':>6}  {'prec.':>6}  {'TP':>7}  {'FP':>7}  {'FN':>7}"
+    ]
+    lines += [
+        f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}  {_cell(s.sensitivity, 4)}"
+        f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
+        for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc)
+    ]
+    if summary["scored"]:
+        low, high = summary["dsc_mean_95"]
+        lines.append(
+            f"mean DSC {summary['dsc_mean']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+            f"median {summary['dsc_median']:.4f}, {summary['scored']} of {summary['volumes']} volumes"
+        )
+    if summary["undefined"]:
+        lines.append(f"DSC not defined (no lesion, none predicted): {', '.join(summary['undefined'])}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return f"{'-':>6}" if value is None else f"{value:>6.{digits}f}"

@@ -1,0 +1,103 @@
+"""Statistics over volumes: summaries, bootstrap intervals, paired differences, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.scoring.metrics import MARKED, TENTHS
+from pipeline.scoring.results import VolumeScore
+
+BOOTSTRAP_RESAMPLES = 10_000
+
+
+def calibration(scores: Sequence[VolumeScore]) -> dict[str, Any] | None:
+    """How far probabilities are frequencies, over all voxels of all volumes that are ``MARKED`` at all."""
+    known = [score.reliability for score in scores if score.reliability]
+    voxels, expected, lesion = np.sum(known, axis=0).T if known else np.zeros((3, TENTHS))
+    if not voxels.sum():
+        return None
+    bins = [
+        {"voxels": int(n), "probability": p / n if n else None, "lesion": t / n if n else None}
+        for n, p, t in zip(voxels.tolist(), expected.tolist(), lesion.tolist(), strict=True)
+    ]
+    error = float(np.abs(expected - lesion).sum() / voxels.sum())
+    return {"expected_calibration_error": error, "marked_from": MARKED, "bins": bins}
+
+
+def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = BOOTSTRAP_RESAMPLES) -> tuple[float, float]:
+    """95 % interval of the mean by the percentile bootstrap over volumes (Efron 1979)."""
+    draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), size=(resamples, len(values)))
+    low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> dict[str, Any]:
+    """How a second run differs from a first on the patients that both have a DSC of.
+
+    Args:
+        first: patient id -> DSC.
+        second: likewise.
+        seed: of the bootstrap.
+
+    Returns:
+        ``patients`` (how many both have), ``mean`` of second - first, ``mean_95`` (bootstrap over patients), ``better``
+        and ``worse`` (how many at all), ``wilcoxon_p`` (signed-rank test, Wilcoxon 1945, two-sided, patients without a
+        difference left out); None where there is nothing to compute it from.
+
+    Example:
+        >>> paired({"a": 0.5, "b": 0.5}, {"a": 0.75, "b": 0.5})["mean"]
+        0.125
+    """
+    from scipy.stats import wilcoxon
+
+    apart = [second[patient] - first[patient] for patient in first if patient in second]
+    differing = [difference for difference in apart if difference]
+    low, high = bootstrap_interval(apart, seed) if apart else (None, None)
+    return {
+        "patients": len(apart),
+        "mean": float(np.mean(apart)) if apart else None,
+        "mean_95": [low, high],
+        "better": sum(difference > 0 for difference in apart),
+        "worse": sum(difference < 0 for difference in apart),
+        "wilcoxon_p": float(wilcoxon(differing).pvalue) if differing else None,
+    }
+
+
+def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
+    """Mean, median and interval over volumes; nothing is dropped silently.
+
+    Args:
+        scores: one a volume.
+        seed: of the bootstrap.
+
+    Returns:
+        ``volumes`` (all), ``scored`` (with a DSC), ``undefined`` (ids of those without, by the empty-volume rule),
+        ``false_positive_volumes`` (ids whose truth is empty and whose prediction is not), and the statistics of the
+        scored ones, None where there are none.
+
+    Example:
+        >>> summarise(read_scores("runs/evaluation"))["dsc_mean"]
+        0.9084
+    """
+    dsc = [score.dsc for score in scores if score.dsc is not None]
+    hd95 = [score.hd95_px for score in scores if score.hd95_px is not None]
+    low, high = bootstrap_interval(dsc, seed) if dsc else (None, None)
+    return {
+        "volumes": len(scores),
+        "scored": len(dsc),
+        "undefined": [score.patient for score in scores if score.dsc is None],
+        "false_positive_volumes": [s.patient for s in scores if not s.lesion_voxels and s.predicted_voxels],
+        "dsc_mean": float(np.mean(dsc)) if dsc else None,
+        "dsc_median": float(np.median(dsc)) if dsc else None,
+        "dsc_mean_95": [low, high],
+        "dsc_min": min(dsc, default=None),
+        "hd95_px_median": float(np.median(hd95)) if hd95 else None,
+        "tp_voxels": sum(score.tp_voxels for score in scores),
+        "fp_voxels": sum(score.fp_voxels for score in scores),
+        "fn_voxels": sum(score.fn_voxels for score in scores),
+        "calibration": calibration(scores),
+        "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": seed},
+    }

@@ -1,0 +1,109 @@
+"""What cannot be trained is refused in one line before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.model.training import TrainingRequest, plan_training
+from pipeline.scripts.faults import fault_line
+from tests.conftest import ROOT, TINY
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_a_second_training_in_one_folder_is_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    code = (
+        "import fcntl, os, sys, time\n"
+        "handle = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "fcntl.flock(handle, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log"), **TINY}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **overrides)
+        assert "another run writes there" in str(failure.value.__cause__)
+        assert not list(tmp_path.glob("*.pt"))
+        # Its checkpoints are not called those of an interrupted one, to be deleted.
+        (tmp_path / "checkpoint_1.pt").touch()
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", **overrides)
+        assert "another run writes there" in str(failure.value.__cause__)
+        with pytest.raises(PipelineError, match="another run writes there"):
+            plan_training(TrainingRequest(bundle=str(trained[0]), manifest=manifest, out=tmp_path))
+        (tmp_path / "checkpoint_1.pt").unlink()
+        other.communicate("")
+    run_config(trained[0] / "configs" / "train.json", **overrides)  # the other is gone, its lock with it
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_a_switch_that_is_text_is_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    for switch in ("crop_to_head", "amp"):
+        with pytest.raises(RuntimeError) as failure:
+            overrides = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), **TINY}
+            run_config(trained[0] / "configs" / "train.json", **overrides, **{switch: "false"})
+        assert "expected True or False, capitalised" in str(failure.value.__cause__)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_handlers_that_leave_the_average_out_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    """The weights that are kept would be those of the first step."""
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **folders, **TINY, **{"train#handlers": []})
+    assert "does not attach the average of the weights" in str(failure.value.__cause__)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_a_damaged_volume_is_named_before_any_is_read(trained, manifest, run_config, tmp_path: Path) -> None:
+    shutil.copytree(manifest, tmp_path / "data")
+    volume = sorted((tmp_path / "data" / "volumes").glob("*_image.nii.gz"))[0]
+    volume.write_bytes(volume.read_bytes()[:-50])
+    folders = {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", dataset_dir=str(tmp_path / "data"), **folders, **TINY)
+    told = fault_line(failure.value)
+    assert told
+    assert told.startswith(f"{volume}: changed since the manifest was built") or "manifest" in told
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_config, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    for config, key, successor in (
+        ("train", "missing_sequences", "augmentation"),
+        ("train", "train#sampler", "batch_size and steps_per_epoch"),
+        ("train", "ckpt_path", "a CheckpointLoader among train#handlers"),
+        ("evaluate", "datalist", "dataset_dir"),
+    ):
+        places = {**folders, "ckpt_dir": str(trained[1])} if config == "evaluate" else {**folders, **TINY}
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / f"{config}.json", **places, **{key: "x"})
+        assert f"{key}: is no key of this version. Use {successor}" in str(failure.value.__cause__)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_training(trained, manifest, run_config, tmp_path: Path) -> None:
+    bundle, _ = trained
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    overrides = {
+        **TINY,
+        "augmentation": [{"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x * float('nan')"}],
+    }
+    with pytest.raises(Exception, match="Failed to evaluate") as failure:
+        run_config(bundle / "configs" / "train.json", **folders, **overrides)
+    assert "not finite at iteration 1" in str(failure.value.__cause__)
+    assert not (tmp_path / "model.pt").exists()

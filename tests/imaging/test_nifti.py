@@ -1,0 +1,143 @@
+"""A volume opens as it was written, aligned with its image, without a word of another program; or it is refused."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.imaging.nifti import load_image, load_label, load_map, nifti_bytes, save_map, save_mask
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 255, (6, 5, 4, 3)).astype(np.uint8)
+    path = tmp_path / "P_image.nii.gz"
+    path.write_bytes(nifti_bytes(volume))
+    return path, volume
+
+
+def test_nifti_round_trip_orientation_and_header(image_file):
+    path, volume = image_file
+    image = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), volume)
+    assert nib.aff2axcodes(image.affine) == ("P", "L", "S")
+    assert image.header.get_xyzt_units() == ("unknown", "unknown")
+    assert image.header["descrip"].tobytes().rstrip(b"\0") == b"spacing unknown; research only"
+    assert image.header.get_data_dtype() == np.uint8
+
+
+def test_gzip_header_holds_neither_time_nor_name(image_file):
+    path, volume = image_file
+    data = path.read_bytes()
+    assert data[3] == 0
+    assert data[4:8] == b"\0\0\0\0"
+    assert data == nifti_bytes(volume.copy(order="F"))
+
+
+def test_saved_mask_opens_aligned(image_file, tmp_path):
+    path, volume = image_file
+    mask = volume[..., 0] > 100
+    out = tmp_path / "new" / "mask.nii.gz"
+    save_mask(mask, out, path)
+    loaded = load_label(out)
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, mask)
+    saved, like = nib.load(out), nib.load(path)
+    np.testing.assert_array_equal(saved.affine, like.affine)
+    assert saved.header["descrip"] == like.header["descrip"]
+    assert [p.name for p in out.parent.iterdir()] == ["mask.nii.gz"]
+
+
+def test_saved_mask_takes_over_a_foreign_affine_and_spacing(tmp_path):
+    like = tmp_path / "like.nii.gz"
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.diag([0.5, 0.7, 3, 1]))
+    image.header.set_xyzt_units("mm")
+    for field in ("descrip", "db_name", "aux_file", "intent_name", "data_type"):
+        image.header[field] = b"TOP SECRET"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"TOP SECRET"))
+    nib.save(image, like)
+    save_mask(np.ones((3, 4, 5), np.int64), tmp_path / "m.nii.gz", like)
+    saved = nib.load(tmp_path / "m.nii.gz")
+    np.testing.assert_allclose(saved.header.get_zooms(), (0.5, 0.7, 3), rtol=1e-6)
+    assert saved.header.get_xyzt_units()[0] == "mm"
+    assert saved.get_data_dtype() == np.uint8
+    assert b"SECRET" not in gzip.decompress((tmp_path / "m.nii.gz").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("mask", "name", "message"),
+    [
+        (np.zeros((6, 5, 3)), "m.nii.gz", "shape"),
+        (np.full((6, 5, 4), 2), "m.nii.gz", "other than 0 and 1"),
+        (np.full((6, 5, 4), np.nan), "m.nii.gz", "other than 0 and 1"),
+        (np.zeros((6, 5, 4)), "m.tif", "nii.gz"),
+    ],
+)
+def test_bad_masks_are_not_saved(image_file, tmp_path, mask, name, message):
+    with pytest.raises(PipelineError, match=message):
+        save_mask(mask, tmp_path / name, image_file[0])
+    assert not (tmp_path / name).exists()
+
+
+def test_unreadable_volumes_are_named(image_file, tmp_path):
+    path, _ = image_file
+    volume = np.random.default_rng(1).integers(0, 255, (32, 32, 9, 3)).astype(np.uint8)
+    path.write_bytes(nifti_bytes(volume))
+    with pytest.raises(PipelineError, match="no such file"):
+        load_label(tmp_path / "none.nii.gz")
+    with pytest.raises(PipelineError, match=r"expected \(H, W, D\)"):
+        load_label(path)
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(nifti_bytes(volume[..., 0]))
+    with pytest.raises(PipelineError, match="voxel values"):
+        load_label(label)
+    path.write_bytes(path.read_bytes()[:-30])  # the voxels are cut, the header is not
+    with pytest.raises(PipelineError, match="damaged"):
+        load_label(path)
+    path.write_bytes(b"no nifti")
+    with pytest.raises(PipelineError, match="no readable NIfTI"):
+        load_label(path)
+    other = tmp_path / "a.mgz"
+    nib.save(nib.MGHImage(np.zeros((2, 2, 2), np.uint8), np.eye(4)), other)
+    with pytest.raises(PipelineError, match="MGHImage"):
+        load_label(other)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file(image_file, tmp_path, monkeypatch, call):
+    path = tmp_path / "masks" / "mask.nii.gz"
+    save_mask(np.zeros((6, 5, 4)), path, image_file[0])
+    old = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(PipelineError, match="No space left"):
+        save_mask(np.ones((6, 5, 4)), path, image_file[0])
+    assert path.read_bytes() == old
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_map_keeps_its_values_and_is_refused_with_gaps(image_file, tmp_path):
+    values = np.random.default_rng(2).random((6, 5, 4), np.float32)
+    save_map(values, tmp_path / "map.nii.gz", image_file[0])
+    np.testing.assert_array_equal(load_map(tmp_path / "map.nii.gz"), values)
+    values[0, 0, 0] = np.nan
+    save_map(values, tmp_path / "map.nii.gz", image_file[0])
+    with pytest.raises(PipelineError, match="NaN or Inf"):
+        load_map(tmp_path / "map.nii.gz")
+
+
+def test_an_image_has_three_channels(image_file, tmp_path):
+    path, volume = image_file
+    np.testing.assert_array_equal(load_image(path), volume)
+    path.write_bytes(nifti_bytes(volume[..., 0]))
+    with pytest.raises(PipelineError, match=r"expected \(H, W, D, 3\)"):
+        load_image(path)

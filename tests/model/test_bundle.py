@@ -1,0 +1,81 @@
+"""A bundle is loaded with weights that fit it, by its own scripts, or refused with what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from pipeline.errors import PipelineError
+from pipeline.model.bundle import load_bundle, load_bundles
+from tests.conftest import ROOT, last_bias
+
+
+def test_bundle_and_weights_come_in_pairs(trained, tmp_path: Path) -> None:
+    bundle, weights = trained[0], trained[1] / "model.pt"
+    with pytest.raises(PipelineError, match="expected one each"):
+        load_bundles([bundle, bundle], [weights])
+    with pytest.raises(PipelineError, match=r"configs/inference\.json"):
+        load_bundles([tmp_path], [weights])
+
+
+def test_a_broken_config_is_named(trained, tmp_path: Path) -> None:
+    bundle, out = trained
+    (tmp_path / "configs").mkdir()
+    shutil.copy(out / "model.pt", tmp_path)
+    config = tmp_path / "configs" / "inference.json"
+    whole = (bundle / "configs" / "inference.json").read_text()
+    for text, message in (
+        (whole[:100], "no readable JSON"),
+        ("{}", "device, network"),
+        (json.dumps({**json.loads(whole), "network_def": {"_target_": "NoSuchNetwork"}}), "'network' cannot be built"),
+    ):
+        config.write_text(text)
+        with pytest.raises(PipelineError, match=message):
+            load_bundle(tmp_path, tmp_path / "model.pt", trust=True)
+
+
+def test_case_33_weights_of_another_architecture_name_the_keys(trained, tmp_path: Path) -> None:
+    bundle, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    key = last_bias(state)
+    state["stranger"] = state.pop(key)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(PipelineError, match=rf"(?s)missing {re.escape(key)}.*unexpected stranger"):
+        load_bundle(bundle, tmp_path / "model.pt")
+    torch.save({"model": state}, tmp_path / "model.pt")
+    with pytest.raises(PipelineError, match="no plain state dict"):
+        load_bundle(bundle, tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes((out / "model.pt").read_bytes()[:1000])
+    with pytest.raises(PipelineError, match="no readable weights"):
+        load_bundle(bundle, tmp_path / "model.pt")
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(PipelineError, match="no weights"):
+        load_bundle(bundle, tmp_path / "model.pt")
+
+
+def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> None:
+    """Neither ``scripts`` of another bundle nor a package ``scripts`` of the user's own hides a bundle's."""
+    (tmp_path / "own" / "scripts").mkdir(parents=True)
+    (tmp_path / "own" / "scripts" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    found = []
+    for name, reduction in (("one", "sum"), ("two", "mean")):
+        bundle = tmp_path / name
+        shutil.copytree(ROOT / "bundles" / "basic_unet_plusplus", bundle, ignore=shutil.ignore_patterns("models"))
+        script = bundle / "scripts" / "networks.py"
+        script.write_text(script.read_text().replace(".sum(dim=0)", f".{reduction}(dim=0)"))
+        torch.manual_seed(0)
+        parser = ConfigParser({**json.loads((bundle / "configs" / "inference.json").read_text())})
+        parser["bundle_root"] = str(bundle)
+        torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+        found.append(load_bundle(bundle, tmp_path / "model.pt", trust=True).network)
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        summed, averaged = (network(image) for network in found)
+    assert torch.allclose(summed, 4 * averaged, atol=1e-5)

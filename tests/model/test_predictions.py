@@ -1,0 +1,348 @@
+"""Masks of volumes without truth: those of an evaluation, from every kind of input; faults are told first."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import predict
+from pipeline.cohort.manifest import read_manifest
+from pipeline.errors import ManifestError, PipelineError
+from pipeline.imaging.nifti import AFFINE, load_image, load_label, nifti_bytes
+from pipeline.model.bundle import load_bundle
+from pipeline.model.predictor import Predictor
+from pipeline.scoring.protocols import largest_component
+from tests.conftest import BUNDLES, evaluated, lively_weights
+
+
+@pytest.fixture(scope="module")
+def lively(trained: tuple[Path, Path], manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(bundle folder, folder of weights whose masks hit)."""
+    folder = tmp_path_factory.mktemp("lively")
+    lively_weights(trained, manifest, folder / "model.pt")
+    return trained[0], folder
+
+
+UNUSED = (BUNDLES[0], Path("no_weights"))
+"""For faults that are told before a bundle is read."""
+
+
+def run(lively: tuple[Path, Path], out: Path, *given: Path | str) -> dict[str, dict[str, object]]:
+    bundle, weights = lively
+    options = ["--bundle", str(bundle), "--weights", str(weights / "model.pt"), "--out", str(out)]
+    options += [] if "--figures" in given else ["--no-figures"]
+    assert predict.main([*map(str, given), *options]) == 0
+    summary = json.loads((out / "predictions.json").read_text())
+    return {row["volume"]: row for row in summary["volumes"]}
+
+
+def image_of(voxels: np.ndarray, path: Path, affine: np.ndarray = AFFINE, units: str = "mm") -> Path:
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units(units)
+    nib.save(image, path)
+    return path
+
+
+def test_masks_are_those_of_evaluate(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    evaluated(lively, manifest, tmp_path / "scores")
+    found = run(lively, tmp_path / "out", manifest, "--probability")
+    sections = read_manifest(manifest).sections
+    assert list(found) == [volume.patient for section in sections.values() for volume in section]
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("volume")
+    for volume in sections["validation"]:
+        name = f"{volume.patient}_mask.nii.gz"
+        mask = load_label(tmp_path / "out" / name)
+        np.testing.assert_array_equal(mask, load_label(tmp_path / "scores" / "masks" / name))
+        row = found[volume.patient]
+        assert row["lesion_voxels"] == table.lesion_voxels[volume.patient] == mask.sum() > 0
+        assert row["lesion_slices"] == np.count_nonzero(mask.any(axis=(0, 1)))
+        assert (row["lesion_ml"], row["image_sha256"]) == (None, volume.image_sha256)
+        probability = nib.load(tmp_path / "out" / f"{volume.patient}_probability.nii.gz")
+        values = np.asarray(probability.dataobj)
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(mask, largest_component(values >= 0.5))
+        np.testing.assert_array_equal(probability.affine, AFFINE)
+    assert "Research only" in capsys.readouterr().out
+
+
+def test_a_folder_and_a_file_give_the_same(lively, manifest: Path, tmp_path: Path) -> None:
+    first, second = read_manifest(manifest).sections["validation"][:2]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a_image.nii.gz").write_bytes(first.image.read_bytes())
+    (tmp_path / "in" / "a_label.nii.gz").write_bytes(first.label.read_bytes())
+    plain = tmp_path / "b.nii"
+    nib.save(nib.load(second.image), plain)
+    found = run(lively, tmp_path / "out", tmp_path / "in", plain)
+    assert set(found) == {"a", "b"}
+    whole = run(lively, tmp_path / "whole", manifest)
+    assert [found[name]["lesion_voxels"] for name in "ab"] == [
+        whole[volume.patient]["lesion_voxels"] for volume in (first, second)
+    ]
+    assert not list((tmp_path / "out").glob("*probability*"))
+
+
+def test_millilitres_where_the_spacing_is_known(lively, manifest: Path, tmp_path: Path) -> None:
+    volume = read_manifest(manifest).sections["validation"][0]
+    voxels = np.asarray(nib.load(volume.image).dataobj)
+    image_of(voxels, tmp_path / "known.nii.gz", AFFINE @ np.diag([0.5, 2, 5, 1]))
+    image_of(voxels, tmp_path / "unknown.nii.gz", units="unknown")
+    found = run(lively, tmp_path / "out", tmp_path / "known.nii.gz", tmp_path / "unknown.nii.gz")
+    assert found["known"]["lesion_ml"] == pytest.approx(found["known"]["lesion_voxels"] * 0.005)
+    assert found["unknown"]["lesion_ml"] is None
+    mask = nib.load(tmp_path / "out" / "known_mask.nii.gz")
+    assert mask.header.get_zooms() == (0.5, 2, 5)
+
+
+def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    images = [volume.image for volume in read_manifest(manifest).sections["validation"][:2]]
+    whole = images[0].read_bytes()
+    (tmp_path / "a_image.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b_image.nii.gz").write_bytes(whole)
+    voxels = np.asarray(nib.load(images[1]).dataobj).astype(np.float32)
+    voxels[0, 0, 0, 0] = np.nan
+    image_of(voxels, tmp_path / "c_image.nii.gz")
+    with pytest.raises(ManifestError) as caught:
+        run(lively, tmp_path / "out", tmp_path)
+    assert [Path(path).name for path in caught.value.faults] == ["a_image.nii.gz", "c_image.nii.gz"]
+    summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [row["volume"] for row in summary["volumes"]] == ["b"]
+    assert list(summary["failed"]) == ["a_image.nii.gz", "c_image.nii.gz"]
+    assert "volumes: 3 found = 1 used + 0 skipped + 2 refused" in capsys.readouterr().out
+    assert str(tmp_path) not in json.dumps(summary["failed"])
+    assert load_label(tmp_path / "out" / "b_mask.nii.gz").any()
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
+    with pytest.raises(ManifestError, match=r"a_image\.nii\.gz: damaged NIfTI file"):
+        run(lively, tmp_path / "alone", tmp_path / "a_image.nii.gz")
+    assert not (tmp_path / "alone").exists()
+
+
+def test_bundles_are_averaged_with_flips_and_named(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    again = ["--bundle", str(lively[0]), "--weights", str(lively[1] / "model.pt")]
+    run(lively, tmp_path / "out", image, *again, "--tta", "--probability")
+    summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [bundle["name"] for bundle in summary["bundles"]] == [lively[0].name] * 2
+    assert (summary["tta"], summary["backend"], summary["device"]) == (True, "torch", "cpu")
+    bundle = load_bundle(lively[0], lively[1] / "model.pt")
+    name = image.name.removesuffix("_image.nii.gz")
+    written = np.asarray(nib.load(tmp_path / "out" / f"{name}_probability.nii.gz").dataobj)
+    np.testing.assert_allclose(written, Predictor([bundle], flips=True).predict(image).probability, atol=1e-6)
+    assert np.abs(written - Predictor([bundle]).predict(image).probability).max() > 1e-3
+
+
+def test_every_fault_is_told_before_the_first_prediction(tmp_path: Path) -> None:
+    sound = np.zeros((8, 8, 3, 3), np.uint8)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "sound_image.nii.gz").write_bytes(nifti_bytes(sound))
+    (folder / "flair_image.nii.gz").write_bytes(nifti_bytes(sound[..., 0]))
+    (folder / "cut_image.nii.gz").write_bytes(nifti_bytes(sound)[:40])
+    image_of(sound, folder / "ras_image.nii.gz", np.eye(4))
+    image_of(sound.astype(np.complex64), folder / "complex_image.nii.gz")
+    header = gzip.decompress(nifti_bytes(sound))
+    for name, start, field in (("code", 70, (9999).to_bytes(2, "little")), ("flat", 296, bytes(16))):
+        changed = header[:start] + field + header[start + len(field) :]
+        (folder / f"{name}_image.nii.gz").write_bytes(gzip.compress(changed))
+    with pytest.raises(ManifestError) as caught:
+        run(UNUSED, tmp_path / "out", folder)
+    faults = {Path(path).name: message for path, [message] in caught.value.faults.items()}
+    assert set(faults) == {f"{name}_image.nii.gz" for name in ("flair", "cut", "ras", "complex", "flat", "code")}
+    assert "shape (8, 8, 3) (expected (H, W, D, 3)" in faults["flair_image.nii.gz"]
+    assert "axes R, A, S (expected P, L, S" in faults["ras_image.nii.gz"]
+    assert "complex64 (expected numbers)" in faults["complex_image.nii.gz"]
+    assert "an affine that places no voxel" in faults["flat_image.nii.gz"]
+    assert "no readable NIfTI" in faults["cut_image.nii.gz"]
+    assert "no readable NIfTI" in faults["code_image.nii.gz"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_volume_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no such file"):
+        run(UNUSED, tmp_path / "out", tmp_path / "gone.nii.gz")
+
+
+def test_what_systems_leave_is_no_volume(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    shutil.copy(image, tmp_path / "in" / "a_image.nii.gz")
+    for name in ("._a_image.nii.gz", "__MACOSX/b_image.nii.gz"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert list(run(lively, tmp_path / "out", tmp_path / "in")) == ["a"]
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or Inf"), (-5, "no voxel is above 0")])
+def test_intensities_without_a_head_are_named(lively, tmp_path: Path, value: float, message: str) -> None:
+    image_of(np.full((40, 40, 5, 3), value, np.float32), tmp_path / "a.nii.gz")
+    with pytest.raises(ManifestError, match=message):
+        run(lively, tmp_path / "out", tmp_path / "a.nii.gz")
+
+
+@pytest.fixture
+def slices(phantoms: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """Two patients' images as a folder of TIFFs without masks, and their ids."""
+    patients = sorted(folder.name for folder in phantoms.iterdir() if folder.is_dir())[:2]
+    for patient in patients:
+        shutil.copytree(phantoms / patient, tmp_path / "in" / patient, ignore=shutil.ignore_patterns("*_mask.tif"))
+    return tmp_path / "in", patients
+
+
+def test_a_folder_of_slices_gives_what_the_manifest_gives(lively, slices, manifest: Path, tmp_path: Path) -> None:
+    folder, patients = slices
+    found = run(lively, tmp_path / "out", folder)
+    assert list(found) == patients
+    whole = run(lively, tmp_path / "whole", manifest)
+    images = {v.patient: v.image for section in read_manifest(manifest).sections.values() for v in section}
+    for patient in patients:
+        assert found[patient]["lesion_voxels"] == whole[patient]["lesion_voxels"]
+        built = tmp_path / "out" / "volumes" / f"{patient}_image.nii.gz"
+        assert built.read_bytes() == images[patient].read_bytes()
+        mask = nib.load(tmp_path / "out" / f"{patient}_mask.nii.gz")
+        np.testing.assert_array_equal(mask.affine, AFFINE)
+    # Once more, into a folder below the slices, twice: what was built there is no input.
+    for out in ("masks", "again"):
+        assert list(run(lively, folder / out, folder, "--overwrite")) == patients
+
+
+def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, tmp_path: Path, capsys) -> None:
+    folder, patients = slices
+    images = len(list(folder.rglob("*.tif")))
+    masks = len(list((phantoms / patients[0]).glob("*_mask.tif")))
+    for mask in (phantoms / patients[0]).glob("*_mask.tif"):
+        (folder / patients[0] / mask.name).write_bytes(b"not looked at")
+    (folder / ".DS_Store").touch()
+    shutil.copytree(folder / patients[1], folder / "copy" / patients[1])
+    assert list(run(lively, tmp_path / "out", folder)) == patients
+    copies = len(list((folder / "copy").rglob("*.tif")))
+    found, skipped = images + masks + 1 + copies, masks + 1 + copies
+    assert f"files: {found} found = {images} used + {skipped} skipped + 0 refused" in capsys.readouterr().out
+
+
+def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path: Path) -> None:
+    folder, (one, two) = slices
+    numbers = sorted(folder.glob(f"{one}/*.tif"))
+    numbers[0].write_bytes(b"<html>")
+    (folder / two / f"{two}_4.tif").unlink()
+    (folder / "nameless.tif").touch()
+    with pytest.raises(ManifestError) as caught:
+        run(UNUSED, tmp_path / "out", folder)
+    told = str(caught.value)
+    assert "an HTML page" in told
+    assert "slice(s) 4 missing" in told
+    assert "nameless.tif: the name holds no slice number" in told
+    assert not list(tmp_path.rglob("*.nii.gz"))
+    found = len(list(folder.rglob("*.tif")))
+    assert caught.value.__notes__ == [f"files: {found} found = 0 used + 0 skipped + {found} refused"]
+
+
+def test_a_fault_leaves_the_volumes_of_before(lively, slices, tmp_path: Path) -> None:
+    folder, (one, two) = slices
+    run(lively, tmp_path / "out", folder)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")}
+    (folder / two / f"{two}_4.tif").write_bytes(b"")
+    first = sorted((folder / one).glob("*.tif"))[:2]
+    first[0].write_bytes(first[1].read_bytes())  # the first patient is sound, but another
+    with pytest.raises(ManifestError, match="0 bytes"):
+        run(lively, tmp_path / "out", folder, "--overwrite")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")} == before
+
+
+def test_gaps_are_a_warning_where_allowed(lively, slices, tmp_path: Path, capsys) -> None:
+    folder, (_, two) = slices
+    whole = len(list(folder.glob(f"{two}/*.tif")))
+    (folder / two / f"{two}_4.tif").unlink()
+    found = run(lively, tmp_path / "out", folder, "--allow-gaps")
+    assert found[two]["slices"] == whole - 1
+    assert f"warning: {two}: gap: slice(s) 4 missing" in capsys.readouterr().out
+
+
+def test_uncertainty_is_the_deviation_of_the_passes(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    name = image.name.removesuffix("_image.nii.gz")
+    found = run(lively, tmp_path / "out", image, "--tta", "--uncertainty")
+    bundle = load_bundle(lively[0], lively[1] / "model.pt")
+    one, two = Predictor([bundle], flips=True).passes(image)
+    written = np.asarray(nib.load(tmp_path / "out" / f"{name}_uncertainty.nii.gz").dataobj)
+    assert written.dtype == np.float32
+    np.testing.assert_allclose(written, np.abs(one - two) / 2, atol=1e-6)
+    assert written.max() > 1e-3
+    masks = [Predictor([bundle]).mask_of(passed) for passed in (one, two)]
+    overlap = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert found[name]["agreement"] == pytest.approx(overlap)
+    assert "agreement" in capsys.readouterr().out
+    run(lively, tmp_path / "out", image, "--overwrite")
+    assert not (tmp_path / "out" / f"{name}_uncertainty.nii.gz").exists()
+    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+        run(lively, tmp_path / "other", image, "--uncertainty")
+
+
+def test_every_nifti_of_a_folder_is_counted(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    first, second = read_manifest(manifest).sections["validation"][:2]
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    shutil.copy(first.image, tmp_path / "in" / "a_image.nii.gz")
+    for name in ("b.nii.gz", "._a_image.nii.gz", "__MACOSX/a_image.nii.gz"):
+        shutil.copy(second.image, tmp_path / "in" / name)
+    assert list(run(lively, tmp_path / "out", tmp_path / "in")) == ["a"]
+    said = capsys.readouterr().out
+    assert "volumes: 4 found = 1 used + 3 skipped + 0 refused\n" in said
+    assert "others have to be named: ._a_image.nii.gz, a_image.nii.gz, b.nii.gz\n" in said
+
+
+def test_a_flipped_bit_of_a_volume_is_told(lively, manifest: Path, tmp_path: Path) -> None:
+    """nibabel stops at the last voxel, before the checksum."""
+    first, second = read_manifest(manifest).sections["validation"][:2]
+    data = bytearray(first.image.read_bytes())
+    data[-8] ^= 1  # of the checksum itself
+    (tmp_path / "a_image.nii.gz").write_bytes(data)
+    shutil.copy(second.image, tmp_path / "b_image.nii.gz")
+    with pytest.raises(ManifestError, match=r"a_image.nii.gz: damaged NIfTI file \(CRC check failed"):
+        run(lively, tmp_path / "out", tmp_path / "a_image.nii.gz", tmp_path / "b_image.nii.gz")
+    assert [path.name for path in (tmp_path / "out").glob("*_mask.nii.gz")] == ["b_mask.nii.gz"]
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((8, 8, 2, 3), np.uint8), AFFINE)
+    header = bytearray(image.to_bytes())
+    header[42:48] = np.array([4096, 4096, 2000], "<i2").tobytes()  # dim[1:4]
+    for name, data in (("a.nii", bytes(header)), ("b.nii.gz", gzip.compress(bytes(header)))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ManifestError, match=r"the header claims 4096 x 4096 x 2000 x 3 values \(expected at most"):
+            run(UNUSED, tmp_path / "out", tmp_path / name)
+    longer = gzip.compress(image.to_bytes() + bytes(2**25))
+    (tmp_path / "c.nii.gz").write_bytes(longer)
+    with pytest.raises(PipelineError, match="longer than its header says"):
+        load_image(tmp_path / "c.nii.gz")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name there")
+def test_pipes_are_not_opened(manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    for name in ("manifest.json", "model.pt", "a_image.nii.gz"):
+        os.mkfifo(tmp_path / name)
+    told = "no file, but a folder, pipe, socket or device"
+    with pytest.raises(PipelineError, match=rf"manifest.json: no manifest \({told}\)"):
+        read_manifest(tmp_path)
+    with pytest.raises(PipelineError, match=rf"model.pt: no weights \({told}\)"):
+        run((BUNDLES[0], tmp_path), tmp_path / "out", image)
+    with pytest.raises(PipelineError, match=rf"a_image.nii.gz: {told}"):
+        load_image(tmp_path / "a_image.nii.gz")
+
+
+def test_files_that_would_take_all_memory_are_refused(manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(2**26)
+    with pytest.raises(PipelineError, match=r"no manifest \(67108864 bytes, at most 33554432 are read\)"):
+        read_manifest(tmp_path)
+    with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(2**20))
+    with pytest.raises(PipelineError, match=r"model.pt: no readable weights \(ValueError\)"):
+        run((BUNDLES[0], tmp_path), tmp_path / "out", image)

@@ -1,0 +1,110 @@
+"""Several volumes at once: results in order, one network at a time, and a fault ends it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.cohort.manifest import read_manifest
+from pipeline.errors import PipelineError
+from pipeline.imaging.nifti import load_image
+from pipeline.model.bundle import Bundle, load_bundle
+from pipeline.model.predictor import MAX_VOLUMES_AT_ONCE, Predictor, overlapped
+from tests.conftest import BUNDLES
+
+
+def test_volumes_overlap_and_results_keep_their_order() -> None:
+    together = threading.Barrier(MAX_VOLUMES_AT_ONCE)
+
+    def work(number: int) -> int:
+        together.wait(timeout=60)  # breaks unless as many are here at the same time
+        return number * number
+
+    numbers = range(2 * MAX_VOLUMES_AT_ONCE)
+    assert overlapped(work, numbers, "test") == [number * number for number in numbers]
+
+
+def test_a_fault_ends_it_and_nothing_more_is_begun() -> None:
+    begun = []
+    failed = threading.Event()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            failed.set()
+            raise PipelineError("broken")
+        failed.wait(timeout=60)
+        threading.Event().wait(0.2)
+
+    with pytest.raises(PipelineError, match="broken"):
+        overlapped(work, range(100), "test")
+    assert len(begun) < 50
+
+
+def fake_bundle(**fields: Any) -> Bundle:
+    """A bundle whose network is none: the first channel as logits."""
+    import torch
+    from monai.transforms import Compose
+
+    given: dict[str, Any] = {
+        "name": "fake",
+        "device": torch.device("cpu"),
+        "network": None,
+        "inferer": lambda batch, network: batch[:, :1],
+        "preprocessing": lambda item: {
+            "image": torch.from_numpy(load_image(Path(item["image"]))).movedim(-1, 0).float()
+        },
+        "to_probability": Compose([]),
+        "to_mask": lambda data: {"pred": data["pred"] > 0.5},
+        "weights_sha256": "",
+        "config_sha256": "",
+        "settings": {},
+    }
+    return Bundle(**{**given, **fields})
+
+
+def test_networks_take_turns(manifest: Path) -> None:
+    """An inferer and a compiled network keep what they work on in themselves."""
+    inside, most = [0], [0]
+
+    def inferer(batch: Any, network: object) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        threading.Event().wait(0.05)
+        inside[0] -= 1
+        return batch[:, :1]
+
+    images = [volume.image for volume in read_manifest(manifest).sections["training"][:4]]
+    predictor = Predictor([fake_bundle(inferer=inferer)])
+    found = overlapped(lambda image: predictor.predict(image).probability, images, "test")
+    assert [probability.shape for probability in found] == [load_image(image).shape[:3] for image in images]
+    assert most == [1]
+
+
+def test_an_array_is_predicted_like_its_file(manifest: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    predictor = Predictor([load_bundle(BUNDLES[0])], flips=True, uncertainty=True)
+    one, two = predictor.predict(str(image)), predictor.predict(load_image(image))
+    np.testing.assert_array_equal(one.probability, two.probability)
+    assert one.uncertainty is not None
+    assert one.uncertainty.shape == one.mask.shape == one.probability.shape
+
+
+def test_bundles_may_be_named_by_their_folders(manifest: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    named, loaded = Predictor([str(BUNDLES[0])]), Predictor([load_bundle(BUNDLES[0])])
+    np.testing.assert_array_equal(named.predict(image).mask, loaded.predict(image).mask)
+
+
+def test_what_cannot_be_asked_of_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no bundle given"):
+        Predictor([])
+    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+        Predictor([fake_bundle()], uncertainty=True)
+    (tmp_path / "x_image.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(PipelineError, match=r"x_image\.nii\.gz"):
+        Predictor([fake_bundle()]).predict(tmp_path / "x_image.nii.gz")

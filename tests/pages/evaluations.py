@@ -1,0 +1,115 @@
+"""Folders as an evaluation leaves them, made without a network, and pages of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.imaging.nifti import nifti_bytes, save_map, save_mask
+from pipeline.pages.report import write_report
+from pipeline.scoring.curves import CURVES_NAME, write_curves
+from pipeline.scoring.metrics import score_volume
+from pipeline.scoring.results import VolumeScore, write_scores, write_summary
+from pipeline.scoring.statistics import summarise
+from pipeline.scripts.files import write_durably
+
+PATIENTS = ("3", "12", "7", "9")
+"""From the best to the worst; the last has no lesion and none predicted. JavaScript would sort them as numbers."""
+WORST_FIRST = ("7", "12", "3", "9")
+DEPTH = 7
+HOSTILE = '</script><img src=x onerror="window.hacked=1"> & {{ 7 * 7 }}'
+
+
+def make_run(out: Path, shift: int, *, name: str = "basic_unet", protocol: str = "native", maps: bool = False) -> Path:
+    """An evaluation's folder: patients with a square lesion, predicted ``shift`` pixels beside it."""
+    rng = np.random.default_rng(0)
+    scores: list[VolumeScore] = []
+    for number, patient in enumerate(PATIENTS):
+        image = rng.integers(60, 160, (40, 36, DEPTH, 3), dtype=np.uint8)
+        image[:6] = image[-6:] = 0
+        truth = np.zeros(image.shape[:3], dtype=np.uint8)
+        truth[12 : 20 + 2 * number, 12:20, 1:4] = patient != "9"
+        mask = np.roll(truth, shift * (number + 1), axis=0)
+        mask[:, :, 0] = 0
+        for kind, volume in (("image", image), ("label", truth)):
+            write_durably(out / "volumes" / f"{patient}_{kind}.nii.gz", nifti_bytes(volume))
+        like = out / "volumes" / f"{patient}_image.nii.gz"
+        save_mask(mask, out / "masks" / f"{patient}_mask.nii.gz", like)
+        if maps:
+            save_map((mask * 0.4).astype(np.float32), out / "uncertainty" / f"{patient}_uncertainty.nii.gz", like)
+        scores.append(score_volume(patient, mask, truth))
+    training = {
+        "seed": 3,
+        "config": {
+            "image_size": 96,
+            "batch_size": 8,
+            "max_epochs": 10,
+            "steps_per_epoch": 100,
+            "loss": {"_target_": "DiceCELoss"},
+        },
+    }
+    provenance = {
+        "command": "python -m pipeline.evaluate --manifest data_manifest",
+        "protocol": protocol,
+        "split": "validation",
+        "fold": None,
+        "tta": False,
+        "bundles": [{"name": name, "weights_sha256": "ab" * 32, "settings": {}, "training": training}],
+        "manifest_sha256": "cd" * 32,
+        "seen_in_training": [],
+        "seed": 0,
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+    }
+    write_scores(out, scores)
+    write_summary(out, {**provenance, **summarise(scores, provenance["seed"])})
+    return out
+
+
+def changed(run: Path, **values: Any) -> Path:
+    """Change values of a run's summary."""
+    path = run / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return run
+
+
+def make_runs(root: Path) -> list[Path]:
+    """Two runs, the second without a fault, with uncertainty; curves of the first."""
+    made = [make_run(root / "first", 1), make_run(root / "second", 0, name="attention_unet", maps=True)]
+    curve = {"train_loss": [(float(step), 1 / step) for step in range(1, 30)], "val_dsc": [(10.0, 0.5), (20.0, 0.7)]}
+    write_curves(made[0] / CURVES_NAME, {"basic_unet": curve})
+    return made
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What the page's viewer is given."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def slices_of(view: dict[str, Any], address: str) -> np.ndarray:
+    """The volume (H, W, D) that one of the viewer's images holds, decoded again."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("L"))
+    across, height, width = view["columns"], view["height"], view["width"]
+    tiles = pixels.reshape(-1, height, across, width).swapaxes(1, 2).reshape(-1, height, width)
+    return np.moveaxis(tiles[: view["depth"]], 0, 2)
+
+
+def hostile_page(source: Path, run: Path) -> Path:
+    """A page of a patient and a run whose names are markup; ids like this are refused by the manifest, not here."""
+    shutil.copytree(source, run)
+    name = HOSTILE.replace("/", "\u2215")  # no file name holds a slash
+    for path in (*run.glob("*/3_*"),):
+        path.rename(path.with_name(name + path.name[1:]))
+    rows = (run / "scores.csv").read_text().replace("\n3,", '\n"' + name.replace('"', '""') + '",')
+    (run / "scores.csv").write_text(rows)
+    return write_report([run], names=[HOSTILE])[0]

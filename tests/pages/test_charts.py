@@ -1,0 +1,71 @@
+"""Charts hold every patient and run that they are given, take the page's colour, and look the same every time."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from pipeline.pages.charts import curves_svg, dsc_png, dsc_svg, sizes_svg
+
+RUNS: dict[str, dict[str, float | None]] = {
+    "first <run>": {"A": 0.5, "$B_$^": 0.9, "C": None},
+    "second": {"A": 0.75, "C": 0.25},
+}
+CURVES = {
+    "first <run>": {"train_loss": [(1.0, 0.9), (2.0, 0.5)], "val_dsc": [(2.0, 0.7)]},
+    "second": {"val_loss": [(1.0, 0.8), (2.0, 0.4)], "other": [(1.0, 1.0)]},
+}
+CHARTS: dict[str, Callable[[], str]] = {
+    "dsc": lambda: dsc_svg(RUNS, ["A", "$B_$^", "C"]),
+    "sizes": lambda: sizes_svg(RUNS, {"A": 10, "$B_$^": 2000, "C": 0}),
+    "curves": lambda: curves_svg(CURVES),
+}
+
+
+def test_dsc_chart_is_a_picture_that_grows_with_the_patients() -> None:
+    few = Image.open(io.BytesIO(dsc_png({"A": 0.5, "$B_$^": 1.0}, (0.5, 1.0))))
+    many = Image.open(io.BytesIO(dsc_png({f"P{n}": n / 60 for n in range(60)}, (0.4, 0.6))))
+    assert few.format == "PNG"
+    assert many.size[1] > 3 * few.size[1]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_can_be_set_into_a_page(name: str) -> None:
+    """It is one element without header, style or metadata, drawn in the page's colour, the same every time."""
+    chart = CHARTS[name]()
+    assert chart.startswith("<svg ")
+    assert not re.search(r"<(?:\?xml|!DOCTYPE|metadata|style|script)\b", chart)
+    assert "currentColor" in chart
+    assert chart == CHARTS[name]()
+    texts = [element.text for element in ElementTree.fromstring(chart).iter() if element.tag.endswith("}text")]
+    assert {"first <run>", "second"} <= {*texts}
+
+
+def test_charts_of_one_page_share_no_id() -> None:
+    found = [name for chart in CHARTS.values() for name in set(re.findall(r'\bid="([^"]+)"', chart()))]
+    assert len(found) == len(set(found))
+
+
+def test_dsc_is_drawn_of_all_patients_with_a_cross_where_none_is_defined() -> None:
+    chart = dsc_svg(RUNS, ["A", "$B_$^", "C"])
+    assert all(f">{patient}</text>" in chart for patient in ("A", "$B_$^", "C"))
+    assert 'aria-label="DSC of 3 patients, a bar a run"' in chart
+    without = {**RUNS, "first <run>": {"A": 0.5, "$B_$^": 0.9}}
+    assert len(chart) > len(dsc_svg(without, ["A", "$B_$^", "C"]))
+
+
+def test_charts_of_no_scored_patient_are_drawn() -> None:
+    nothing: dict[str, dict[str, float | None]] = {"run": {"A": None}}
+    assert ">A</text>" in dsc_svg(nothing, ["A"])
+    assert ">run</text>" in sizes_svg(nothing, {"A": 0})
+
+
+def test_more_runs_than_colours_are_told_apart() -> None:
+    many: dict[str, dict[str, float | None]] = {f"run {number}": {"A": 0.5} for number in range(9)}
+    chart = sizes_svg(many, {"A": 10})
+    assert all(f">{name}</text>" in chart for name in many)

@@ -1,0 +1,172 @@
+"""The page says what was compared, holds all that it shows, escapes names, and refuses what does not fit together."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.imaging.nifti import load_label
+from pipeline.pages.report import read_runs, worst_first, write_report
+from pipeline.scoring.curves import CURVES_NAME
+from tests.pages.evaluations import DEPTH, HOSTILE, WORST_FIRST, changed, data_of, hostile_page, make_runs, slices_of
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def written(runs: list[Path]) -> Path:
+    return write_report(runs)[0]
+
+
+@pytest.fixture(scope="module")
+def hostile(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hostile_page(runs[0], tmp_path_factory.mktemp("hostile") / "run")
+
+
+def test_page_says_what_was_compared(written: Path, runs: list[Path]) -> None:
+    text = written.read_text()
+    first, second = (json.loads((run / "summary.json").read_text()) for run in runs)
+    assert second["dsc_mean"] == 1.0
+    for figure in (f"{first['dsc_mean']:.4f}", f"{first['dsc_mean_95'][0]:.4f}", f"+{1 - first['dsc_mean']:.4f}"):
+        assert figure in text
+    assert "3, 0" in text  # better, worse
+    assert "0.250" in text  # Wilcoxon, three patients, all better
+    for word in ("DiceCELoss", "1,000 steps of 8 slices, 96 px", "native", "ab" * 32, "cd" * 32, "torch 2.13.0"):
+        assert word in text
+    assert text.count("Research only") >= 2
+    assert "pipeline.evaluate --manifest data_manifest" in text
+    assert text.count("<svg") == 3
+
+
+def test_page_needs_nothing_but_itself(written: Path) -> None:
+    text = written.read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert not re.findall(r"url\((?!#)", text)
+    assert "Content-Security-Policy" in text
+
+
+def test_page_is_the_same_from_copied_folders(runs: list[Path], tmp_path: Path) -> None:
+    again = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    assert write_report(again, tmp_path / "again.html")[0] == tmp_path / "again.html"
+    assert write_report([*map(str, runs)], str(tmp_path / "page.html"))[0] == tmp_path / "page.html"
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "page.html").read_bytes()
+
+
+def test_patients_stand_worst_first(runs: list[Path], written: Path) -> None:
+    read = read_runs(runs)
+    assert worst_first(read) == list(WORST_FIRST)
+    assert read[0].dsc["7"] < read[0].dsc["3"]
+    assert data_of(written)["order"] == list(WORST_FIRST)
+
+
+def test_only_the_worst_have_slices_where_asked(runs: list[Path], tmp_path: Path) -> None:
+    one, notes = write_report(runs[:1], tmp_path / "one.html", viewers=1)
+    assert data_of(one)["order"] == ["7", "12", "3"]  # the worst, and the other examples
+    assert any("slices of 3 of 4" in note for note in notes)
+    none, notes = write_report(runs[:1], tmp_path / "none.html", viewers=0)
+    assert data_of(none)["patients"] == {}
+    assert any("slices of 0 of 4" in note for note in notes)
+
+
+def test_slices_and_masks_are_in_the_page(written: Path, runs: list[Path]) -> None:
+    """Decoded again, the images hold the volumes."""
+    view = data_of(written)["patients"]["12"]
+    rows, columns = slice(2, 38), slice(0, 36)  # the head and four pixels of air
+    assert (view["height"], view["width"], view["depth"]) == (36, 36, DEPTH)
+    truth = load_label(runs[0] / "volumes" / "12_label.nii.gz")
+    for run, folder in zip(("first", "second"), runs, strict=True):
+        mask = load_label(folder / "masks" / "12_mask.nii.gz")[rows, columns]
+        assert np.array_equal(slices_of(view, view["masks"][run]) > 0, mask.astype(bool))
+    assert np.array_equal(slices_of(view, view["truth"]) > 0, truth[rows, columns] > 0)
+    assert list(view["maps"]) == ["second"]
+    assert 1 <= view["start"] < 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "summary.json").unlink(), "no summary.json in it"),
+        (lambda run: (run / "summary.json").write_text("{"), "no readable summary"),
+        (lambda run: (run / "summary.json").write_text("{}"), "missing"),
+        (lambda run: (run / "scores.csv").unlink(), "no readable scores"),
+        (
+            lambda run: (run / "scores.csv").write_text((run / "scores.csv").read_text().rsplit("\n", 2)[0] + "\n"),
+            "not of one evaluation",
+        ),
+        (lambda run: (run / CURVES_NAME).write_text("[1]"), "no readable curves"),
+        (lambda run: changed(run, protocol="reference"), "different protocols"),
+        (lambda run: (run / "masks" / "3_mask.nii.gz").write_bytes(b"x"), "no readable NIfTI"),
+        (
+            lambda run: shutil.copy(run / "volumes" / "3_label.nii.gz", run / "volumes" / "12_label.nii.gz"),
+            "different truths",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    runs: list[Path], tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    second = shutil.copytree(runs[1], tmp_path / "second")
+    spoil(second)
+    with pytest.raises(PipelineError, match=message):
+        write_report([runs[0], second], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["one"]}, "1 --name for 2 RUN"),
+        ({"names": ["same", "same"]}, "the same name twice"),
+        ({"viewers": -1}, "expected 0 or more"),
+        ({"out": "."}, "is a folder"),
+    ],
+)
+def test_bad_options_are_refused(runs: list[Path], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        write_report(runs, **options)
+
+
+def test_one_run_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="the same RUN twice"):
+        write_report([runs[0], runs[0]])
+    with pytest.raises(PipelineError, match="nothing there"):
+        write_report([tmp_path / "none"])
+
+
+def test_case_34_missing_volumes_and_patients_are_told(runs: list[Path], tmp_path: Path) -> None:
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
+    for run in (first, second):
+        (run / "volumes" / "3_image.nii.gz").unlink()
+    rows = (second / "scores.csv").read_text().splitlines()
+    (second / "scores.csv").write_text("\n".join(rows[:-1]) + "\n")
+    changed(second, seen_in_training=["12"], manifest_sha256="ef" * 32, volumes=3)
+    written, notes = write_report([first, second])
+    said = "\n".join(notes)
+    for part in ("no slices of 3:", "different manifests", "not of the same patients", "trained on: 12", "no DSC"):
+        assert part in said
+    assert written == first / "report.html"
+    assert "trained on: 12" in written.read_text()
+    assert "3" not in data_of(written)["patients"]
+
+
+def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
+    same = [shutil.copytree(run, tmp_path / folder / "scores") for run, folder in zip(runs, "ab", strict=True)]
+    assert [run.name for run in read_runs(same)] == ["a/scores", "b/scores"]
+
+
+def test_hostile_names_are_escaped(hostile: Path) -> None:
+    text = hostile.read_text()
+    assert "<img src=x" not in text
+    assert HOSTILE not in text
+    assert "&lt;img src=x" in text

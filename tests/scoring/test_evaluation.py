@@ -1,0 +1,156 @@
+"""Volumes of a manifest are predicted and scored; what cannot be compared or did not end is not mixed up."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cohort.building import build_manifest
+from pipeline.cohort.manifest import read_manifest, select
+from pipeline.errors import PipelineError
+from pipeline.model.bundle import load_bundle
+from pipeline.model.predictor import Predictor
+from pipeline.pages.report import write_report
+from pipeline.scoring.curves import read_curves
+from pipeline.scoring.evaluation import EvaluationRequest, EvaluationResult, evaluate_volumes, prepare_evaluation
+from pipeline.scoring.protocols import largest_component
+from pipeline.scripts.files import sha256_file, write_durably
+from tests.conftest import lively_weights
+
+
+def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, **options: Any) -> EvaluationResult:
+    """The evaluation of the weights in a folder, by the library."""
+    bundle, weights = trained
+    return evaluate_volumes(manifest, [bundle], out, weights=(weights / "model.pt",), **options)
+
+
+def notes_of(trained: tuple[Path, Path], manifest: Path, out: Path) -> str:
+    """What a person is told before the scores."""
+    bundle, weights = trained
+    return "\n".join(prepare_evaluation(EvaluationRequest(manifest, (bundle,), out, (weights / "model.pt",))).notes)
+
+
+def test_the_reference_protocol_drops_end_slices_before_the_component_rule(trained, manifest, tmp_path: Path) -> None:
+    bundle, _ = trained
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    native = evaluated((bundle, tmp_path), manifest, tmp_path / "native", split="all").summary
+    reference = evaluated((bundle, tmp_path), manifest, tmp_path / "reference", split="all", protocol="reference")
+    assert (native["volumes"], native["protocol"], reference.summary["protocol"]) == (8, "native", "reference")
+    volumes = {volume.patient: volume for volume in select(read_manifest(manifest), "all")}
+    predictor = Predictor([load_bundle(bundle, tmp_path / "model.pt")])
+    for score in reference.scores:
+        inner = predictor.predict(volumes[score.patient].image).probability[..., 1:-1]
+        assert score.predicted_voxels == largest_component(inner >= 0.5).sum()
+
+
+def test_networks_and_flips_are_averaged(trained, manifest, tmp_path: Path, monkeypatch) -> None:
+    bundle, out = trained
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    asked: list[tuple[int, bool]] = []
+    passes = Predictor.passes
+
+    def watch(predictor: Predictor, image: Path) -> Any:
+        asked.append((len(predictor.bundles), predictor.flips))
+        return passes(predictor, image)
+
+    monkeypatch.setattr(Predictor, "passes", watch)
+    evaluated((bundle, tmp_path), manifest, tmp_path / "alone")
+    weights = (tmp_path / "model.pt", out / "model.pt")
+    both = evaluate_volumes(manifest, [bundle, bundle], tmp_path / "both", weights=weights).summary
+    assert [item["weights_sha256"] for item in both["bundles"]] == [sha256_file(path) for path in weights]
+    flipped = evaluated((bundle, tmp_path), manifest, tmp_path / "flipped", flips=True).summary
+    assert flipped["tta"] is True
+    assert asked == [(1, False)] * 2 + [(2, False)] * 2 + [(1, True)] * 2
+
+
+def test_curves_and_uncertainty_are_kept_for_a_report(trained, manifest, tmp_path: Path) -> None:
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    for path in trained[1].glob("log/events*"):
+        shutil.copy(path, tmp_path)
+    folder, out = (trained[0], tmp_path), tmp_path / "out"
+    result = evaluated(folder, manifest, out, flips=True, uncertainty=True)
+    patients = [volume.patient for volume in read_manifest(manifest).sections["validation"]]
+    for patient in patients:
+        assert (out / "masks" / f"{patient}_mask.nii.gz").is_file()
+        assert (out / "volumes" / f"{patient}_label.nii.gz").is_file()
+        assert (out / "uncertainty" / f"{patient}_uncertainty.nii.gz").is_file()
+    assert [score.patient for score in result.scores] == patients
+    assert all(0 < score.agreement <= 1 for score in result.scores)
+    tags = read_curves(out / "curves.json")[trained[0].name]
+    assert [step for step, _ in tags["val_dsc"]] == [4, 8]  # iterations, as those of the training loss
+    assert [step for step, _ in tags["train_loss"]] == list(range(1, 9))
+    evaluated(folder, manifest, out)
+    assert not list((out / "uncertainty").iterdir())
+    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+        evaluated(folder, manifest, out, uncertainty=True)
+
+
+def test_an_evaluation_that_did_not_end_says_so(trained, manifest, tmp_path: Path, monkeypatch) -> None:
+    """Its masks may be of two runs."""
+    evaluated(trained, manifest, tmp_path / "out")
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.scoring.evaluation.write_curves", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(trained, manifest, tmp_path / "out", flips=True)
+    with pytest.raises(PipelineError, match="did not come to its end"):
+        write_report([tmp_path / "out"])
+    evaluated(trained, manifest, tmp_path / "out", flips=True)
+    assert write_report([tmp_path / "out"])[0].is_file()
+
+
+def test_results_of_another_split_are_not_mixed(trained, manifest, tmp_path: Path) -> None:
+    evaluated(trained, manifest, tmp_path / "out", split="validation")
+    evaluated(trained, manifest, tmp_path / "out", split="validation", flips=True)
+    with pytest.raises(PipelineError, match="another split"):
+        evaluated(trained, manifest, tmp_path / "out", split="test")
+
+
+def test_evaluating_twice_writes_the_same_bytes(trained, manifest, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        evaluated(trained, manifest, tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
+    # Table, summary, curves; of two patients mask, image and label.
+    assert len(files) == 9
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+def test_results_name_no_path_of_the_machine(trained, manifest, tmp_path: Path) -> None:
+    evaluated(trained, manifest, tmp_path / "out")
+    for name in ("scores.csv", "summary.json", "curves.json"):
+        assert str(tmp_path.parent) not in (tmp_path / "out" / name).read_text()
+
+
+def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phantoms, tmp_path: Path) -> None:
+    assert evaluated(trained, manifest, tmp_path / "unseen").summary["seen_in_training"] == []
+    other = tmp_path / "other"
+    build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
+    seen = evaluated(trained, other, tmp_path / "seen").summary["seen_in_training"]
+    trained_on = {volume.patient for volume in read_manifest(manifest).sections["training"]}
+    validated = {volume.patient for volume in read_manifest(other).sections["validation"]}
+    assert set(seen) == trained_on & validated != set()
+    notes = notes_of(trained, other, tmp_path / "seen")
+    assert f"warning: {len(seen)} of {len(validated)} patients were trained on" in notes
+    assert all(patient in notes for patient in seen)
+
+
+def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path: Path) -> None:
+    shutil.copy(trained[1] / "model.pt", tmp_path)
+    summary = evaluated((trained[0], tmp_path), manifest, tmp_path / "out").summary
+    assert not summary["bundles"][0]["recorded"]
+    assert "no training.json beside the weights" in notes_of((trained[0], tmp_path), manifest, tmp_path / "out")
+
+
+def test_the_folder_of_the_results_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PipelineError, match="is a file"):
+        evaluated(trained, manifest, tmp_path / "file")
+    with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
+        write_durably(tmp_path / "file" / "scores.csv", b"")

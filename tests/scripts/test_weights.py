@@ -1,0 +1,79 @@
+"""Weights are held against what is known of them: the hash beside them, their record, the bundle's metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.model.bundle import load_bundle
+from pipeline.scripts.files import sha256_file
+from tests.conftest import ROOT, TINY
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+def test_weights_are_held_against_the_hash_beside_them(trained, manifest, run_config, tmp_path: Path) -> None:
+    bundle, out = trained
+    for name in ("model.pt", "model.pt.sha256"):
+        shutil.copy(out / name, tmp_path / name)
+    load_bundle(bundle, tmp_path / "model.pt")
+    data = bytearray((tmp_path / "model.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.pt").write_bytes(data)
+    with pytest.raises(PipelineError, match=r"model.pt: damaged, its SHA-256 .* is not that in model.pt.sha256"):
+        load_bundle(bundle, tmp_path / "model.pt")
+    for config in ("evaluate", "inference"):
+        with pytest.raises(RuntimeError) as failure:
+            run_config(
+                bundle / "configs" / f"{config}.json",
+                ckpt_path=str(tmp_path / "model.pt"),
+                output_dir=str(tmp_path / "own"),
+                dataset_dir=str(manifest if config == "evaluate" else manifest / "volumes"),
+            )
+        assert re.search(r"model.pt: damaged, its SHA-256 \w+ is not that", str(failure.value.__cause__))
+
+
+def test_other_weights_than_the_bundle_came_with_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    bundle = tmp_path / trained[0].name
+    shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
+    (bundle / "models").mkdir()
+    weights, record = bundle / "models" / "model.pt", bundle / "models" / "training.json"
+    shutil.copy(trained[1] / "model.pt", weights)
+    metadata = bundle / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text())
+    places = {"dataset_dir": str(manifest), "output_dir": str(tmp_path / "masks"), "image_size": TINY["image_size"]}
+
+    def predicts() -> list[str]:
+        told = []
+        for config in ("inference", "evaluate"):
+            try:
+                run_config(bundle / "configs" / f"{config}.json", **places)
+            except RuntimeError as error:
+                told.append(str(error.__cause__))
+        return told
+
+    metadata.write_text(json.dumps({**content, "weights": {"sha256": sha256_file(weights).upper()}}))
+    assert not load_bundle(bundle).recorded
+    assert predicts() == []
+    weights.write_bytes(b"not even a state dict")
+    with pytest.raises(PipelineError, match=r"SHA-256 .*\(the bundle's metadata"):
+        load_bundle(bundle)
+    assert ["the bundle's metadata" in text for text in predicts()] == [True, True]
+    shutil.copy(trained[1] / "model.pt", weights)
+    metadata.write_text(json.dumps({**content, "weights": {"sha256": "0" * 64}}))
+    assert ["the bundle's metadata" in text for text in predicts()] == [True, True]
+    shutil.copy(trained[1] / "training.json", record)  # a training of the user's own, with its record
+    assert load_bundle(bundle).recorded
+    assert predicts() == []
+    for other in ({}, {"model.pt": "0" * 64}):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "weights": other}))
+        assert ["belongs to other weights" in text for text in predicts()] == [True, True]
+    record.unlink()
+    for unknown in (None, "text", {"md5": "0"}):  # of such metadata nothing is known
+        metadata.write_text(json.dumps({**content, "weights": unknown}))
+        assert load_bundle(bundle).weights_sha256 == sha256_file(weights)
+        assert predicts() == []

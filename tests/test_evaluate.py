@@ -1,0 +1,77 @@
+"""The evaluate command: what its options ask for, and the lines that it prints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import evaluate
+from pipeline.cohort.building import build_manifest
+from pipeline.cohort.manifest import read_manifest
+from pipeline.errors import PipelineError
+from pipeline.imaging.nifti import load_label
+from tests.conftest import ROOT, evaluated, lively_weights
+
+only_basic_unet = pytest.mark.parametrize(
+    "trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"]
+)
+
+
+def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Path, capsys) -> None:
+    lively_weights(trained, manifest, tmp_path / "model.pt")
+    folder, out = (trained[0], tmp_path), tmp_path / "out"
+    asked = ("--figures", "--tta", "--uncertainty")
+    evaluated(folder, manifest, out, *asked)
+    patients = [volume.patient for volume in read_manifest(manifest).sections["validation"]]
+    assert (out / "figures" / "dsc.png").is_file()
+    for patient in patients:
+        drawn = len(list((out / "figures" / patient).glob("slice_*.png")))
+        mask = load_label(out / "masks" / f"{patient}_mask.nii.gz")
+        truth = load_label(out / "volumes" / f"{patient}_label.nii.gz")
+        assert drawn == (mask | truth).any(axis=(0, 1)).sum() < mask.shape[2]
+    assert "(2 of 2 patients drawn" in capsys.readouterr().out
+    evaluated(folder, manifest, out, *asked)
+    assert "(0 of 2 patients drawn" in capsys.readouterr().out
+    evaluated(folder, manifest, out)
+    assert not list((out / "figures").iterdir())  # they were of a mask and a map of before
+    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+        evaluated(folder, manifest, out, "--uncertainty")
+    with pytest.raises(PipelineError, match="--all-slices without --figures"):
+        evaluated(folder, manifest, out, "--all-slices")
+
+
+@only_basic_unet
+def test_warnings_are_printed_before_the_scores(trained, manifest, phantoms, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other"
+    build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
+    capsys.readouterr()
+    seen = evaluated(trained, other, tmp_path / "seen")["seen_in_training"]
+    assert seen
+    warning, _, table = capsys.readouterr().out.partition("\npatient ")
+    assert f"warning: {len(seen)} of 4 patients were trained on" in warning
+    assert all(patient in warning for patient in seen)
+    assert all(patient in table for patient in seen)
+    shutil.copy(trained[1] / "model.pt", tmp_path)
+    evaluated((trained[0], tmp_path), manifest, tmp_path / "unrecorded")
+    assert "no training.json beside the weights" in capsys.readouterr().out
+
+
+def test_a_foreign_bundle_runs_where_it_is_trusted(trained, manifest, tmp_path: Path) -> None:
+    """It would create a file as soon as its config is resolved; with ``--trust`` it does."""
+    bundle, out = trained
+    foreign = shutil.copytree(bundle, tmp_path / "foreign", ignore=shutil.ignore_patterns("models"))
+    config = foreign / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    attack = f"$__import__('pathlib').Path({str(tmp_path / 'pwned')!r}).touch() or torch.device('cpu')"
+    config.write_text(json.dumps({**content, "device": attack}, indent=2))
+    given = ["--manifest", str(manifest), "--bundle", str(foreign), "--weights", str(out / "model.pt")]
+    with pytest.raises(PipelineError, match=r"pass --trust if you trust") as error:
+        evaluate.main([*given, "--out", str(tmp_path / "scores")])
+    assert f"differs from this project's {bundle.name} in configs/inference.json" in str(error.value)
+    assert not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "scores").exists()
+    assert evaluate.main([*given, "--out", str(tmp_path / "scores"), "--trust"]) == 0
+    assert (tmp_path / "pwned").exists()

@@ -1,0 +1,88 @@
+"""The public names: documented with an example, light to import, taking paths as text or as ``Path``."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline.__main__ import COMMANDS, main
+from tests.conftest import BUNDLES, ROOT
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import pipeline, sys\n"
+        "assert set(pipeline.__all__) < set(dir(pipeline))\n"
+        "sys.exit(', '.join({'torch', 'monai', 'numpy', 'nibabel', 'pandas'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", pipeline.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    found = getattr(pipeline, name)
+    text = inspect.getdoc(found) or ""
+    assert len(text) > 40
+    if not issubclass(type(found), type) or name == "Predictor":
+        assert "Args:" in text
+        assert "Example:" in text
+        assert ">>>" in text
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pipeline.nothing
+
+
+def test_they_work_together_with_paths_as_text(tmp_path: Path) -> None:
+    slices = pipeline.make_phantoms(str(tmp_path / "phantoms"), patients=2, size=48, slices=6)
+    built = pipeline.build_manifest(str(slices), str(tmp_path / "manifest"), split="none")
+    assert (built.is_new, built.content["numTest"]) == (True, 2)
+    assert not pipeline.build_manifest(str(slices), str(tmp_path / "manifest"), split="none").is_new
+    volume = pipeline.read_manifest(str(tmp_path / "manifest")).sections["test"][0]
+    prediction = pipeline.Predictor([str(BUNDLES[0])]).predict(str(volume.image))
+    assert prediction.mask.shape == prediction.probability.shape
+    result = pipeline.evaluate_volumes(
+        str(tmp_path / "manifest"), [str(BUNDLES[0])], str(tmp_path / "scores"), split="test"
+    )
+    assert [score.patient for score in pipeline.read_scores(str(tmp_path / "scores"))] == [
+        score.patient for score in result.scores
+    ]
+    assert pipeline.summarise(list(result.scores))["volumes"] == 2
+    page, notes = pipeline.write_report([str(tmp_path / "scores")])
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert notes == []
+
+
+def test_arrays_are_scored() -> None:
+    truth = np.zeros((4, 4, 2), np.uint8)
+    truth[1:3, 1:3] = 1
+    assert pipeline.score_volume("one", truth, truth).dsc == 1
+    assert pipeline.paired({"one": 0.5}, {"one": 0.75})["mean"] == 0.25
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    here = {path.stem for path in (ROOT / "pipeline").glob("*.py") if "run_cli(main)" in path.read_text()}
+    assert here - {"__main__"} == set(COMMANDS)
+    assert all(f"  {name} " in text for name in COMMANDS)
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"lgg-flair-pipeline {pipeline.__version__}\n"
+    with pytest.raises(SystemExit) as refused:
+        main(["evalute"])
+    assert refused.value.code == 2
+
+
+def test_a_command_runs_by_the_overview_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["phantom", str(tmp_path), "--patients", "1", "--size", "32", "--slices", "4"]) == 0
+    assert "1 phantoms in" in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""Each bundle's configs, from bundles/template and its network.yaml; `make bundles` runs it.
+
+Bundles share everything but the network, and each must work when its folder is copied elsewhere. So the shared part
+is written once, in ``bundles/template/*.yaml``, and merged here by MONAI's own ``ConfigParser`` into the standard
+JSON files that ``monai.bundle`` reads. The generated files are committed; ``--check`` fails when they drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.command_line import run_cli
+from pipeline.errors import PipelineError
+from pipeline.model.trust import KNOWN, code_hashes
+
+WORKFLOWS = ("train", "evaluate", "inference")
+"""Names of the configs that are ``common.yaml``, ``network.yaml``, what some share (``SHARED``) and ``<name>.yaml``
+merged, later files winning."""
+SHARED = {"evaluate": ("prediction.yaml",), "inference": ("prediction.yaml",)}
+NETWORK_KEYS = ("network_def", "metadata")
+"""What a bundle's ``network.yaml`` must say."""
+OPTIONAL_KEYS = ("normalize_head",)
+"""What it may say besides: how its weights saw the slices' intensities, where that is not the template's way."""
+SCRIPTS = Path(__file__).parents[1] / "pipeline" / "scripts"
+"""The code that every bundle carries."""
+MAX_WIDTH = 110
+"""Characters of a line on which a whole list or component stands."""
+DELTA = "multi_gpu_train"
+"""Config that is given to MONAI after ``train.json``; it holds only what differs."""
+
+
+def bundle_folders(bundles: Path) -> list[Path]:
+    """Folders of ``bundles`` that hold a ``network.yaml``, sorted by name.
+
+    Args:
+        bundles: the folder of the bundles and of ``template/``.
+
+    Raises:
+        PipelineError: there is no template or no bundle.
+    """
+    if not (bundles / "template" / "common.yaml").is_file():
+        raise PipelineError(f"{bundles}: found no template/common.yaml. Name the repository's bundles folder.")
+    folders = sorted(path.parent for path in bundles.glob("*/network.yaml"))
+    if not folders:
+        raise PipelineError(f"{bundles}: found no bundle (a folder with a network.yaml).")
+    return folders
+
+
+def generated_files(bundle: Path) -> dict[Path, str]:
+    """Every file that the template makes for a bundle, without writing any.
+
+    Args:
+        bundle: folder with ``network.yaml``; its parent holds ``template/``.
+
+    Returns:
+        path -> text of ``configs/{train,evaluate,inference,multi_gpu_train,metadata}.json``, ``configs/logging.conf``,
+        ``scripts/*.py`` that all bundles share, and ``LICENSE``.
+
+    Raises:
+        PipelineError: the network file lacks ``network_def`` or ``metadata``, or holds anything else.
+    """
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    template = bundle.parent / "template"
+    network = ConfigParser.load_config_file(bundle / "network.yaml")
+    missing = [key for key in NETWORK_KEYS if key not in network]
+    if missing:
+        raise PipelineError(f"{bundle / 'network.yaml'}: {', '.join(missing)} missing. See a sibling bundle's file.")
+    foreign = [key for key in network if key not in NETWORK_KEYS + OPTIONAL_KEYS]
+    if foreign:
+        raise PipelineError(
+            f"{bundle / 'network.yaml'}: found {', '.join(foreign)} (expected {' and '.join(NETWORK_KEYS)}, perhaps "
+            f"{' and '.join(OPTIONAL_KEYS)}). "
+            "Bundles share the rest: change bundles/template, or override it when training."
+        )
+    own_metadata = network.pop("metadata")
+    files = {}
+    for name in WORKFLOWS:
+        config = ConfigParser.load_config_files([template / "common.yaml"])
+        config.update(network)
+        for file in (*SHARED.get(name, ()), f"{name}.yaml"):
+            config.update(ConfigParser.load_config_file(template / file))
+        files[bundle / "configs" / f"{name}.json"] = _json(config) + "\n"
+    files[bundle / "configs" / f"{DELTA}.json"] = (
+        _json(ConfigParser.load_config_file(template / f"{DELTA}.yaml")) + "\n"
+    )
+    metadata = ConfigParser.load_config_file(template / "metadata.yaml")
+    for key, value in own_metadata.items():
+        merge_kv(metadata, key, value)
+    files[bundle / "configs" / "metadata.json"] = _json(metadata) + "\n"
+    copied = {template / "logging.conf": "configs/logging.conf", template / "LICENSE": "LICENSE"}
+    copied |= {path: f"scripts/{path.name}" for path in SCRIPTS.glob("*.py")}
+    for source, target in copied.items():
+        files[bundle / target] = source.read_text(encoding="utf-8")
+    return files
+
+
+def known_bundles(bundles: Path) -> str:
+    """Text of ``pipeline/model/bundles.json``: the hashes by which each bundle is known as this project's own."""
+    return _json({folder.name: code_hashes(folder) for folder in bundle_folders(bundles)}) + "\n"
+
+
+def _json(value: Any, indent: str = "", key: str = "") -> str:
+    """JSON of a value, a line an entry; a list or component that fits stands on one line."""
+    start = f"{indent}{json.dumps(key, ensure_ascii=False)}: " if key else indent
+    flat = json.dumps(value, ensure_ascii=False)
+    items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    holds_components = any(isinstance(item, dict) and "_target_" in item for item in items) and len(items) > 1
+    if not items or (len(start + flat) < MAX_WIDTH and not holds_components):
+        return start + flat
+    keys = list(value) if isinstance(value, dict) else [""] * len(items)
+    inner = ",\n".join(_json(item, indent + "    ", name) for name, item in zip(keys, items, strict=True))
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{start}{opening}\n{inner}\n{indent}{closing}"
+
+
+def drifted_files(bundles: Path) -> list[Path]:
+    """Generated files that are missing or differ from what the template makes now."""
+    drifted = []
+    for bundle in bundle_folders(bundles):
+        for path, text in generated_files(bundle).items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                drifted.append(path)
+    return drifted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the configs of every bundle, or check them.
+
+    Raises:
+        PipelineError: no bundles, a broken source, or with ``--check`` a file that drifted.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.bundles", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("bundles", nargs="?", type=Path, default=Path("bundles"), help="default: bundles")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 2 if a file differs from its source")
+    args = parser.parse_args(argv)
+    # The package vouches for the bundles it is developed with, not for those of another folder.
+    own = args.bundles.resolve() == (Path(__file__).parents[1] / "bundles").resolve()
+    if args.check:
+        drifted = drifted_files(args.bundles)
+        if own and (not KNOWN.is_file() or KNOWN.read_text(encoding="utf-8") != known_bundles(args.bundles)):
+            drifted.append(KNOWN)
+        if drifted:
+            names = "\n".join(f"  {path}" for path in drifted)
+            raise PipelineError(f"these files differ from bundles/template; run `make bundles`:\n{names}")
+        return 0
+    for bundle in bundle_folders(args.bundles):
+        for path, text in generated_files(bundle).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        print(f"{bundle}: configs written")
+    if own:
+        KNOWN.write_text(known_bundles(args.bundles), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
