@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.errors import ManifestError, PipelineError
     from pipeline.model.bundle import load_bundle
     from pipeline.model.packing import pack_bundle
+    from pipeline.model.predictions import predict_volumes
     from pipeline.model.predictor import Predictor
     from pipeline.pages.report import write_report
     from pipeline.scoring.evaluation import evaluate_volumes
@@ -43,6 +44,7 @@ _PLACES = {
     "load_bundle": "model.bundle",
     "make_phantoms": "cohort.phantoms",
     "pack_bundle": "model.packing",
+    "predict_volumes": "model.predictions",
     "paired": "scoring.statistics",
     "read_manifest": "cohort.manifest",
     "read_scores": "scoring.results",
@@ -61,6 +63,7 @@ __all__ = [
     "make_phantoms",
     "pack_bundle",
     "paired",
+    "predict_volumes",
     "read_manifest",
     "read_scores",
     "score_volume",

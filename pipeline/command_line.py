@@ -23,8 +23,8 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
 
     Args:
-        main: takes the arguments (None: those of the process) and returns the exit status.
-        argv: the arguments, without the program's name.
+        main: A function that takes the arguments (None: those of the process) and returns the exit status.
+        argv: The arguments, without the program's name.
 
     Returns:
         The status of ``main``; 2 for a ``PipelineError`` and where memory or disk ran out; 130 when interrupted from

@@ -13,7 +13,7 @@ class ManifestError(PipelineError):
     """Every fault of a folder of slices, collected before it is raised.
 
     Args:
-        faults: path relative to the source folder (or a patient id) -> its messages, in order of discovery.
+        faults: Path relative to the source folder (or a patient id) -> its messages, in order of discovery.
     """
 
     def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.command_line import add_bundle_arguments, run_cli
 from pipeline.errors import PipelineError
+from pipeline.model.predictions import FIGURES
 from pipeline.scoring.evaluation import (
     EvaluationRequest,
     EvaluationResult,
@@ -20,7 +21,7 @@ from pipeline.scoring.evaluation import (
 from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.results import MAP_FOLDER, MASK_FOLDER, scores_table
 from pipeline.scripts.files import write_durably
-from pipeline.scripts.manifest import SECTIONS
+from pipeline.scripts.manifest import MASK_SUFFIX, SECTIONS, UNCERTAINTY_SUFFIX
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -117,16 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(request: EvaluationRequest, result: EvaluationResult, *, figures: bool, all_slices: bool) -> None:
     """Remove pictures of other masks; draw the chart of DSC and each patient's slices where they are asked for."""
-    from pipeline.pages.figures import DSC_FIGURE, FIGURES, Case, draw_cases, remove_outdated
+    from pipeline.pages.figures import DSC_FIGURE, Case, draw_cases, remove_outdated
 
     maps = {
-        volume.patient: request.out / MAP_FOLDER / f"{volume.patient}_uncertainty.nii.gz" for volume in result.volumes
+        volume.patient: request.out / MAP_FOLDER / f"{volume.patient}{UNCERTAINTY_SUFFIX}" for volume in result.volumes
     }
     cases = [
         Case(
             name=volume.patient,
             image=volume.image,
-            mask=request.out / MASK_FOLDER / f"{volume.patient}_mask.nii.gz",
+            mask=request.out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}",
             label=volume.label,
             uncertainty=maps[volume.patient] if maps[volume.patient].is_file() else None,
         )

@@ -1,25 +1,37 @@
-"""Many finished files put under their names together, all or none."""
+"""Paths as they are given, folders for results, and many finished files put under their names together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.errors import PipelineError
 from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_errors
+
+
+def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    """One path or several, as a tuple."""
+    return (Path(paths),) if isinstance(paths, (str, Path)) else tuple(map(Path, paths))
+
+
+def refuse_file(out: Path) -> None:
+    """Refuse a file where a folder of results is to be."""
+    if out.exists() and not out.is_dir():
+        raise PipelineError(f"{out}: is a file (expected a folder, or a name for a new one). Choose another --out.")
 
 
 def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
     """Put finished files under their names: all of them, or none where the disk refuses in between.
 
     Args:
-        staged: finished file -> its name, on the same disk; the order is kept.
-        aside: folder for what they replace meanwhile, made and removed again.
+        staged: Finished file -> its name, on the same disk; the order is kept.
+        aside: A folder for what they replace meanwhile, made and removed again.
 
     Raises:
-        PipelineError: the disk refuses; what was there before is there again.
+        PipelineError: The disk refuses; what was there before is there again.
     """
     done: list[tuple[Path, Path | None]] = []
     try:
@@ -49,11 +61,11 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Put a file under a second name, without its bytes where the disk can: the files here are replaced, never changed.
 
     Args:
-        source: a file.
-        target: replaced where it is another; its folder is made where it is missing.
+        source: The file.
+        target: The second name, replaced where another file bears it; its folder is made where it is missing.
 
     Raises:
-        PipelineError: the disk refuses.
+        PipelineError: The disk refuses.
     """
     with writing_errors(target):
         if target.exists() and target.samefile(source):

@@ -7,21 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cohort.inputs import BUILT_FOLDER
 from pipeline.command_line import add_bundle_arguments, run_cli
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.model.predictions import (
+    FIGURES,
     PREDICTIONS_NAME,
     TABLE_NAME,
     PredictionPlan,
     PredictionRequest,
     PredictionResult,
     find_volumes,
+    lock_predictions,
     predictions_table,
     prepare_predictions,
     run_predictions,
 )
-from pipeline.scripts.files import locked
+from pipeline.scripts.manifest import MASK_SUFFIX, UNCERTAINTY_SUFFIX
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overwrite=args.overwrite,
     )
     inputs, key = find_volumes(request)
-    with locked(request.out, (BUILT_FOLDER, "figures")):
+    with lock_predictions(request.out):
         plan = prepare_predictions(request, inputs, key)
         print(*plan.notes, sep="\n")
         result = run_predictions(plan)
@@ -114,15 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(plan: PredictionPlan, result: PredictionResult, *, figures: bool, all_slices: bool) -> None:
     """Remove pictures of other masks, and draw those of these where they are asked for."""
-    from pipeline.pages.figures import FIGURES, Case, draw_cases, remove_outdated
+    from pipeline.pages.figures import Case, draw_cases, remove_outdated
 
     out = plan.request.out
-    maps = {found.volume: out / f"{found.volume}_uncertainty.nii.gz" for found in result.predictions}
+    maps = {found.volume: out / f"{found.volume}{UNCERTAINTY_SUFFIX}" for found in result.predictions}
     cases = [
         Case(
             name=name,
             image=plan.inputs.volumes[name],
-            mask=out / f"{name}_mask.nii.gz",
+            mask=out / f"{name}{MASK_SUFFIX}",
             uncertainty=path if path.is_file() else None,
         )
         for name, path in maps.items()

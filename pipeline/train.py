@@ -30,6 +30,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
     parser.add_argument("--fold", help="validate on this fold, train on the others; all: every fold in turn")
     parser.add_argument("--resume", action="store_true", help="go on where a training was interrupted")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="train a --bundle that is not this project's own: its configs can run any code",
+    )
     parser.add_argument("--out", type=Path, help="folder for weights and curves (default: runs/NAME)")
     return parser
 
@@ -54,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resume=args.resume,
             out=args.out,
             overrides=tuple(rest),
+            trust=args.trust,
             option_names=tuple(options),
         )
     )

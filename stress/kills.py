@@ -1,6 +1,6 @@
 """SIGKILL at random moments: of a process that saves checkpoints, of one that writes files, of a whole training.
 
-    python -m stress.kills saver --count 300 --seed 0        (from tests/; likewise files, training)
+    python -m stress.kills saver --count 300 --seed 0        (or files, training)
 
 prints one line: what was killed, tried, failed.
 """

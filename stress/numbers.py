@@ -1,6 +1,6 @@
 """DSC against two implementations that know nothing of it, and what predicting nothing scores.
 
-    python -m stress.numbers --count 1000 --seed 0 --manifest ../data_manifest
+    python -m stress.numbers --count 1000 --seed 0 --manifest data_manifest
 
 prints a line for each: tried, failed.
 """

@@ -1,6 +1,6 @@
 """Every write point of every command: the disk refuses there, takes only a part, or the process is killed there.
 
-    python -m stress.sabotage --count 200 --seed 0        (from tests/; --count 0: every point in every way)
+    python -m stress.sabotage --count 200 --seed 0        (--count 0: every point in every way)
 
 A write point is a file opened for writing, a rename, a link, a new folder or an fsync below the command's folder. After
 the fault each file under a final name must be, whole, the one of before or the one that an undisturbed run writes; a

@@ -141,7 +141,6 @@ def test_bad_arguments_exit_2(name: str) -> None:
 
 
 TESTED_ELSEWHERE = {
-    "scoring.evaluation": "test_evaluate.py",
     "scripts.config": "end_to_end/test_refused_trainings.py",
     "scripts.files": "test_files.py",
     "scripts.finite": "end_to_end/test_damage.py",
@@ -153,7 +152,8 @@ TESTED_ELSEWHERE = {
 
 def test_the_tests_are_the_tree_of_the_package() -> None:
     here = Path(__file__).parent
-    modules = [path.relative_to(PACKAGE) for path in PACKAGE.glob("*/*.py") if path.stem != "__init__"]
+    skipped = {"__init__", "__main__", "errors"}
+    modules = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.stem not in skipped]
     lacking = [
         str(path)
         for path in modules
@@ -164,6 +164,12 @@ def test_the_tests_are_the_tree_of_the_package() -> None:
     folders = {path.name for path in here.iterdir() if path.is_dir() and path.name != "__pycache__"}
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == packages | {"end_to_end", "browser", "tools"}
+
+
+def test_libraries_neither_print_nor_see_a_command_line() -> None:
+    for path in PACKAGE.glob("*/*.py"):
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert not names & {"print", "argparse"}, path
 
 
 def test_no_test_imports_a_private_name() -> None:

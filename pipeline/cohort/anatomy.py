@@ -41,7 +41,7 @@ class Ellipsoid:
         Args:
             x: (H, W) head units, to the patient's left.
             y: (H, W) head units, to posterior.
-            z: of the slice, head units.
+            z: Height of the slice, head units.
         """
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy, dz = x - self.centre[0], y - self.centre[1], (z - self.centre[2]) / self.radii[2]
@@ -211,7 +211,7 @@ def _paint_lesion(image: Image, lesion: Lesion, distance: Plane, inner: Plane, m
 
     Args:
         image: (H, W, 3) float32, changed in place.
-        lesion: what to paint.
+        lesion: The lesion to paint.
         distance: (H, W), 1 at the lesion's centre, 0 on its surface, negative outside.
         inner: (H, W), 1 in the brain.
         mottle: (H, W), unevenness about 1.
@@ -230,10 +230,10 @@ def draw_slice(
     """Draw one slice.
 
     Args:
-        head: the patient.
-        number: slice, from 0.
-        size: height and width, pixels.
-        rng: source of the noise.
+        head: The patient's anatomy.
+        number: Number of the slice, from 0.
+        size: Height and width in pixels.
+        rng: The generator of the noise.
         lesion: False leaves the lesions out of image and mask.
 
     Returns:

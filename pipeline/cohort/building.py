@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.cohort.changes import changes, earlier_manifest, verify
 from pipeline.cohort.listing import Listing, counts_line, list_files
-from pipeline.cohort.manifest import STAGING, VOLUMES, Manifest, read_manifest, unchanged, write_manifest
+from pipeline.cohort.manifest import STAGING, Manifest, read_manifest, unchanged, write_manifest
 from pipeline.cohort.names import institution
 from pipeline.cohort.pseudonyms import aliases, check_place, key_for, pseudonymised, read_key
 from pipeline.cohort.splits import DRAWN, Division, SplitChoice, choose_split, divide
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.files import locked, sha256_bytes
-from pipeline.scripts.manifest import CHANNELS, MANIFEST_NAME, SECTIONS
+from pipeline.scripts.manifest import CHANNELS, MANIFEST_NAME, SECTIONS, VOLUMES
 
 if TYPE_CHECKING:
     from pipeline.cohort.reading import FolderContent
@@ -29,22 +29,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What manifest is to be built.
-
-    Args:
-        source: The folder of slices.
-        out: The folder of manifest and volumes, outside the source.
-        split: reference (ten published validation patients), random, stratified, none, or a JSON file of ids.
-        seed: Seed of random and stratified splits and of folds, 0 or more.
-        validation_fraction: Share of the persons, for random and stratified splits.
-        test_fraction: Share of the persons, for random and stratified splits.
-        folds: Number of folds for the patients outside the test section; None for none.
-        allow_gaps: Accept missing slice numbers, with a warning.
-        skip_unpaired: Skip images without mask and masks without image.
-        skip_faulty: Leave out every patient with a fault.
-        pseudonymise: A CSV of ids and pseudonyms outside source and out, read and extended; None keeps the ids.
-        rebuild: Take the folder as it is, whatever an earlier manifest says.
-    """
+    """What manifest is to be built; the fields are the arguments of ``build_manifest``."""
 
     source: Path
     out: Path
@@ -75,30 +60,65 @@ class BuildResult:
     warnings: tuple[str, ...] = ()
 
 
-def build_manifest(source: str | Path, out: str | Path = "data_manifest", **options: Any) -> BuildResult:
+def build_manifest(
+    source: str | Path,
+    out: str | Path = "data_manifest",
+    *,
+    split: str = "reference",
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    folds: int | None = None,
+    allow_gaps: bool = False,
+    skip_unpaired: bool = False,
+    skip_faulty: bool = False,
+    pseudonymise: str | Path | None = None,
+    rebuild: bool = False,
+) -> BuildResult:
     """Build a manifest and its volumes of a folder of slices; every file of the folder is accounted for.
 
     Args:
         source: The published folder, with ``<patient>_<number>.tif`` and ``<patient>_<number>_mask.tif``.
         out: The folder of ``manifest.json`` and ``volumes/``.
-        options: Further fields of ``BuildRequest``, such as ``split="random"`` or ``folds=5``.
+        split: reference (ten published validation patients), random, stratified, none, or a JSON file of ids.
+        seed: Seed of random and stratified splits and of folds, 0 or more.
+        validation_fraction: Share of the persons, for random and stratified splits.
+        test_fraction: Share of the persons, for random and stratified splits.
+        folds: Number of folds for the patients outside the test section; None for none.
+        allow_gaps: Accept missing slice numbers, with a warning.
+        skip_unpaired: Skip images without mask and masks without image.
+        skip_faulty: Leave out every patient with a fault.
+        pseudonymise: A CSV of ids and pseudonyms outside source and out, read and extended; None keeps the ids.
+        rebuild: Take the folder as it is, whatever an earlier manifest says.
 
     Returns:
         The manifest's content, and whether it is new.
 
     Raises:
         ManifestError: Faults of the folder, all of them.
-        PipelineError: Options that contradict each other, an earlier manifest of another folder, or the disk
-            refuses.
+        PipelineError: Options that contradict each other, an earlier manifest of another folder, or the disk refuses.
 
     Example:
         >>> result = build_manifest("kaggle_3m", "data_manifest")
         >>> len(result.content["validation"])
         10
     """
-    if options.get("pseudonymise"):
-        options["pseudonymise"] = Path(options["pseudonymise"])
-    return build(BuildRequest(Path(source), Path(out), **options))
+    return build(
+        BuildRequest(
+            source=Path(source),
+            out=Path(out),
+            split=str(split),
+            seed=seed,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            folds=folds,
+            allow_gaps=allow_gaps,
+            skip_unpaired=skip_unpaired,
+            skip_faulty=skip_faulty,
+            pseudonymise=Path(pseudonymise) if pseudonymise else None,
+            rebuild=rebuild,
+        )
+    )
 
 
 def build(request: BuildRequest) -> BuildResult:

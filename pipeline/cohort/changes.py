@@ -54,7 +54,7 @@ def changes(
                     f"changed since the manifest was built (found SHA-256 {hashes[path][:12]}…, "
                     f"expected {expected[:12]}…). {_CHANGED}"
                 )
-    return faults
+    return dict(faults)
 
 
 def verify(root: Path, manifest: Manifest, listing: Listing, names: Mapping[str, str] | None = None) -> str:

@@ -12,12 +12,10 @@ from pipeline.cohort.listing import list_files
 from pipeline.cohort.manifest import read_manifest, verify_volume
 from pipeline.cohort.names import id_fault, is_junk_folder
 from pipeline.errors import PipelineError
-from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME
+from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
 
-BUILT_FOLDER = "volumes"
-"""The folder of a prediction's results in which volumes are built of slices."""
 BUILT_MARK = ".built_from_slices"
-"""Stands beside that folder from before the first volume is built: what lies in it is no input."""
+"""Stands beside ``volumes/`` from before the first volume is built: what lies in it is no input."""
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
@@ -101,7 +99,7 @@ def _of_folder(folder: Path, images: Sequence[Path], out: Path) -> list[tuple[st
         )
     if images:
         return [(image.name.removesuffix(IMAGE_SUFFIX), image) for image in images]
-    return [(name, out / BUILT_FOLDER / f"{name}{IMAGE_SUFFIX}") for name in patients]
+    return [(name, out / VOLUMES / f"{name}{IMAGE_SUFFIX}") for name in patients]
 
 
 def _nifti_files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -114,7 +112,7 @@ def _nifti_files(folder: Path) -> tuple[list[Path], list[Path]]:
     others: list[Path] = []
     for parent, _, files in os.walk(folder, onerror=fail):
         place = Path(parent)
-        if place.name == BUILT_FOLDER and (place.parent / BUILT_MARK).is_file():
+        if place.name == VOLUMES and (place.parent / BUILT_MARK).is_file():
             continue
         hidden = any(is_junk_folder(part) for part in place.relative_to(folder).parts)
         for path in (place / name for name in files if name.endswith(NIFTI_SUFFIXES)):

@@ -20,16 +20,16 @@ class Listing:
     """Every file below a folder, each in exactly one of ``slices``, ``skipped`` and ``faults``.
 
     Args:
-        stamps: path -> (size in bytes, mtime in ns), of all files; links by themselves, unreadable folders as (0, 0).
-        slices: TIFF paths, sorted.
-        skipped: path -> reason.
-        faults: path -> message.
+        stamps: Path of every file -> (size in bytes, mtime in ns); (0, 0) for folders that cannot be read.
+        slices: Paths of TIFF files, sorted.
+        skipped: Path -> why the file is not used.
+        faults: Path -> why the file cannot be used.
     """
 
-    stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
-    slices: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    slices: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def list_files(root: Path) -> Listing:
@@ -38,7 +38,8 @@ def list_files(root: Path) -> Listing:
         found = "a file" if root.exists() else "nothing there"
         raise PipelineError(f"{root}: {found} (expected the folder with the slices). Check the path.")
     real_root = os.path.realpath(root)
-    listing = Listing()
+    stamps: dict[str, tuple[int, int]] = {}
+    fates: dict[str, tuple[str, str]] = {}
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -46,20 +47,21 @@ def list_files(root: Path) -> Listing:
             with os.scandir(root / folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            subject = folder or "."
-            listing.stamps[subject] = (0, 0)
-            _refuse_or_skip(
-                listing, f"{subject}/x", subject, f"the folder cannot be read ({error.strerror}). Mend its permissions."
-            )
+            subject, fault = folder or ".", f"the folder cannot be read ({error.strerror}). Mend its permissions."
+            stamps[subject], fates[subject] = (0, 0), _fault_or_junk(f"{subject}/x", fault)
             continue
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
             else:
-                _enter(listing, path, entry, real_root)
-    listing.slices.sort()
-    return listing
+                stamps[path], fates[path] = _stamp_and_fate(path, entry, real_root)
+    return Listing(
+        stamps=stamps,
+        slices=tuple(sorted(path for path, (fate, _) in fates.items() if fate == "slice")),
+        skipped={path: reason for path, (fate, reason) in fates.items() if fate == "skipped"},
+        faults={path: reason for path, (fate, reason) in fates.items() if fate == "fault"},
+    )
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
@@ -67,38 +69,31 @@ def counts_line(counts: Mapping[str, int]) -> str:
     return "files: {found} found = {used} used + {skipped} skipped + {refused} refused".format(**counts)
 
 
-def _refuse_or_skip(listing: Listing, judged: str, path: str, fault: str) -> None:
-    """Enter a fault, unless ``judged`` lies in a junk folder, where nothing is looked at."""
+def _fault_or_junk(judged: str, fault: str) -> tuple[str, str]:
+    """A fault, unless ``judged`` lies in a junk folder, where nothing is looked at."""
     if any(is_junk_folder(part) for part in PurePosixPath(judged).parts[:-1]):
-        listing.skipped[path] = "inside a hidden or __MACOSX folder"
-    else:
-        listing.faults[path] = fault
+        return "skipped", "inside a hidden or __MACOSX folder"
+    return "fault", fault
 
 
-def _enter(listing: Listing, path: str, entry: os.DirEntry[str], real_root: str) -> None:
-    """Put one file, link or special file where it belongs."""
+def _stamp_and_fate(path: str, entry: os.DirEntry[str], real_root: str) -> tuple[tuple[int, int], tuple[str, str]]:
+    """(size, mtime) of a file, link or special file; and whether it is a slice, skipped or a fault, and why."""
     reason = skip_reason(PurePosixPath(path))
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError as error:
-        listing.stamps[path] = (0, 0)
-        _refuse_or_skip(listing, path, path, f"cannot be examined ({error.strerror}). Mend its permissions.")
-        return
-    listing.stamps[path] = (status.st_size, status.st_mtime_ns)
+        return (0, 0), _fault_or_junk(path, f"cannot be examined ({error.strerror}). Mend its permissions.")
+    fate = ("slice", "")
     if reason and reason != "not a slice":
-        listing.skipped[path] = reason
+        fate = ("skipped", reason)
     elif entry.is_symlink():
         fault = _link_fault(entry.path, real_root)
-        if fault:
-            listing.faults[path] = fault
-        else:
-            listing.skipped[path] = "link to a file or folder that is counted itself"
+        fate = ("fault", fault) if fault else ("skipped", "link to a file or folder that is counted itself")
     elif not stat.S_ISREG(status.st_mode):
-        listing.faults[path] = "is a pipe, socket or device, not a file (not opened). Move it out of the folder."
+        fate = ("fault", "is a pipe, socket or device, not a file (not opened). Move it out of the folder.")
     elif reason:
-        listing.skipped[path] = reason
-    else:
-        listing.slices.append(path)
+        fate = ("skipped", reason)
+    return (status.st_size, status.st_mtime_ns), fate
 
 
 def _link_fault(link: str, real_root: str) -> str:

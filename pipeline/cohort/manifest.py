@@ -19,8 +19,6 @@ from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, read_manifest_jso
 _STATE_NAME = ".state.json"
 STAGING = ".building"
 """Folder in which volumes wait until all are finished."""
-VOLUMES = "volumes"
-"""Folder of the volumes, beside ``manifest.json``."""
 COUNTS = ("found", "used", "skipped", "refused")
 _REBUILD = "Build it again with python -m pipeline.manifest."
 
@@ -30,16 +28,16 @@ class PatientRecord:
     """What the manifest tells of one patient.
 
     Args:
-        patient: patient id.
+        patient: The patient's id.
         shape: (H, W, D) of the volume in voxels.
-        lesion_voxels: voxels of the label that are not 0.
-        missing_sequences: names of sequences that repeat another channel (the publishers replaced a missing
+        lesion_voxels: Voxels of the label that are not 0.
+        missing_sequences: Names of sequences that repeat another channel (the publishers replaced a missing
             sequence by FLAIR), or pairs ``a=b`` where FLAIR is not one of the two.
-        mask_values: grey values found in the source masks, ({0, 255} as published, {0, 1} accepted).
-        warnings: what is odd but used.
-        sources: path relative to the source folder -> SHA-256.
+        mask_values: Grey values found in the source masks ({0, 255} as published, {0, 1} accepted).
+        warnings: What is odd but used.
+        sources: Path relative to the source folder -> SHA-256.
         image_sha256: SHA-256 of the image volume, empty where none was built.
-        label_sha256: SHA-256 of the label volume, likewise.
+        label_sha256: SHA-256 of the label volume, empty where none was built.
     """
 
     patient: str
@@ -58,14 +56,14 @@ class Volume:
     """One patient of a manifest.
 
     Args:
-        patient: patient id.
-        image: the image volume, (H, W, D, 3) uint8.
-        label: the label volume, (H, W, D) uint8.
-        section: training, validation or test.
-        fold: from 0, None without folds.
-        lesion_voxels: voxels of the label that are not 0.
+        patient: The patient's id.
+        image: The image volume, (H, W, D, 3) uint8.
+        label: The label volume, (H, W, D) uint8.
+        section: One of training, validation and test.
+        fold: The patient's fold, from 0; None without folds.
+        lesion_voxels: Voxels of the label that are not 0.
         image_sha256: SHA-256 of the image volume when the manifest was built.
-        label_sha256: likewise of the label.
+        label_sha256: SHA-256 of the label volume when the manifest was built.
     """
 
     patient: str
@@ -83,11 +81,11 @@ class Manifest:
     """A manifest that has been checked.
 
     Args:
-        path: the file.
-        sha256: of the file.
-        sections: section -> its volumes, in the order of the file.
-        patients: patient id -> what the manifest tells of it.
-        raw: the whole content.
+        path: The file ``manifest.json``.
+        sha256: SHA-256 of that file.
+        sections: Section -> its volumes, in the order of the file.
+        patients: Patient id -> what the manifest tells of the patient.
+        raw: The whole content.
     """
 
     path: Path

@@ -19,10 +19,10 @@ class SliceFile:
     """One TIFF file of the source folder, known by its name alone.
 
     Args:
-        path: relative to the source folder.
-        patient: patient id, the file name up to the slice number.
-        number: slice number, an integer (``_2`` before ``_10``).
-        kind: image or mask.
+        path: The file's path, relative to the source folder.
+        patient: The patient's id: the file name up to the slice number.
+        number: Number of the slice (``_2`` comes before ``_10``).
+        kind: Whether the slice is an image or a mask.
     """
 
     path: PurePosixPath

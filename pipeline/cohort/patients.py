@@ -14,7 +14,7 @@ from pipeline.cohort.names import SliceFile, base_name, by_preference, missing_n
 from pipeline.errors import PipelineError
 from pipeline.imaging.tiff import Pixels, decode_slice
 from pipeline.scripts.files import sha256_bytes
-from pipeline.scripts.manifest import CHANNELS
+from pipeline.scripts.manifest import CHANNELS, IMAGE_SUFFIX, LABEL_SUFFIX
 
 MAX_VOXELS = 2**28
 """A volume of 2^28 voxels takes 1 GiB with its label; a patient of the published data takes 2^22."""
@@ -237,7 +237,7 @@ def _stacked(patient: _Reading, pairs: Sequence[tuple[SliceFile, SliceFile | Non
         sources={} if patient.faults else {path: patient.hashes[path] for path in used},
         hashes=patient.hashes,
         skipped=patient.skipped,
-        faults=patient.faults,
+        faults=dict(patient.faults),
     )
 
 
@@ -257,4 +257,4 @@ def _missing_sequences(image: Pixels) -> tuple[str, ...]:
 
 def volume_names(name: str) -> tuple[str, str]:
     """File names of a patient's image and label volume."""
-    return f"{name}_image.nii.gz", f"{name}_label.nii.gz"
+    return f"{name}{IMAGE_SUFFIX}", f"{name}{LABEL_SUFFIX}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
-from pipeline.scripts.manifest import CHANNELS
+from pipeline.scripts.manifest import CHANNELS, FLAIR
 
 if TYPE_CHECKING:  # numpy loads only when a phantom is drawn, so that --help answers at once
     import numpy as np
@@ -56,10 +56,10 @@ def make_patient(
     """Draw a synthetic patient; the same arguments give the same bytes (with the same numpy and scipy).
 
     Args:
-        index: patient number, from 0; no patient depends on another.
-        size: height and width H = W, pixels.
-        slices: mean number of slices; the patient's own D differs by up to 25 %.
-        seed: of the whole dataset.
+        index: Number of the patient, from 0; no patient depends on another.
+        size: Height and width of a slice in pixels.
+        slices: Mean number of slices; the patient's own D differs by up to 25 %.
+        seed: Seed of the whole dataset.
         lesion: False gives the same head without its lesions.
 
     Returns:
@@ -80,7 +80,7 @@ def make_patient(
     mask = np.where(np.stack([mask for _, mask in drawn]), np.uint8(255), np.uint8(0))
     missing = _missing_sequences(index, seed)
     for name in missing:
-        image[..., CHANNELS.index(name)] = image[..., CHANNELS.index("FLAIR")]
+        image[..., CHANNELS.index(name)] = image[..., FLAIR]
     return image, mask, missing
 
 
@@ -188,7 +188,7 @@ def _written(out: Path, call: dict[str, int], force: bool) -> Path:
             "Pass smaller --patients, --size or --slices, or choose another disk."
         )
     folder = _prepare(out, call, force)
-    for index in tqdm(range(patients), desc="phantoms", unit="patient"):
+    for index in tqdm(range(patients), desc="phantoms", unit="patient", disable=None):
         patient = patient_id(index, seed)
         if (folder / patient).is_dir():  # complete, because it was renamed into place
             continue

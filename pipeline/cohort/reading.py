@@ -122,7 +122,7 @@ def read_folder(
             wanted = skip_faulty or not faults
             records[name] = _staged(patient, staging if wanted else None, (names or {}).get(name, name))
         del patient  # its volumes, before the next one's are read
-    return FolderContent(records, skipped, refused, faults, frozenset(faulty), hashes)
+    return FolderContent(records, skipped, refused, dict(faults), frozenset(faulty), hashes)
 
 
 def build_images(
@@ -192,7 +192,7 @@ def _by_patient(listing: Listing) -> tuple[dict[str, list[SliceFile]], FolderCon
             continue
         if file and file.patient in patients:
             faulty.add(file.patient)
-    return patients, FolderContent(refused=refused, faults=faults, faulty=frozenset(faulty))
+    return patients, FolderContent(refused=refused, faults=dict(faults), faulty=frozenset(faulty))
 
 
 def _staged(patient: PatientVolumes, staging: Path | None, name: str) -> PatientRecord:

@@ -30,12 +30,12 @@ class SplitChoice:
     """What the user asked for.
 
     Args:
-        method: reference, random, stratified, none or file.
-        seed: of the draws.
-        validation_fraction: share of the persons, for random and stratified.
-        test_fraction: likewise.
-        folds: number of folds, None for none.
-        listed: section -> patient ids, for reference and file.
+        method: One of reference, random, stratified, none and file.
+        seed: Seed of the draws.
+        validation_fraction: Share of the persons, for random and stratified.
+        test_fraction: Share of the persons, for random and stratified.
+        folds: Number of folds; None for none.
+        listed: Section -> patient ids, for reference and file.
     """
 
     method: str

@@ -69,7 +69,7 @@ def refuse_unusable(path: Path) -> None:
     """Refuse an image volume that is damaged, or in which there is no head to find.
 
     Args:
-        path: of a NIfTI image volume, (H, W, D, 3).
+        path: A NIfTI image volume, (H, W, D, 3).
     """
     fault = voxel_fault(load_image(path))
     if fault:
@@ -115,7 +115,7 @@ def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
 
     Args:
         mask: (H, W, D), bool or integer, values 0 and 1.
-        path: ends in ``.nii.gz``; replaced as a whole.
+        path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
         like: NIfTI image of the same H, W, D whose affine and units are taken over.
     """
     if not np.isin(mask, (0, 1)).all():
@@ -128,7 +128,7 @@ def save_map(values: NDArray[np.float32], path: Path, like: Path) -> None:
 
     Args:
         values: (H, W, D) float32.
-        path: ends in ``.nii.gz``; replaced as a whole.
+        path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
         like: NIfTI image of the same H, W, D whose affine and units are taken over.
     """
     _save_like(values, path, like)

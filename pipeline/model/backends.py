@@ -19,7 +19,7 @@ BACKENDS = {
     "openvino": "OpenVINO, float32, CPU",
     "openvino-bf16": "OpenVINO, bfloat16 where the CPU has it (AMX, AVX-512), logits to about 3 digits",
 }
-SLICES = 4
+MAX_SLICES_AT_ONCE = 4
 """That OpenVINO is given at once on each core."""
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "openvino-bf16": ("onnx", "openvino")}
 
@@ -28,9 +28,9 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
     """Compile a network.
 
     Args:
-        network: on the CPU, in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32.
-        backend: a key of ``BACKENDS``; ``torch`` gives the network itself.
-        side_px: height and width of the slices it will be given; their number is free.
+        network: A network on the CPU, in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32.
+        backend: A key of ``BACKENDS``; ``torch`` gives the network itself.
+        side_px: Height and width of the slices that it will be given; their number is free.
     """
     if backend == TORCH:
         return network
@@ -103,8 +103,10 @@ def _session(model: bytes, backend: str) -> Callable[[Any], Any]:
         # Few slices at once, side by side: what they need stays in the cores' caches.
         result = np.empty((len(batch), 1, *batch.shape[2:]), np.float32)
         queue.set_callback(lambda request, part: part.__setitem__(..., request.get_output_tensor().data))
-        for start in range(0, len(batch), SLICES):
-            queue.start_async({"image": batch[start : start + SLICES]}, result[start : start + SLICES])
+        for start in range(0, len(batch), MAX_SLICES_AT_ONCE):
+            queue.start_async(
+                {"image": batch[start : start + MAX_SLICES_AT_ONCE]}, result[start : start + MAX_SLICES_AT_ONCE]
+            )
         queue.wait_all()
         return result
 

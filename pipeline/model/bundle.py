@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import platform
 import sys
@@ -12,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pipeline.scripts
 from pipeline import __version__
 from pipeline.errors import PipelineError
-from pipeline.model.backends import PACKAGES, TORCH, compiled
-from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
+from pipeline.model.backends import BACKENDS, PACKAGES, TORCH, compiled
+from pipeline.model.trust import refuse_foreign, refuse_links
 from pipeline.model.weights import load_state, read_state
 from pipeline.scripts.files import sha256_bytes
 from pipeline.scripts.records import RECORD, changed_settings, trained_settings, without_fetching
@@ -107,6 +109,12 @@ def refuse_unequal(option: str, given: Sequence[object], bundles: Sequence[objec
         raise PipelineError(f"{len(given)} {option} for {len(bundles)} --bundle (expected one each, or none).")
 
 
+def refuse_single_pass(bundles: int, *, flips: bool) -> None:
+    """Refuse an uncertainty over one network without flips: there is nothing that could disagree."""
+    if bundles < 2 and not flips:
+        raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+
+
 def load_bundles(
     bundles: Sequence[str | Path], weights: Sequence[str | Path] = (), backend: str = TORCH, *, trust: bool = False
 ) -> list[Bundle]:
@@ -148,6 +156,11 @@ def load_bundle(
         >>> bundle.name
         'basic_unet'
     """
+    folder = Path(bundle)
+    config = config_of(folder)
+    if backend not in BACKENDS:
+        raise PipelineError(f"backend {backend!r} (expected {', '.join(BACKENDS)}).")
+    content, config_sha256 = _trusted_config(folder, config, trust=trust)
     # Imports make thousands of objects, none of which is thrown away: looking for that takes a fifth of the time.
     collecting = gc.isenabled()
     gc.disable()
@@ -162,14 +175,13 @@ def load_bundle(
     from pipeline.scripts.inferers import ShrinkingInferer
     from pipeline.scripts.machine import keep_freed_memory
 
-    folder = Path(bundle)
-    config = config_of(folder)
-    content, config_sha256 = _trusted_config(folder, config, trust=trust)
-    _forget_scripts()
+    _use_scripts(None if trust else Path(pipeline.scripts.__file__))
     keep_freed_memory()
     parser = ConfigParser()
     parser.read_config(content)
     parser["bundle_root"] = str(folder.resolve())  # as a path: a name of a folder can be an expression too
+    if not trust:
+        parser["scripts_path"] = None  # the scripts are the package's own, and the bundle's folder is on no path
     if backend != TORCH:
         parser["device"] = "$torch.device('cpu')"
     missing = [key for key in SECTIONS_FOR_PREDICTION if key not in parser]
@@ -211,21 +223,31 @@ def load_bundle(
 def _trusted_config(folder: Path, config: Path, *, trust: bool) -> tuple[dict[str, Any], str]:
     """The content of a bundle's config and its SHA-256; what was hashed is what is returned, the file is read once."""
     refuse_links(folder)
-    clear_compiled(folder)
     try:
         data = config.read_bytes()
         content = dict(json.loads(data))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it with `make bundles`.") from error
+        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it from where it came.") from error
     if not trust:
         refuse_foreign(folder, {CONFIG: data})
     return content, sha256_bytes(data)
 
 
-def _forget_scripts() -> None:
-    """Have the next bundle import its own ``scripts``: another one may have been imported under this name."""
+def _use_scripts(package: Path | None) -> None:
+    """Have ``scripts`` mean this package or, for None, the one that a bundle puts on the path.
+
+    A bundle of this project holds the same files as the package, so the package's own are taken: whatever else lies in
+    the bundle's folder is not imported. Another bundle's ``scripts`` may have been imported before.
+    """
     for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
         del sys.modules[name]
+    if package is None:
+        return
+    spec = importlib.util.spec_from_file_location("scripts", package, submodule_search_locations=[str(package.parent)])
+    if spec is None or spec.loader is None:
+        raise PipelineError(f"{package}: cannot be imported. Install the package again.")
+    sys.modules["scripts"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,4 +272,6 @@ def _resolved(parser: ConfigParser, key: str, config: Path) -> Any:
         return parser.get_parsed_content(key)
     except Exception as error:  # a config's own code can raise anything
         cause = error.__cause__ or error
-        raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore it with `make bundles`.") from error
+        raise PipelineError(
+            f"{config}: {key!r} cannot be built ({cause}). Restore the bundle from where it came."
+        ) from error

@@ -5,19 +5,21 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cohort.inputs import BUILT_FOLDER, BUILT_MARK, Inputs, find_inputs
+from pipeline.cohort.inputs import BUILT_MARK, Inputs, find_inputs
 from pipeline.cohort.listing import counts_line
 from pipeline.cohort.pseudonyms import check_place, key_for
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.files import path_list, refuse_file
 from pipeline.model.backends import TORCH
-from pipeline.model.bundle import config_of, load_bundles, refuse_unequal, versions
+from pipeline.model.bundle import config_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.scripts.faults import shown
-from pipeline.scripts.files import sha256_file, write_durably, writing_errors
-from pipeline.scripts.manifest import IMAGE_SUFFIX
+from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
+from pipeline.scripts.manifest import IMAGE_SUFFIX, MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
 
 if TYPE_CHECKING:
     from pipeline.model.bundle import Bundle
@@ -25,25 +27,17 @@ if TYPE_CHECKING:
 
 TABLE_NAME = "predictions.csv"
 PREDICTIONS_NAME = "predictions.json"
+FIGURES = "figures"
+"""Folder of pictures, in results of any kind."""
 
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What is to be predicted.
+    """What is to be predicted; the fields are the arguments of ``predict_volumes``.
 
     Args:
-        inputs: NIfTI volumes, folders of them or of slices, manifests or their folders.
-        bundles: The bundles' folders; the probabilities of several are averaged.
-        out: The folder of the results.
-        weights: One weights file for each bundle, or none for the bundles' own.
         backend: A key of ``BACKENDS``.
-        trust: Also run bundles that are not this project's: their configs can run any code.
-        flips: Average with the prediction of the left-right mirrored volume.
-        probability: Also write ``NAME_probability.nii.gz``.
-        uncertainty: Also write ``NAME_uncertainty.nii.gz``, and each volume's agreement into the table.
-        allow_gaps: Accept missing slice numbers in folders of slices.
         pseudonymise: A CSV of names and pseudonyms, read and extended; None keeps the names.
-        overwrite: Replace results that are there.
     """
 
     inputs: tuple[Path, ...]
@@ -120,10 +114,71 @@ class PredictionResult:
     notes: tuple[str, ...]
 
 
+def predict_volumes(
+    inputs: str | Path | Sequence[str | Path],
+    bundles: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[str | Path] = (),
+    flips: bool = False,
+    probability: bool = False,
+    uncertainty: bool = False,
+    allow_gaps: bool = False,
+    overwrite: bool = False,
+    trust: bool = False,
+) -> PredictionResult:
+    """Predict volumes without truth; write masks, ``predictions.csv`` and ``predictions.json``.
+
+    Args:
+        inputs: NIfTI volumes, folders of them or of slices, manifests or their folders.
+        bundles: The bundles' folders; the probabilities of several are averaged.
+        out: The folder of the results.
+        weights: One weights file for each bundle, or none for the bundles' own.
+        flips: Average with the prediction of the left-right mirrored volume.
+        probability: Also write ``NAME_probability.nii.gz``.
+        uncertainty: Also write ``NAME_uncertainty.nii.gz``, and each volume's agreement.
+        allow_gaps: Accept missing slice numbers in folders of slices.
+        overwrite: Replace results that are there.
+        trust: Also run bundles that are not this project's: their configs can run any code.
+
+    Returns:
+        What was found in each volume, and which volumes could not be predicted.
+
+    Raises:
+        ManifestError: Faults of slices or volumes, or no volume could be predicted.
+        PipelineError: An option, a bundle or the folder cannot be used; the message says which.
+
+    Example:
+        >>> result = predict_volumes("patients", "bundles/basic_unet", "masks")
+        >>> [found.lesion_voxels for found in result.predictions]
+        [5310, 12402]
+    """
+    request = PredictionRequest(
+        path_list(inputs),
+        path_list(bundles),
+        Path(out),
+        weights=path_list(weights),
+        flips=flips,
+        probability=probability,
+        uncertainty=uncertainty,
+        allow_gaps=allow_gaps,
+        overwrite=overwrite,
+        trust=trust,
+    )
+    found, key = find_volumes(request)
+    with lock_predictions(request.out):
+        return run_predictions(prepare_predictions(request, found, key))
+
+
+def lock_predictions(out: Path) -> AbstractContextManager[None]:
+    """Keep a second run out of a folder of predictions while one writes there."""
+    return locked(out, (VOLUMES, FIGURES))
+
+
 def find_volumes(request: PredictionRequest) -> tuple[Inputs, dict[str, str]]:
     """Find the volumes of a request and check its options; nothing is written but the key of pseudonyms."""
-    if request.uncertainty and len(request.bundles) < 2 and not request.flips:
-        raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+    if request.uncertainty:
+        refuse_single_pass(len(request.bundles), flips=request.flips)
     inputs = find_inputs(request.inputs, request.out)
     key: dict[str, str] = {}
     if request.pseudonymise:
@@ -145,7 +200,7 @@ def prepare_predictions(request: PredictionRequest, inputs: Inputs, key: Mapping
 
         mark = b"volumes/ here was built of slices; it is no input of a prediction\n"
         write_durably(request.out / BUILT_MARK, mark)
-        built = build_images(folder, request.out / BUILT_FOLDER, allow_gaps=request.allow_gaps, names=key)
+        built = build_images(folder, request.out / VOLUMES, allow_gaps=request.allow_gaps, names=key)
         notes.append(counts_line(built.counts))
         notes += [f"warning: {name}: {oddity}" for name, found in built.warnings.items() for oddity in found]
     faults = image_faults(inputs.volumes.values())
@@ -209,15 +264,15 @@ def _predicted(predictor: Predictor, name: str, image: Path, request: Prediction
 
     refuse_unusable(image)
     prediction = predictor.predict(image)
-    probability = request.out / f"{name}_probability.nii.gz"
+    probability = request.out / f"{name}{PROBABILITY_SUFFIX}"
     if not request.probability:
         probability.unlink(missing_ok=True)  # of an earlier run
     save_prediction(
         prediction,
         image,
-        request.out / f"{name}_mask.nii.gz",
+        request.out / f"{name}{MASK_SUFFIX}",
         probability=probability if request.probability else None,
-        uncertainty=request.out / f"{name}_uncertainty.nii.gz",
+        uncertainty=request.out / f"{name}{UNCERTAINTY_SUFFIX}",
     )
     ml, voxels = voxel_ml(image), int(prediction.mask.sum())
     return Prediction(
@@ -273,7 +328,7 @@ def _accounted(plan: PredictionPlan, used: int) -> tuple[str, ...]:
 
 def _pseudonymised(request: PredictionRequest, inputs: Inputs) -> tuple[Inputs, dict[str, str]]:
     """The volumes by their pseudonyms, and the key with all of them in it."""
-    path, built = request.pseudonymise, request.out / BUILT_FOLDER
+    path, built = request.pseudonymise, request.out / VOLUMES
     if path is None:
         return inputs, {}
     check_place(path, request.out, *(given for given in request.inputs if given.is_dir()))
@@ -296,8 +351,7 @@ def _pseudonymised(request: PredictionRequest, inputs: Inputs) -> tuple[Inputs, 
 def _refuse_what_is_there(request: PredictionRequest, inputs: Inputs) -> None:
     """Keep the results of one folder about the same volumes and networks."""
     out = request.out
-    if out.exists() and not out.is_dir():
-        raise PipelineError(f"{out}: is a file (expected a folder, or a name for a new one). Choose another --out.")
+    refuse_file(out)
     masks = [f"{name}_{kind}.nii.gz" for name in inputs.volumes for kind in ("mask", "probability", "uncertainty")]
     there = [out / name for name in (*masks, TABLE_NAME, PREDICTIONS_NAME) if (out / name).exists()]
     if there and not request.overwrite:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import nifti_bytes, refuse_unusable, save_map, save_mask
-from pipeline.model.bundle import Bundle, load_bundle
+from pipeline.model.bundle import Bundle, load_bundle, refuse_single_pass
+from pipeline.scripts.volumes import check_image
 
 if TYPE_CHECKING:
     import torch
@@ -74,16 +75,17 @@ class Predictor:
 
     def __init__(
         self,
-        bundles: Sequence[Bundle | str | Path],
+        bundles: Bundle | str | Path | Sequence[Bundle | str | Path],
         *,
         flips: bool = False,
         uncertainty: bool = False,
         trust: bool = False,
     ) -> None:
+        bundles = [bundles] if isinstance(bundles, (Bundle, str, Path)) else list(bundles)
         if not bundles:
             raise PipelineError("no bundle given (expected at least one). Pass --bundle FOLDER.")
-        if uncertainty and len(bundles) < 2 and not flips:
-            raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+        if uncertainty:
+            refuse_single_pass(len(bundles), flips=flips)
         self.flips = flips
         self.uncertainty = uncertainty
         self.bundles = [one if isinstance(one, Bundle) else load_bundle(one, trust=trust) for one in bundles]
@@ -99,13 +101,15 @@ class Predictor:
             Probability and mask on the volume's own grid; uncertainty and agreement where they were asked for.
 
         Raises:
-            PipelineError: The volume is unreadable, or a prediction holds NaN or Inf.
+            PipelineError: The volume is unreadable, of another orientation or shape, or a prediction holds NaN
+                or Inf.
         """
         if isinstance(image, np.ndarray):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "array_image.nii.gz"
                 path.write_bytes(nifti_bytes(image))
                 return self.predict(path)
+        check_image(Path(image))
         passes = self.passes(Path(image))
         mean: Map = np.stack(passes).mean(axis=0, dtype=np.float32)
         mask = self.mask_of(mean)
@@ -155,7 +159,7 @@ def save_prediction(
 
 
 def disagreement(passes: Sequence[Map]) -> Map:
-    """The uncertainty map: standard deviation of the passes' probabilities, 0 (all agree) to 0.5.
+    """The uncertainty map, (H, W, D) float32: standard deviation of the passes' probabilities, 0 (all agree) to 0.5.
 
     Source: test-time augmentation as in Wang et al., Neurocomputing 338 (2019), ensembles as in Lakshminarayanan et
     al., NeurIPS 2017.

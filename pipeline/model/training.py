@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.model.training_config import as_recorded, check_overrides, merged
+from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
 from pipeline.scripts.records import RECORD, load_record
 
@@ -39,6 +40,7 @@ class TrainingRequest:
         resume: Go on with trainings that were interrupted, and pass over those that have ended.
         out: The folder of weights and curves; by default ``runs/NAME``.
         overrides: Key and value of the config in turn, each key with ``--`` before it.
+        trust: Also train a bundle that is not this project's: its config can run any code.
         option_names: Names of the command's options, which a mistyped key may have meant.
     """
 
@@ -50,6 +52,7 @@ class TrainingRequest:
     resume: bool = False
     out: Path | None = None
     overrides: tuple[str, ...] = ()
+    trust: bool = False
     option_names: tuple[str, ...] = ()
 
 
@@ -91,6 +94,10 @@ def plan_training(request: TrainingRequest) -> TrainingPlan:
         raise PipelineError(
             f"{bundle}: found no configs/train.json. Name a bundle's folder, such as bundles/basic_unet."
         )
+    refuse_links(bundle)
+    if not request.trust:
+        refuse_foreign(bundle)
+        clear_compiled(bundle)
     recipe = [_named(request.recipe, "recipes", ".yaml")] if request.recipe else []
     files = [*recipe, *(_named(name, "experiments", ".yaml") for name in request.experiments)]
     overrides = _pairs(request.overrides)

@@ -7,6 +7,7 @@ project runs, with any weights. Any other bundle runs where the user says that i
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import os
 import shutil
@@ -19,33 +20,51 @@ from pipeline.scripts.files import sha256_bytes, sha256_file
 
 KNOWN = Path(__file__).with_name("bundles.json")
 """Bundle -> path -> SHA-256 of each config and script of this project's bundles; ``make bundles`` writes it."""
-IMPORTABLE = {".py", ".pyc", ".pyd", ".so", ".dll"}
-"""Endings of files that Python imports. A bundle's folder stands first on Python's path."""
+IMPORTABLE = (*importlib.machinery.all_suffixes(), ".pyw", ".pyd", ".dll")
+"""Endings of files that Python imports. MONAI's own command puts a bundle's folder first on Python's path."""
+COMPILED = "scripts/__pycache__/"
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a bundle that holds a link to a file or folder outside of it."""
+    """Refuse a bundle that holds a link to a folder, or a link to a file outside of it.
+
+    Args:
+        folder: The bundle's folder.
+
+    Raises:
+        PipelineError: Such a link, or a folder in the bundle that cannot be listed.
+    """
     root = os.path.realpath(folder)
     for path in _paths(folder):
-        if path.is_symlink() and not os.path.realpath(path).startswith(root + os.sep):
-            raise PipelineError(
-                f"{path}: a symbolic link out of the bundle (not followed). Replace it by the file itself."
-            )
+        inside = os.path.realpath(path).startswith(root + os.sep)
+        if path.is_symlink() and (path.is_dir() or not inside):
+            what = "to a folder" if inside else "out of the bundle"
+            raise PipelineError(f"{path}: a symbolic link {what} (not followed). Replace it by what it leads to.")
 
 
 def code_hashes(folder: Path, read: Mapping[str, bytes] | None = None) -> dict[str, str]:
     """SHA-256 of every file of a bundle that can run code: its configs, its scripts, and what Python could import.
 
-    Metadata, documentation and weights run nothing. What Python has compiled of the scripts is left out:
-    ``clear_compiled`` removes it.
+    Metadata, documentation and weights run nothing. What Python has compiled of the scripts is left out; a prediction
+    does not import it, and ``clear_compiled`` removes it before a training.
+
+    Args:
+        folder: The bundle's folder.
+        read: Path below the bundle -> its content, for files that were read already and will be used as read.
+
+    Returns:
+        Path below the bundle, with forward slashes -> SHA-256.
+
+    Raises:
+        PipelineError: A file or folder that cannot be read.
     """
     hashes = {}
     for path in _paths(folder):
         name = path.relative_to(folder).as_posix()
-        in_code = name.startswith(("configs/", "scripts/")) and path.stem != "metadata"
-        if not path.is_file() or "scripts/__pycache__" in name:
+        if not path.is_file() or name.startswith(COMPILED):
             continue
-        if in_code or path.suffix.lower() in IMPORTABLE:
+        in_code = name.startswith(("configs/", "scripts/")) and path.stem != "metadata"
+        if in_code or name.lower().endswith(IMPORTABLE):
             try:
                 hashes[name] = sha256_bytes(read[name]) if read and name in read else sha256_file(path)
             except OSError as error:
@@ -53,21 +72,40 @@ def code_hashes(folder: Path, read: Mapping[str, bytes] | None = None) -> dict[s
     return hashes
 
 
-def foreign_files(folder: Path, read: Mapping[str, bytes] | None = None) -> tuple[str, list[str]]:
-    """What tells a bundle from the one of this project that it is most alike."""
+def foreign_files(folder: Path, read: Mapping[str, bytes] | None = None) -> tuple[str, list[str], bool]:
+    """What tells a bundle from the one of this project that it is most alike.
+
+    Args:
+        folder: The bundle's folder.
+        read: As for ``code_hashes``.
+
+    Returns:
+        The name of this project's bundle; the files that differ from it, are added or are missing (none for a bundle of
+        this project); and whether the two have any file in common.
+
+    Raises:
+        PipelineError: A file or folder that cannot be read.
+    """
     found = set(code_hashes(folder, read).items())
     known: dict[str, dict[str, str]] = json.loads(KNOWN.read_bytes())
     name = min(known, key=lambda bundle: len(set(known[bundle].items()) ^ found))
-    return name, sorted({path for path, _ in set(known[name].items()) ^ found})
+    own = set(known[name].items())
+    return name, sorted({path for path, _ in own ^ found}), bool(own & found)
 
 
 def refuse_foreign(folder: Path, read: Mapping[str, bytes] | None = None) -> None:
-    """Refuse a bundle that is not, in all that can run code, one of this project's."""
-    name, files = foreign_files(folder, read)
+    """Refuse a bundle that is not, in all that can run code, one of this project's.
+
+    Args:
+        folder: The bundle's folder.
+        read: As for ``code_hashes``.
+
+    Raises:
+        PipelineError: It is not; the message names the files that differ and says how to go on.
+    """
+    name, files, alike = foreign_files(folder, read)
     if not files:
         return
-    present = [file for file in files if (folder / file).is_file()]
-    alike = len(present) < len(code_hashes(folder, read))
     first = ", ".join(shown(file) for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     what = f"differs from this project's {name} in {first}" if alike else "is none of this project's bundles"
     raise PipelineError(
@@ -77,13 +115,26 @@ def refuse_foreign(folder: Path, read: Mapping[str, bytes] | None = None) -> Non
 
 
 def clear_compiled(folder: Path) -> None:
-    """Remove what Python has compiled of a bundle's scripts, so that it is made anew from the text that was hashed."""
-    if not (folder / "scripts").is_symlink():
-        shutil.rmtree(folder / "scripts" / "__pycache__", ignore_errors=True)
+    """Remove what Python has compiled of a bundle's scripts, so that it is made anew from the text that was hashed.
+
+    Args:
+        folder: The bundle's folder.
+
+    Raises:
+        PipelineError: It cannot be removed.
+    """
+    compiled = folder / COMPILED
+    shutil.rmtree(compiled, ignore_errors=True)
+    if compiled.exists():
+        raise PipelineError(f"{compiled}: cannot be removed. Remove it: Python would run it in place of the scripts.")
 
 
 def _paths(folder: Path) -> list[Path]:
-    """All files and folders below a bundle, sorted; links are listed and not followed."""
+    """All files and folders below a bundle, sorted; links are listed and not followed.
+
+    Raises:
+        PipelineError: A folder that cannot be listed: what stands in it could be opened by name all the same.
+    """
 
     def fail(error: OSError) -> None:
         raise PipelineError(f"{error.filename}: cannot be listed ({error.strerror}). Mend its permissions.") from error

@@ -13,7 +13,6 @@ from pipeline.errors import PipelineError
 from pipeline.scripts.files import sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import FLAIR
 
-FIGURES = "figures"
 DSC_FIGURE = "dsc.png"
 STAMP = ".drawn.json"
 """In each patient's folder, written last: what it was drawn from."""
@@ -30,11 +29,11 @@ class Case:
     """A volume and what was found in it.
 
     Args:
-        name: of the pictures.
-        image: NIfTI, (H, W, D, 3).
-        mask: NIfTI of the prediction, (H, W, D).
-        label: NIfTI of the truth, or None.
-        uncertainty: NIfTI of the uncertainty, or None.
+        name: Name of the folder of its pictures.
+        image: The image's NIfTI file, (H, W, D, 3).
+        mask: The predicted mask's NIfTI file, (H, W, D).
+        label: The true mask's NIfTI file, or None.
+        uncertainty: The uncertainty map's NIfTI file, or None.
     """
 
     name: str
@@ -157,6 +156,7 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any], all_slices: bool) -
         side_by_side,
         slices_of_interest,
     )
+    from pipeline.pages.viewer import MAX_UNCERTAINTY
 
     image = shown_in_grey(load_image(case.image)[..., FLAIR])
     mask = load_label(case.mask)
@@ -176,7 +176,7 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any], all_slices: bool) -
         caption = f"slice {z + 1}/{depth}"
         frame = contour_frame(image[..., z], mask[..., z], None if truth is None else truth[..., z], caption=caption)
         if uncertainty is not None:
-            frame = side_by_side([frame, heat_frame(image[..., z], uncertainty[..., z], 0.5)])
+            frame = side_by_side([frame, heat_frame(image[..., z], uncertainty[..., z], MAX_UNCERTAINTY)])
         write_durably(folder / f"slice_{z + 1:03d}.png", png_bytes(frame))
         frames.append(frame)
     write_durably(out / f"{case.name}.gif", gif_bytes(frames))

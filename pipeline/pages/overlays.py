@@ -48,9 +48,9 @@ def contour_frame(
     Args:
         background: (H, W) uint8, one channel of the slice, as it is shown in grey.
         prediction: (H, W), 0 and 1, or None.
-        truth: likewise.
-        colours: of prediction and truth.
-        caption: written into the upper left corner; ASCII.
+        truth: (H, W), 0 and 1, or None.
+        colours: Colours of prediction and truth.
+        caption: Text written into the upper left corner; ASCII.
 
     Returns:
         (2 H, 2 W, 3) uint8, RGB.
@@ -107,7 +107,7 @@ def heat_frame(background: Picture, values: NDArray[np.floating[Any]], highest: 
     Args:
         background: (H, W) uint8.
         values: (H, W), 0 to ``highest``.
-        highest: drawn in full.
+        highest: The value that is drawn in full.
 
     Returns:
         (2 H, 2 W, 3) uint8, RGB; magenta.

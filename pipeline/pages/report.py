@@ -11,19 +11,19 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.errors import PipelineError
+from pipeline.files import path_list
 from pipeline.scoring.curves import CURVES_NAME, Curve, read_curves
 from pipeline.scoring.results import (
     MAP_FOLDER,
     MASK_FOLDER,
     SUMMARY_NAME,
-    VOLUME_FOLDER,
     Summary,
     VolumeScore,
     read_scores,
     read_summary,
 )
 from pipeline.scripts.files import sha256_file, write_durably
-from pipeline.scripts.manifest import CHANNELS
+from pipeline.scripts.manifest import CHANNELS, FLAIR, VOLUMES
 
 REPORT_NAME = "report.html"
 MAX_VIEWERS = 20
@@ -36,11 +36,11 @@ class Run:
     """One evaluation folder.
 
     Args:
-        name: as the page calls it.
-        folder: of it.
-        summary: its ``summary.json``.
-        scores: its ``scores.csv``.
-        curves: name of a training -> tag -> curve; empty where none were kept.
+        name: The name of the run in the page.
+        folder: The evaluation's folder.
+        summary: The content of its ``summary.json``.
+        scores: The rows of its ``scores.csv``.
+        curves: Name of a training -> tag -> curve; empty where none were kept.
     """
 
     name: str
@@ -71,7 +71,10 @@ class Run:
 
 
 def write_report(
-    folders: Sequence[str | Path], out: str | Path | None = None, names: Sequence[str] = (), viewers: int = MAX_VIEWERS
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    names: Sequence[str] = (),
+    viewers: int = MAX_VIEWERS,
 ) -> tuple[Path, list[str]]:
     """Write one HTML page of one or several evaluations; it needs no other file and no network.
 
@@ -92,12 +95,13 @@ def write_report(
         >>> page.name
         'report.html'
     """
-    if names and len(names) != len(folders):
-        raise PipelineError(f"{len(names)} --name for {len(folders)} RUN (expected one each, or none).")
+    given = path_list(folders)
+    if names and len(names) != len(given):
+        raise PipelineError(f"{len(names)} --name for {len(given)} RUN (expected one each, or none).")
     if viewers < 0:
         raise PipelineError(f"--viewers {viewers} (expected 0 or more).")
-    runs = read_runs([Path(folder) for folder in folders], names)
-    target = Path(out) if out else Path(folders[0]) / REPORT_NAME
+    runs = read_runs(given, names)
+    target = Path(out) if out else given[0] / REPORT_NAME
     if target.is_dir():
         raise PipelineError(f"{target}: is a folder (expected a name for the page, such as {target / REPORT_NAME}).")
     text, notes = page(runs, viewers)
@@ -151,7 +155,7 @@ def _refuse_other_truths(runs: Sequence[Run]) -> None:
     first: dict[str, tuple[str, int, str | None]] = {}
     for run in runs:
         for patient, score in run.by_patient.items():
-            label = run.file(VOLUME_FOLDER, patient, "label")
+            label = run.file(VOLUMES, patient, "label")
             digest = sha256_file(label) if label else None
             name, voxels, known = first.setdefault(patient, (run.name, score.lesion_voxels, digest))
             if voxels != score.lesion_voxels or (None not in (known, digest) and known != digest):
@@ -332,7 +336,7 @@ def _pictures(
     notes = [f"{name}: no mask of {', '.join(found)} in its folder" for name, found in maskless.items() if found]
     if without:
         notes.append(
-            f"no slices of {', '.join(without)}: {VOLUME_FOLDER}/ of the evaluation lacks them. Evaluate again to keep "
+            f"no slices of {', '.join(without)}: {VOLUMES}/ of the evaluation lacks them. Evaluate again to keep "
             "them there"
         )
     return views, sorted(examples, key=lambda example: EXAMPLES.index(example["which"])), notes
@@ -380,7 +384,7 @@ class _Volumes:
         if not area.any():
             area = sum(mask.sum(axis=(0, 1)) for mask in self.masks.values())
         z = int(np.argmax(area))
-        flair = self.image[rows, columns, z, CHANNELS.index("FLAIR")]
+        flair = self.image[rows, columns, z, FLAIR]
         pictures = []
         for run in runs:
             if run.name in self.masks:
@@ -396,7 +400,7 @@ def _volumes(runs: Sequence[Run], patient: str) -> _Volumes | None:
 
     from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey
 
-    paths = [(run.file(VOLUME_FOLDER, patient, "image"), run.file(VOLUME_FOLDER, patient, "label")) for run in runs]
+    paths = [(run.file(VOLUMES, patient, "image"), run.file(VOLUMES, patient, "label")) for run in runs]
     both = [(image, label) for image, label in paths if image and label]
     if not both:
         return None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scripts.manifest import CHANNELS
+from pipeline.scripts.manifest import CHANNELS, FLAIR
 
 MARGIN = 4
 """Pixels of air left around the head."""
@@ -38,8 +38,8 @@ def patient_view(
     Args:
         image: (H, W, D, 3) uint8.
         truth: (H, W, D), 0 and 1.
-        masks: run -> (H, W, D), 0 and 1.
-        maps: run -> uncertainty (H, W, D), 0 to 0.5; runs without one are absent.
+        masks: Name of the run -> (H, W, D), 0 and 1.
+        maps: Name of the run -> uncertainty (H, W, D), 0 to 0.5; runs without one are absent.
 
     Returns:
         ``height``, ``width`` (of the box of the head, in pixels), ``depth``, ``columns`` (slices in a row of each
@@ -52,9 +52,8 @@ def patient_view(
     step = math.ceil(across * max(rows.stop - rows.start, columns.stop - columns.start) / MAX_SIDE_PX)
     rows, columns = slice(rows.start, rows.stop, step), slice(columns.start, columns.stop, step)
     tiles = [_tiled(image[rows, columns, :, channel], across) for channel in range(len(CHANNELS))]
-    flair = CHANNELS.index("FLAIR")
     files = [
-        flair if number != flair and np.array_equal(tile, tiles[flair]) else _webp(tile)
+        FLAIR if number != FLAIR and np.array_equal(tile, tiles[FLAIR]) else _webp(tile)
         for number, tile in enumerate(tiles)
     ]
     area = truth.sum(axis=(0, 1))

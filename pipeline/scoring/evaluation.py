@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy
+from pipeline.files import link_or_copy, path_list, refuse_file
 from pipeline.model.backends import TORCH
-from pipeline.model.bundle import load_bundle, load_bundles, refuse_unequal, versions
+from pipeline.model.bundle import load_bundle, load_bundles, refuse_single_pass, refuse_unequal, versions
+from pipeline.model.predictions import FIGURES
 from pipeline.scoring.curves import CURVES_NAME, read_events, write_curves
+from pipeline.scoring.protocols import refuse_unknown
 from pipeline.scoring.results import (
     MAP_FOLDER,
     MASK_FOLDER,
     SUMMARY_NAME,
-    VOLUME_FOLDER,
     VolumeScore,
     write_scores,
     write_summary,
 )
 from pipeline.scripts.files import locked, write_durably
+from pipeline.scripts.manifest import IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
 
 if TYPE_CHECKING:
     from pipeline.model.bundle import Bundle
@@ -33,23 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is to be evaluated.
+    """What is to be evaluated; the fields are the arguments of ``evaluate_volumes``.
 
     Args:
-        manifest: ``manifest.json`` or its folder.
-        bundles: The bundles' folders; the probabilities of several are averaged.
-        out: The folder of the results.
-        weights: One weights file for each bundle, or none for the bundles' own.
-        folds: One folder of ``fold_K/model.pt`` for each bundle, or none. Each patient is then predicted by the
-            training that held the patient's fold out.
-        fold: Evaluate the patients of this fold alone; None for all.
-        split: training, validation, test or all; None for validation, or for all where folds are asked for.
-        protocol: A key of ``PROTOCOLS``.
-        flips: Average with the prediction of the left-right mirrored volume.
-        uncertainty: Also write uncertainty maps and each volume's agreement.
-        backend: A key of ``BACKENDS``.
-        trust: Also run bundles that are not this project's: their configs can run any code.
-        seed: Seed of the bootstrap interval, 0 or more.
         command: The command line that asks, for the summary.
     """
 
@@ -70,7 +60,7 @@ class EvaluationRequest:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PreparedEvaluation:
     """An evaluation that has been checked and whose networks are loaded.
 
     Args:
@@ -104,15 +94,39 @@ class EvaluationResult:
 
 
 def evaluate_volumes(
-    manifest: str | Path, bundles: Sequence[str | Path], out: str | Path, **options: Any
+    manifest: str | Path,
+    bundles: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[str | Path] = (),
+    folds: Sequence[str | Path] = (),
+    fold: int | None = None,
+    split: str | None = None,
+    protocol: str = "native",
+    flips: bool = False,
+    uncertainty: bool = False,
+    backend: str = TORCH,
+    trust: bool = False,
+    seed: int = 0,
 ) -> EvaluationResult:
     """Predict and score the volumes of a manifest; write scores, summary, masks and maps.
+
+    Pictures that an earlier evaluation drew in the folder are removed: they are of other masks.
 
     Args:
         manifest: ``manifest.json`` or its folder.
         bundles: The bundles' folders; the probabilities of several are averaged.
         out: The folder of the results, as ``python -m pipeline.evaluate`` writes it.
-        options: Further fields of ``EvaluationRequest``, such as ``split="test"`` or ``flips=True``.
+        weights: One weights file for each bundle, or none for the bundles' own.
+        folds: One folder of ``fold_K/model.pt`` for each bundle, or none.
+        fold: Evaluate the patients of this fold alone; None for all.
+        split: The section, or all; None for validation, or for all where folds are asked for.
+        protocol: A key of ``PROTOCOLS``.
+        flips: Average with the prediction of the left-right mirrored volume.
+        uncertainty: Also write uncertainty maps and each volume's agreement.
+        backend: A key of ``BACKENDS``.
+        trust: Also run bundles that are not this project's: their configs can run any code.
+        seed: Seed of the bootstrap interval, 0 or more.
 
     Returns:
         The scores of all volumes and their summary.
@@ -121,22 +135,37 @@ def evaluate_volumes(
         PipelineError: An option, a bundle, a volume or the folder cannot be used; the message says which.
 
     Example:
-        >>> result = evaluate_volumes("data_manifest", ["bundles/basic_unet"], "runs/basic_unet")
+        >>> result = evaluate_volumes("data_manifest", "bundles/basic_unet", "runs/basic_unet")
         >>> round(result.summary["dsc_mean"], 4)
         0.9084
     """
-    request = EvaluationRequest(Path(manifest), tuple(map(Path, bundles)), Path(out), **options)
+    request = EvaluationRequest(
+        Path(manifest),
+        path_list(bundles),
+        Path(out),
+        weights=path_list(weights),
+        folds=path_list(folds),
+        fold=fold,
+        split=split,
+        protocol=protocol,
+        flips=flips,
+        uncertainty=uncertainty,
+        backend=backend,
+        trust=trust,
+        seed=seed,
+    )
     evaluation = prepare_evaluation(request)
     with lock_results(request.out):
+        shutil.rmtree(request.out / FIGURES, ignore_errors=True)
         return run_evaluation(evaluation)
 
 
-def lock_results(out: Path) -> Any:
+def lock_results(out: Path) -> AbstractContextManager[None]:
     """Keep a second evaluation out of a folder of results while one writes there."""
-    return locked(out, (MASK_FOLDER, VOLUME_FOLDER, MAP_FOLDER, "figures"))
+    return locked(out, (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES))
 
 
-def prepare_evaluation(request: EvaluationRequest) -> Evaluation:
+def prepare_evaluation(request: EvaluationRequest) -> PreparedEvaluation:
     """Check a request and load its networks; nothing is written."""
     refuse_unequal("--weights", request.weights, request.bundles)
     refuse_unequal("--folds", request.folds, request.bundles)
@@ -144,6 +173,7 @@ def prepare_evaluation(request: EvaluationRequest) -> Evaluation:
         raise PipelineError(
             "--weights and --folds together (expected one of them). The folds hold weights of their own."
         )
+    refuse_unknown(request.protocol)
     if request.seed < 0:
         raise PipelineError(f"--seed {request.seed} (expected 0 or more).")
     out_of_fold = bool(request.folds) or request.fold is not None
@@ -153,14 +183,16 @@ def prepare_evaluation(request: EvaluationRequest) -> Evaluation:
     for volume in volumes:
         verify_volume(volume)
     groups = _loaded(request, manifest)
-    if request.uncertainty and not request.flips and any(len(bundles_for(groups, volume)) < 2 for volume in volumes):
-        raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+    if request.uncertainty:
+        refuse_single_pass(min(len(bundles_for(groups, volume)) for volume in volumes), flips=request.flips)
     provenance = _provenance(request, manifest, groups, volumes)
     _refuse_other_results(request.out / SUMMARY_NAME, provenance)
-    return Evaluation(request, groups, volumes, provenance, _notes(request, manifest, groups, volumes, provenance))
+    return PreparedEvaluation(
+        request, groups, volumes, provenance, _notes(request, manifest, groups, volumes, provenance)
+    )
 
 
-def run_evaluation(evaluation: Evaluation) -> EvaluationResult:
+def run_evaluation(evaluation: PreparedEvaluation) -> EvaluationResult:
     """Predict and score; write ``scores.csv``, ``summary.json``, masks, volumes, maps and training curves.
 
     While a network works on one volume, the next is read and the one before is scored. Until the end the summary has no
@@ -170,6 +202,7 @@ def run_evaluation(evaluation: Evaluation) -> EvaluationResult:
     from pipeline.scoring.statistics import summarise
 
     request = evaluation.request
+    _refuse_other_results(request.out / SUMMARY_NAME, evaluation.provenance)  # again, now that no other run writes
     write_summary(request.out, evaluation.provenance)
     scores = overlapped(lambda volume: _scored(evaluation, volume), evaluation.volumes, "evaluate")
     write_curves(request.out / CURVES_NAME, _training_curves(evaluation))
@@ -222,7 +255,7 @@ def _loaded(request: EvaluationRequest, manifest: Manifest) -> tuple[FoldBundles
     return tuple({None: bundle} for bundle in bundles)
 
 
-def _scored(evaluation: Evaluation, volume: Volume) -> VolumeScore:
+def _scored(evaluation: PreparedEvaluation, volume: Volume) -> VolumeScore:
     """Predict one volume, keep what a report needs of it, and score it."""
     from pipeline.imaging.nifti import load_label
     from pipeline.model.predictor import Predictor, save_prediction
@@ -236,18 +269,18 @@ def _scored(evaluation: Evaluation, volume: Volume) -> VolumeScore:
     save_prediction(
         prediction,
         volume.image,
-        out / MASK_FOLDER / f"{patient}_mask.nii.gz",
+        out / MASK_FOLDER / f"{patient}{MASK_SUFFIX}",
         probability=None,
-        uncertainty=out / MAP_FOLDER / f"{patient}_uncertainty.nii.gz",
+        uncertainty=out / MAP_FOLDER / f"{patient}{UNCERTAINTY_SUFFIX}",
     )
     # The label is copied: people correct labels in place, and a link would be the manifest's own.
-    link_or_copy(volume.image, out / VOLUME_FOLDER / f"{patient}_image.nii.gz")
-    write_durably(out / VOLUME_FOLDER / f"{patient}_label.nii.gz", volume.label.read_bytes())
+    link_or_copy(volume.image, out / VOLUMES / f"{patient}{IMAGE_SUFFIX}")
+    write_durably(out / VOLUMES / f"{patient}{LABEL_SUFFIX}", volume.label.read_bytes())
     score = score_volume(patient, *view(request.protocol, prediction.mask, prediction.probability, truth))
     return replace(score, reliability=reliability(prediction.probability, truth), agreement=prediction.agreement)
 
 
-def _training_curves(evaluation: Evaluation) -> dict[str, Any]:
+def _training_curves(evaluation: PreparedEvaluation) -> dict[str, Any]:
     """Curves of the trainings whose event files lie beside the weights."""
     request = evaluation.request
     curves: dict[str, Any] = {}
@@ -336,10 +369,7 @@ def _provenance(
 
 def _refuse_other_results(summary: Path, provenance: Mapping[str, Any]) -> None:
     """Keep masks and table of one folder about the same patients."""
-    if summary.parent.exists() and not summary.parent.is_dir():
-        raise PipelineError(
-            f"{summary.parent}: is a file (expected a folder, or a name for a new one). Choose another --out."
-        )
+    refuse_file(summary.parent)
     try:
         earlier = json.loads(summary.read_bytes())
         same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "manifest_sha256"))

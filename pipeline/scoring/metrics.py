@@ -31,7 +31,7 @@ def as_mask(volume: NDArray[Any], name: str) -> Mask:
 
     Args:
         volume: (H, W, D), any number type or bool.
-        name: what it is, for the error.
+        name: What the volume is, for messages.
     """
     if volume.dtype == np.bool_:
         return volume
@@ -53,7 +53,7 @@ def score_volume(patient: str, prediction: NDArray[Any], truth: NDArray[Any]) ->
     each other, in voxels, since the spacing of the published slices is unknown.
 
     Args:
-        patient: patient id.
+        patient: The patient's id.
         prediction: (H, W, D), 0 and 1.
         truth: (H, W, D), 0 and 1.
 

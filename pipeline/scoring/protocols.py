@@ -18,6 +18,12 @@ PROTOCOLS = {
 }
 
 
+def refuse_unknown(protocol: str) -> None:
+    """Refuse a protocol that is no key of ``PROTOCOLS``."""
+    if protocol not in PROTOCOLS:
+        raise PipelineError(f"protocol {protocol!r} (expected {' or '.join(PROTOCOLS)}).")
+
+
 def largest_component(mask: NDArray[Any]) -> Mask:
     """The largest connected component of a volume, 26 neighbours; of equal ones the first in memory order.
 
@@ -72,6 +78,5 @@ def view(
         probability: The probability of a lesion, (H, W, D), 0 to 1.
         truth: The true mask, (H, W, D), 0 and 1.
     """
-    if protocol not in PROTOCOLS:
-        raise PipelineError(f"protocol {protocol!r} (expected {' or '.join(PROTOCOLS)}).")
+    refuse_unknown(protocol)
     return reference_view(probability, truth) if protocol == "reference" else (mask, truth)

@@ -14,8 +14,8 @@ from pipeline.scripts.files import write_durably
 
 SUMMARY_NAME = "summary.json"
 SCORES_NAME = "scores.csv"
-MASK_FOLDER, VOLUME_FOLDER, MAP_FOLDER = "masks", "volumes", "uncertainty"
-"""Folders of an evaluation: predicted masks, the images and labels that they belong to, uncertainty maps."""
+MASK_FOLDER, MAP_FOLDER = "masks", "uncertainty"
+"""Folders of an evaluation: predicted masks, uncertainty maps."""
 Summary = dict[str, Any]
 
 

@@ -38,9 +38,9 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
     """How a second run differs from a first on the patients that both have a DSC of.
 
     Args:
-        first: patient id -> DSC.
-        second: likewise.
-        seed: of the bootstrap.
+        first: Patient id -> DSC in the first run.
+        second: Patient id -> DSC in the second run.
+        seed: Seed of the bootstrap.
 
     Returns:
         ``patients`` (how many both have), ``mean`` of second - first, ``mean_95`` (bootstrap over patients), ``better``
@@ -70,8 +70,8 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
     """Mean, median and interval over volumes; nothing is dropped silently.
 
     Args:
-        scores: one a volume.
-        seed: of the bootstrap.
+        scores: One score for each volume.
+        seed: Seed of the bootstrap.
 
     Returns:
         ``volumes`` (all), ``scored`` (with a DSC), ``undefined`` (ids of those without, by the empty-volume rule),

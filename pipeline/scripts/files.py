@@ -23,7 +23,15 @@ WRITING = ".writing-"
 
 
 def content_of(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file of limited size; other files are not opened."""
+    """The content of a regular file of limited size; other files are not opened.
+
+    Args:
+        path: The file.
+        max_bytes: The largest size that is read.
+
+    Raises:
+        OSError: The file is missing, unreadable or too large, or is a folder, pipe, socket or device.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "no file, but a folder, pipe, socket or device", str(path))
@@ -38,7 +46,11 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, lower-case hexadecimal."""
+    """SHA-256 of a file's content, lower-case hexadecimal.
+
+    Raises:
+        OSError: The file is missing or unreadable.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -89,7 +101,15 @@ def checksum_path(path: Path) -> Path:
 
 
 def write_with_checksum(path: Path, data: bytes) -> None:
-    """``write_durably``, and the SHA-256 beside the file."""
+    """``write_durably``, and the SHA-256 beside the file.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        data: The whole content.
+
+    Raises:
+        PipelineError: The disk refuses.
+    """
     new = sha256_bytes(data)
     with writing_errors(path):
         old = [sha256_file(path)] if path.is_file() else []
@@ -101,7 +121,15 @@ def write_with_checksum(path: Path, data: bytes) -> None:
 
 
 def matches_checksum(path: Path, sha256: str) -> bool:
-    """True unless a checksum stands beside a file and does not list the file's hash."""
+    """True unless a checksum stands beside a file and does not list the file's hash.
+
+    Args:
+        path: The file.
+        sha256: The hash of its content.
+
+    Raises:
+        PipelineError: The checksum cannot be read.
+    """
     try:
         text = checksum_path(path).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
@@ -143,7 +171,11 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder that exists; unlike ``locked``, nothing in it is removed."""
+    """Lock a folder that exists; unlike ``locked``, nothing in it is removed.
+
+    Raises:
+        PipelineError: Another run holds the folder.
+    """
     if sys.platform == "win32":
         yield
         return
@@ -184,7 +216,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``."""
+    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``.
+
+    Raises:
+        PipelineError: In place of the ``OSError``.
+    """
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:

@@ -63,7 +63,16 @@ def keep_freed_memory() -> bool:
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108
-    """Refuse loader processes whose batches the shared memory does not hold: PyTorch would wait for them for ever."""
+    """Refuse loader processes whose batches the shared memory does not hold: PyTorch would wait for them for ever.
+
+    Args:
+        workers: The number of processes, each with two batches under way.
+        batch_bytes: The size of one batch.
+        folder: The folder of the shared memory; where there is none, nothing is checked.
+
+    Raises:
+        PipelineError: The shared memory is too small.
+    """
     if not workers or not Path(folder).is_dir():
         return
     free, needed = shutil.disk_usage(folder).free, 2 * workers * batch_bytes

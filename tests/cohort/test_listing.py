@@ -15,7 +15,7 @@ from tests.cohort.conftest import A, B
 
 def test_files_are_listed_in_a_fixed_order_with_size_and_time(root):
     found = list_files(root)
-    assert found.slices == sorted(str(path.relative_to(root)) for path in root.rglob("*.tif"))
+    assert list(found.slices) == sorted(str(path.relative_to(root)) for path in root.rglob("*.tif"))
     assert found.stamps == {path: stamp(root / path) for path in found.slices}
     assert (found.skipped, found.faults) == ({}, {})
 

@@ -50,9 +50,9 @@ def test_odd_volumes_come_back_on_their_own_grid(trained, tmp_path: Path, shape:
     probabilities = predictor.passes(tmp_path / "x_image.nii.gz")
     probabilities.append(predictor.predict(tmp_path / "x_image.nii.gz").probability)
     for probability in probabilities:
-    assert probability.shape == shape[:3]
-    assert probability.dtype == np.float32
-    assert 0 <= probability.min() <= probability.max() <= 1
+        assert probability.shape == shape[:3]
+        assert probability.dtype == np.float32
+        assert 0 <= probability.min() <= probability.max() <= 1
 
 
 def test_a_volume_that_cannot_be_read_is_named(trained, tmp_path: Path) -> None:

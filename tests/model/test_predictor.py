@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image
 from pipeline.model.bundle import Bundle, load_bundle
-from pipeline.model.predictor import MAX_VOLUMES_AT_ONCE, Predictor, overlapped
+from pipeline.model.predictor import MAX_VOLUMES_AT_ONCE, Predictor, disagreement, overlapped, pass_agreement
 from tests.conftest import BUNDLES
 
 
@@ -96,8 +97,18 @@ def test_an_array_is_predicted_like_its_file(manifest: Path) -> None:
 
 def test_bundles_may_be_named_by_their_folders(manifest: Path) -> None:
     image = read_manifest(manifest).sections["validation"][0].image
-    named, loaded = Predictor([str(BUNDLES[0])]), Predictor([load_bundle(BUNDLES[0])])
+    named, loaded = Predictor(str(BUNDLES[0])), Predictor([load_bundle(BUNDLES[0])])
     np.testing.assert_array_equal(named.predict(image).mask, loaded.predict(image).mask)
+
+
+def test_a_volume_of_another_orientation_is_refused(manifest: Path, tmp_path: Path) -> None:
+    """The network would see it mirrored, and give a wrong mask without a word."""
+    image = nib.load(read_manifest(manifest).sections["validation"][0].image)
+    nib.save(image.slicer[::-1], tmp_path / "turned_image.nii.gz")
+    with pytest.raises(PipelineError, match=r"turned_image\.nii\.gz: axes"):
+        Predictor(BUNDLES[0]).predict(tmp_path / "turned_image.nii.gz")
+    with pytest.raises(PipelineError, match="shape"):
+        Predictor(BUNDLES[0]).predict(np.zeros((32, 32, 4, 2), np.uint8))
 
 
 def test_what_cannot_be_asked_of_it_is_refused(tmp_path: Path) -> None:
@@ -108,3 +119,23 @@ def test_what_cannot_be_asked_of_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x_image.nii.gz").write_bytes(b"no volume")
     with pytest.raises(PipelineError, match=r"x_image\.nii\.gz"):
         Predictor([fake_bundle()]).predict(tmp_path / "x_image.nii.gz")
+
+
+def test_agreement_is_the_mean_dsc_of_all_pairs() -> None:
+    one, two, none = np.zeros((3, 4, 1), np.uint8), np.zeros((3, 4, 1), np.uint8), np.zeros((3, 4, 1), np.uint8)
+    one[0], two[0, :2] = 1, 1
+    assert pass_agreement([one, one]) == 1
+    assert pass_agreement([one, two]) == pytest.approx(2 * 2 / 6)
+    assert pass_agreement([one, two, none]) == pytest.approx((2 * 2 / 6 + 0 + 0) / 3)
+    assert pass_agreement([none, none]) is None
+    assert pass_agreement([one]) is None
+
+
+def test_uncertainty_is_the_deviation_of_the_passes() -> None:
+    none, half, full = (np.full((3, 4, 1), value, np.float32) for value in (0, 0.5, 1))
+    assert not disagreement([half, half]).any()
+    apart = disagreement([none, full])
+    assert apart.dtype == np.float32
+    assert apart.shape == (3, 4, 1)
+    assert (apart == 0.5).all()
+    assert disagreement([none, half, full]) == pytest.approx(np.sqrt(1 / 6))

@@ -8,7 +8,9 @@ import os
 import pickle
 import shutil
 import stat
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pipeline import evaluate, predict
 from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
 from pipeline.model.bundle import load_bundle
+from pipeline.model.training import TrainingRequest, plan_training
 from pipeline.model.trust import clear_compiled, code_hashes, foreign_files, refuse_foreign, refuse_links
 from tests.conftest import BUNDLES
 
@@ -80,7 +83,7 @@ def copy_of(bundle: Path, target: Path) -> Path:
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
 def test_a_bundle_of_this_project_is_known_wherever_it_lies(bundle: Path, tmp_path: Path) -> None:
     copy = copy_of(bundle, tmp_path / "renamed")
-    assert foreign_files(copy) == (bundle.name, [])
+    assert foreign_files(copy) == (bundle.name, [], True)
     refuse_foreign(copy)
     (copy / "docs" / "README.md").write_text("changed")
     (copy / "configs" / "metadata.json").write_text("{}")
@@ -99,7 +102,7 @@ def test_a_changed_number_is_told_by_its_file_with_the_way_on(tmp_path: Path) ->
     copy = copy_of(BUNDLES[0], tmp_path / "copy")
     config = copy / "configs" / "inference.json"
     config.write_text(config.read_text().replace('"sw_batch_size": 16', '"sw_batch_size": 15'))
-    assert foreign_files(copy) == (BUNDLES[0].name, ["configs/inference.json"])
+    assert foreign_files(copy) == (BUNDLES[0].name, ["configs/inference.json"], True)
     with pytest.raises(PipelineError) as caught:
         load_bundle(copy)
     text = str(caught.value)
@@ -118,12 +121,15 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["medpy.py", "medpy/__init__.py", "scripts/torch.py", "scripts/evil.PY", "models/a.so", "x.pyc", "configs/a.yaml"],
+    [
+        *("medpy.py", "medpy/__init__.py", "medpy.pyw", "scripts/torch.py", "scripts/evil.PY", "models/a.so"),
+        *("x.pyc", "configs/a.yaml", "docs/scripts/__pycache__/networks.cpython-311.pyc"),
+    ],
 )
 def test_more_code_makes_a_bundle_foreign(tmp_path: Path, name: str) -> None:
     """A bundle's folder is the first on Python's path."""
     copy = copy_of(BUNDLES[0], tmp_path / "copy")
-    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).parent.mkdir(exist_ok=True, parents=True)
     (copy / name).touch()
     assert foreign_files(copy)[1] == [name]
     with pytest.raises(PipelineError, match=f"in {name}"):
@@ -219,7 +225,7 @@ def test_links_out_of_a_bundle_are_always_refused(tmp_path: Path, name: str, tru
     else:
         outside.touch()
     (bundle / name).symlink_to(outside)
-    with pytest.raises(PipelineError, match=f"{name}: a symbolic link out of the bundle"):
+    with pytest.raises(PipelineError, match=f"{name}: a symbolic link"):
         load_bundle(bundle, trust=trust)
 
 
@@ -231,22 +237,68 @@ def test_a_link_within_a_bundle_is_followed(tmp_path: Path) -> None:
     assert load_bundle(bundle).name == "bundle"
 
 
-def test_compiled_scripts_are_made_anew(tmp_path: Path) -> None:
+EVIL_SOURCE = "open('pwned', 'w')\n"
+
+
+def evil_compiled(path: Path, source: Path) -> None:
+    """Compiled code that Python takes for that of a script, by its time and size."""
+    import importlib.util
+    import marshal
+
+    status = source.stat()
+    head = importlib.util.MAGIC_NUMBER + bytes(4) + int(status.st_mtime).to_bytes(4, "little")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = compile(EVIL_SOURCE, "evil", "exec")
+    path.write_bytes(head + (status.st_size & 0xFFFFFFFF).to_bytes(4, "little") + marshal.dumps(code))
+
+
+def test_a_prediction_imports_nothing_from_a_bundles_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scripts are those of the package, byte for byte: compiled code in the folder is not looked at."""
+    monkeypatch.chdir(tmp_path)
     bundle = copy_of(BUNDLES[-1], tmp_path / "b")
+    tag = f"networks.{sys.implementation.cache_tag}.pyc"
+    evil_compiled(bundle / "scripts" / "__pycache__" / tag, bundle / "scripts" / "networks.py")
+    load_bundle(bundle)
+    assert not (tmp_path / "pwned").exists()
+    assert str(bundle) not in sys.path
+    with contextlib.suppress(AttributeError, PipelineError):  # the attack is a real one
+        load_bundle(bundle, trust=True)
+    assert (tmp_path / "pwned").exists()
+
+
+def test_compiled_scripts_are_cleared_before_a_training(tmp_path: Path, manifest: Path) -> None:
+    bundle = copy_of(BUNDLES[0], tmp_path / "b")
     (bundle / "scripts" / "__pycache__").mkdir()
     (bundle / "scripts" / "__pycache__" / "networks.cpython-311.pyc").write_bytes(b"evil")
-    load_bundle(bundle)
-    assert all(path.read_bytes() != b"evil" for path in bundle.rglob("*.pyc"))
+    plan_training(TrainingRequest(str(bundle), manifest, out=tmp_path / "run"))
+    assert not (bundle / "scripts" / "__pycache__").exists()
 
 
-def test_compiled_code_is_not_removed_through_a_link(tmp_path: Path) -> None:
-    kept = tmp_path / "elsewhere" / "__pycache__" / "x.pyc"
-    kept.parent.mkdir(parents=True)
-    kept.touch()
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "scripts").symlink_to(tmp_path / "elsewhere")
-    clear_compiled(tmp_path / "bundle")
-    assert kept.is_file()
+def test_compiled_scripts_that_stay_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scripts" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(PipelineError, match="cannot be removed"):
+        clear_compiled(tmp_path)
+
+
+def test_a_training_asks_for_trust_too(tmp_path: Path, manifest: Path) -> None:
+    bundle = copy_of(BUNDLES[0], tmp_path / "b")
+    (bundle / "scripts" / "more.py").touch()
+    request = TrainingRequest(str(bundle), manifest, out=tmp_path / "run")
+    with pytest.raises(PipelineError, match=r"b: differs from this project's attention_unet in scripts/more\.py"):
+        plan_training(request)
+    assert plan_training(replace(request, trust=True)).bundle == bundle
+
+
+@pytest.mark.parametrize("name", ["medpy", "scripts/__pycache__", "scripts/networks"])
+def test_links_to_folders_are_refused(tmp_path: Path, name: str) -> None:
+    """What stands behind them would be imported, and was not hashed."""
+    bundle = copy_of(BUNDLES[0], tmp_path / "b")
+    (bundle / "docs" / "scripts" / "__pycache__").mkdir(parents=True)
+    (bundle / name).symlink_to(bundle / "docs" / "scripts" / "__pycache__")
+    for trust in (False, True):
+        with pytest.raises(PipelineError, match="a symbolic link to a folder"):
+            load_bundle(bundle, trust=trust)
 
 
 def denied(real: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -44,7 +44,11 @@ class ShrinkingInferer(Inferer):
         self.inferer = inferer
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict a volume."""
+        """Predict a volume.
+
+        Raises:
+            torch.OutOfMemoryError: Not even one slice fits.
+        """
         while True:
             try:
                 return self.inferer(inputs, network, *args, **kwargs)

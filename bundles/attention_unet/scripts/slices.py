@@ -61,6 +61,9 @@ class ToSlices(Transform):
         Returns:
             "image" (D, C, H, W) uint8, "low" and "step" (C, 1, 1) float32 with image = low + step * level, "label"
             (D, 1, H, W) uint8 with 1 as 255.
+
+        Raises:
+            PipelineError: image or label holds NaN or Inf; names the volume.
         """
         image, label = (
             convert_to_tensor(data[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
@@ -113,6 +116,9 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """A batch.
 
+        Args:
+            numbers: Numbers of B slices, 0 to ``len(self) - 1``.
+
         Returns:
             "image" (B, C, H, W) float32 as the volumes were preprocessed, "label" (B, 1, H, W) float32, 0 to 1.
         """
@@ -129,6 +135,9 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
     Args:
         label: (D, 1, H, W) uint8.
         even_share: The share of draws in which lesion area has no say; all of them where there is no lesion.
+
+    Returns:
+        (D,) float64 of sum 1.
     """
     area = label.sum((1, 2, 3), dtype=torch.float64)
     even = torch.full_like(area, 1 / len(area))
@@ -175,7 +184,15 @@ def library_versions() -> dict[str, str]:
 
 
 def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
-    """All that decides what a part of a config does: its text, the parts it refers to, versions and this code."""
+    """All that decides what a part of a config does: its text and that of the parts it refers to, versions, this code.
+
+    Args:
+        parser: The parser of the config that runs.
+        name: The part's id in the config, such as ``train#preprocessing``.
+
+    Returns:
+        JSON.
+    """
     parts: dict[str, Any] = {}
     waiting = [name]
     while waiting:

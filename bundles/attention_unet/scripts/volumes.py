@@ -28,7 +28,14 @@ _NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderD
 
 
 def open_nifti(path: Path) -> Any:
-    """A NIfTI-1 image with its header read and its voxels still on the disk."""
+    """A NIfTI-1 image with its header read and its voxels still on the disk.
+
+    Args:
+        path: The file, ``.nii`` or ``.nii.gz``.
+
+    Raises:
+        PipelineError: The file is missing, is no NIfTI-1 file, or claims more than ``MAX_VALUES`` values.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PipelineError(f"{path}: no file, but a folder, pipe, socket or device. Name a NIfTI file.")
@@ -50,7 +57,14 @@ def open_nifti(path: Path) -> Any:
 
 
 def read_voxels(path: Path) -> NDArray[Any]:
-    """All voxels of a NIfTI file, numbers of the file's type."""
+    """All voxels of a NIfTI file, numbers of the file's type.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PipelineError: The file is missing, damaged or cut short.
+    """
     image = open_nifti(path)
     try:
         _refuse_damaged(path, image)
@@ -60,7 +74,11 @@ def read_voxels(path: Path) -> NDArray[Any]:
 
 
 def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
-    """Read a gzipped file to its end, where its checksum stands: nibabel stops at the last voxel."""
+    """Read a gzipped file to its end, where its checksum stands: nibabel stops at the last voxel.
+
+    Raises:
+        OSError, EOFError, zlib.error: The file is damaged, or far longer than its header says.
+    """
     if not path.name.endswith(".gz"):
         return
     # The size that the header tells, and room for extensions and padding.
@@ -77,6 +95,10 @@ def check_image(path: Path) -> None:
 
     Args:
         path: A NIfTI image volume, (H, W, D, 3): pre-contrast, FLAIR, post-contrast.
+
+    Raises:
+        PipelineError: The file is missing or no NIfTI file, has not three channels or no numbers, or has other axes
+            than ``AFFINE``.
     """
     image = open_nifti(path)
     if len(image.shape) != 4 or image.shape[3] != 3 or 0 in image.shape:
@@ -97,7 +119,14 @@ def check_image(path: Path) -> None:
 
 
 def image_faults(paths: Iterable[Path]) -> dict[Path, str]:
-    """``check_image`` of many volumes."""
+    """``check_image`` of many volumes.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        File -> fault, of those that are refused.
+    """
     faults = {}
     for path in paths:
         try:
@@ -108,7 +137,11 @@ def image_faults(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def voxel_fault(voxels: NDArray[Any]) -> str:
-    """The reason why no head can be found in an image volume, empty where there is none."""
+    """The reason why no head can be found in an image volume, empty where there is none.
+
+    Args:
+        voxels: The image volume, of any shape.
+    """
     if not np.isfinite(voxels).all():
         return "it holds NaN or Inf"
     if voxels.max() <= 0:

@@ -37,7 +37,11 @@ class Weights:
 
 
 def shipped_sha256(bundle: Path) -> str | None:
-    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none."""
+    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none.
+
+    Args:
+        bundle: The bundle's folder.
+    """
     try:
         return str(json.loads((bundle / METADATA).read_bytes())["weights"]["sha256"]).lower()
     except (OSError, ValueError, LookupError, TypeError):

@@ -54,7 +54,11 @@ class Evaluation:
         self.dataset_dir, self.output_dir = dataset_dir, output_dir
 
     def run(self) -> None:
-        """Check, then predict all volumes."""
+        """Check, then predict all volumes.
+
+        Raises:
+            PipelineError: A volume, the weights or the config is refused.
+        """
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
         refuse_text_switches(self.workflow, "crop_to_head", "normalize_head")

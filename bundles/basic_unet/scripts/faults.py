@@ -55,7 +55,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str | None:
-    """One line for an error that is the machine's (memory, disk), None for any other."""
+    """One line for an error that is the machine's (memory, disk), None for any other.
+
+    Args:
+        error: The error that ended the program.
+        remedy: What to do when memory ran out.
+        then: What to do when the cause is mended.
+    """
     first = str(error).strip().partition("\n")[0]
     if is_out_of_memory(error):
         return f"memory ran out ({first or 'MemoryError'}). {remedy} {then}".rstrip()
@@ -68,7 +74,12 @@ def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str
 
 
 def fault_line(error: BaseException, then: str = "") -> str | None:
-    """One line for a fault that the user of a bundle can mend, None for any other error."""
+    """One line for a fault that the user of a bundle can mend, None for any other error.
+
+    Args:
+        error: The error that ended the run; MONAI and ignite wrap the one that was raised first.
+        then: How to go on when the cause is mended.
+    """
     chain = chain_of(error)
     # PyTorch's error about a loader process comes before the empty queue by which it noticed.
     cause = next((found for found in chain if is_users_fault(found) or _is_of_a_loader(found)), chain[-1])

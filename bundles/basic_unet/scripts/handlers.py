@@ -108,7 +108,11 @@ class CheckLogits:
         engine.add_event_handler(Events.STARTED, self.check)
 
     def check(self, engine: Any) -> None:
-        """Check network and loss on the engine's device, by its inferer."""
+        """Check network and loss on the engine's device, by its inferer.
+
+        Raises:
+            PipelineError: The network or the loss is refused.
+        """
         size, device = self.image_size, engine.state.device
         noise = 1000 * torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
@@ -174,7 +178,11 @@ class StopAtNaN:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.check_weights)
 
     def check_loss(self, engine: Any) -> None:
-        """Look at the loss."""
+        """Look at the loss.
+
+        Raises:
+            PipelineError: It is NaN or Inf.
+        """
         output: Mapping[str, torch.Tensor] = engine.state.output
         if bool(torch.isfinite(output["loss"])):
             return
@@ -187,7 +195,11 @@ class StopAtNaN:
         )
 
     def check_weights(self, engine: Any) -> None:
-        """Look at the network."""
+        """Look at the network.
+
+        Raises:
+            PipelineError: It holds NaN or Inf.
+        """
         places = _weights(engine.network)
         if places:
             raise PipelineError(
@@ -271,7 +283,11 @@ class Progress:
         self._start, self._done_before = time.monotonic(), engine.state.iteration
 
     def time_left(self, state: Any) -> str:
-        """The time that the whole training still takes, as H:MM:SS."""
+        """The time that the whole training still takes, as H:MM:SS.
+
+        Args:
+            state: The trainer's state.
+        """
         each = (time.monotonic() - self._start) / max(state.iteration - self._done_before, 1)
         seconds = int(each * (state.max_epochs * state.epoch_length - state.iteration))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -18,16 +18,27 @@ CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 FLAIR = CHANNELS.index("FLAIR")
 SECTIONS = ("training", "validation", "test")
 """Sections of a Decathlon datalist, each a key of ``manifest.json``."""
+VOLUMES = "volumes"
+"""Folder of image and label volumes, beside a manifest or in an evaluation."""
 MAX_MANIFEST_BYTES = 32 * 2**20
 """Thousands of patients. JSON can ask for fifty times its size in memory."""
-IMAGE_SUFFIX = "_image.nii.gz"
+IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX = "_image.nii.gz", "_label.nii.gz", "_mask.nii.gz"
+PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX = "_probability.nii.gz", "_uncertainty.nii.gz"
+"""Ends of the names of a patient's volumes."""
 
 Item = dict[str, Any]
 """One patient: "image" and "label" are absolute paths; "patient" and "fold" where they are known."""
 
 
 def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a manifest, and its SHA-256."""
+    """The content of a manifest, and its SHA-256.
+
+    Args:
+        path: ``manifest.json``, or another file of the same form.
+
+    Raises:
+        PipelineError: The file is missing, is no JSON object, or has changed since it was built.
+    """
     try:
         data = content_of(path, MAX_MANIFEST_BYTES)
     except OSError as error:
@@ -144,7 +155,15 @@ def image_items(dataset_dir: str) -> list[Item]:
 
 
 def refuse_changed_volume(path: Path, sha256: str) -> None:
-    """Refuse a volume that is not the one a manifest was built with."""
+    """Refuse a volume that is not the one a manifest was built with.
+
+    Args:
+        path: The volume.
+        sha256: Its hash, as the manifest names it.
+
+    Raises:
+        PipelineError: The file is missing, or has another content.
+    """
     try:
         found = sha256_file(path)
     except OSError as error:
@@ -159,7 +178,15 @@ def refuse_changed_volume(path: Path, sha256: str) -> None:
 
 
 def refuse_changed_volumes(dataset_dir: str, items: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a manifest or volumes that are not what was built; volumes of which no hash is known are passed over."""
+    """Refuse a manifest or volumes that are not what was built; volumes of which no hash is known are passed over.
+
+    Args:
+        dataset_dir: The folder that holds ``manifest.json``; without one nothing is checked.
+        items: The items that will be used.
+
+    Raises:
+        PipelineError: The manifest or a volume has changed.
+    """
     path = Path(dataset_dir, MANIFEST_NAME)
     if not path.is_file():
         return

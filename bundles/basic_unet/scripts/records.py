@@ -47,7 +47,11 @@ _FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
 
 
 def as_text(content: Any) -> str:
-    """JSON of a record; paths of this machine are cut to their last part."""
+    """JSON of a record; paths of this machine are cut to their last part.
+
+    Args:
+        content: The record. Values that JSON does not know are written as text.
+    """
     return json.dumps(_without_folders(json.loads(json.dumps(content, default=str))), indent=2)
 
 
@@ -64,7 +68,17 @@ def _without_folders(value: Any) -> Any:
 
 
 def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a training's config that prediction needs."""
+    """The values of a training's config that prediction needs.
+
+    Args:
+        config: The config as it ran.
+        own: The bundle's own training config, without overrides.
+
+    Returns:
+        ``SETTINGS`` and ``network_def`` where they are plain values; ``intensity`` where the training had other
+        transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
+        that cannot be stored as plain values.
+    """
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     values = {key: plain[key] for key in SETTINGS if _is_setting(key, plain.get(key))}
     network = config.get("network_def")
@@ -138,7 +152,14 @@ def _is_plain(value: Any) -> bool:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """A record as such."""
+    """A record as such.
+
+    Args:
+        path: ``training.json``.
+
+    Raises:
+        PipelineError: The record is unreadable or damaged.
+    """
     try:
         data = content_of(path, MAX_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
@@ -151,7 +172,15 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
-    """The record beside weights; empty where there is none."""
+    """The record beside weights; empty where there is none.
+
+    Args:
+        weights: The weights file.
+        weights_sha256: The hash of its content.
+
+    Raises:
+        PipelineError: The record is unreadable or damaged, or belongs to other weights.
+    """
     path = weights.with_name(RECORD)
     if not path.is_file():
         return {}
@@ -234,7 +263,12 @@ def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose value differs in a config."""
+    """The settings whose value differs in a config.
+
+    Args:
+        settings: From ``trained_settings``.
+        config: A bundle's config.
+    """
 
     def same(key: str, value: Any) -> bool:
         own = config.get(key)

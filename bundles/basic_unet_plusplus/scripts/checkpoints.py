@@ -31,7 +31,11 @@ class DurableSaver(BaseSaveHandler):
         self.dirname = Path(dirname)
 
     def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write one."""
+        """Write one.
+
+        Raises:
+            PipelineError: The disk refuses.
+        """
         del metadata
         if idist.get_rank():
             return
@@ -57,7 +61,15 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[str, Any]:
-    """The newest checkpoint that is whole; a damaged one is reported, and the one before is taken."""
+    """The newest checkpoint that is whole; a damaged one is reported, and the one before is taken.
+
+    Args:
+        folder: The training's folder.
+        device: The device for its tensors.
+
+    Raises:
+        PipelineError: None is whole.
+    """
     faults: list[str] = []
     for path in checkpoints_in(folder):
         fault, state = _load(path, device)

@@ -24,7 +24,12 @@ def first_three(places: Sequence[str]) -> str:
 
 
 def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
-    """A message where a prediction is not finite, empty where it is. A threshold would make an empty mask of NaN."""
+    """A message where a prediction is not finite, empty where it is. A threshold would make an empty mask of NaN.
+
+    Args:
+        logits: The prediction, of any shape; before a sigmoid, which makes 1 of an infinite logit.
+        names: The volumes' names.
+    """
     if bool(torch.isfinite(logits).all()):
         return ""
     return (

@@ -103,7 +103,11 @@ class Setup:
         self.facts: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing."""
+        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing.
+
+        Raises:
+            PipelineError: The training is refused.
+        """
         if self.facts:
             return
         explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
@@ -265,7 +269,11 @@ class Training:
         self._resumed_network: Mapping[str, Any] | None = None
 
     def run(self) -> None:
-        """Train."""
+        """Train.
+
+        Raises:
+            PipelineError: The training is refused, or a fault ended it that the user can mend.
+        """
         self.setup.check()
         with self._alone():
             self._check()
@@ -299,7 +307,11 @@ class Training:
         check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
 
     def _load(self) -> None:
-        """Load the newest checkpoint."""
+        """Load the newest checkpoint.
+
+        Raises:
+            PipelineError: The config names other settings than the checkpoint holds; they would not take effect.
+        """
         wanted = self._restored_settings()
         state = newest(self.folder, self.trainer.state.device)
         Checkpoint.load_objects(self.checkpoint_objects, state)
@@ -385,7 +397,14 @@ def _gathered(value: Any) -> list[Any]:
 
 
 def read_beginning(folder: Path) -> dict[str, Any]:
-    """What was recorded when the training of a folder began."""
+    """What was recorded when the training of a folder began.
+
+    Args:
+        folder: The training's folder.
+
+    Raises:
+        PipelineError: There is no readable record, or it is another version's.
+    """
     path = folder / BEGAN
     try:
         record = json.loads(path.read_bytes())
