@@ -120,20 +120,18 @@ def _draw(request: EvaluationRequest, result: EvaluationResult, *, figures: bool
     """Remove pictures of other masks; draw the chart of DSC and each patient's slices where they are asked for."""
     from pipeline.pages.figures import DSC_FIGURE, Case, draw_cases, remove_outdated
 
-    maps = {
-        volume.patient: request.out / MAP_FOLDER / f"{volume.patient}{UNCERTAINTY_SUFFIX}" for volume in result.volumes
-    }
+    out = request.out
     cases = [
         Case(
             name=volume.patient,
             image=volume.image,
-            mask=request.out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}",
+            mask=out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}",
             label=volume.label,
-            uncertainty=maps[volume.patient] if maps[volume.patient].is_file() else None,
+            uncertainty=out / MAP_FOLDER / f"{volume.patient}{UNCERTAINTY_SUFFIX}",
         )
         for volume in result.volumes
     ]
-    folder = request.out / FIGURES
+    folder = out / FIGURES
     remove_outdated(cases, folder)
     if not figures:
         return

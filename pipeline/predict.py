@@ -118,15 +118,14 @@ def _draw(plan: PredictionPlan, result: PredictionResult, *, figures: bool, all_
     from pipeline.pages.figures import Case, draw_cases, remove_outdated
 
     out = plan.request.out
-    maps = {found.volume: out / f"{found.volume}{UNCERTAINTY_SUFFIX}" for found in result.predictions}
     cases = [
         Case(
-            name=name,
-            image=plan.inputs.volumes[name],
-            mask=out / f"{name}{MASK_SUFFIX}",
-            uncertainty=path if path.is_file() else None,
+            name=found.volume,
+            image=plan.inputs.volumes[found.volume],
+            mask=out / f"{found.volume}{MASK_SUFFIX}",
+            uncertainty=out / f"{found.volume}{UNCERTAINTY_SUFFIX}",
         )
-        for name, path in maps.items()
+        for found in result.predictions
     ]
     remove_outdated(cases, out / FIGURES)
     if figures:

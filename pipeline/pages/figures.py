@@ -33,7 +33,7 @@ class Case:
         image: The image's NIfTI file, (H, W, D, 3).
         mask: The predicted mask's NIfTI file, (H, W, D).
         label: The true mask's NIfTI file, or None.
-        uncertainty: The uncertainty map's NIfTI file, or None.
+        uncertainty: The uncertainty map's NIfTI file, which need not exist, or None.
     """
 
     name: str
@@ -41,6 +41,11 @@ class Case:
     mask: Path
     label: Path | None = None
     uncertainty: Path | None = None
+
+    @property
+    def map(self) -> Path | None:
+        """The uncertainty map's file where there is one."""
+        return self.uncertainty if self.uncertainty and self.uncertainty.is_file() else None
 
 
 def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) -> int:
@@ -101,7 +106,7 @@ def remove_outdated(cases: Sequence[Case], out: Path) -> None:
 
 
 def _stamp(case: Case, all_slices: bool) -> dict[str, Any]:
-    files = {"image": case.image, "mask": case.mask, "label": case.label, "uncertainty": case.uncertainty}
+    files = {"image": case.image, "mask": case.mask, "label": case.label, "uncertainty": case.map}
     try:
         hashes = {kind: sha256_file(path) for kind, path in files.items() if path}
     except OSError as error:
@@ -161,7 +166,7 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any], all_slices: bool) -
     image = shown_in_grey(load_image(case.image)[..., FLAIR])
     mask = load_label(case.mask)
     truth = load_label(case.label) if case.label else None
-    uncertainty = load_map(case.uncertainty) if case.uncertainty else None
+    uncertainty = load_map(case.map) if case.map else None
     depth = image.shape[2]
     unsure = None if uncertainty is None else uncertainty >= UNCERTAIN
     wanted = list(range(depth)) if all_slices else slices_of_interest(mask, truth, unsure) or [depth // 2]
