@@ -49,6 +49,10 @@ def test_they_work_together_with_paths_as_text(tmp_path: Path) -> None:
     volume = pipeline.read_manifest(str(tmp_path / "manifest")).sections["test"][0]
     prediction = pipeline.Predictor([str(BUNDLES[0])]).predict(str(volume.image))
     assert prediction.mask.shape == prediction.probability.shape
+    found = pipeline.predict_volumes(str(slices), str(BUNDLES[0]), str(tmp_path / "masks"))
+    first = found.predictions[0]
+    assert (first.volume, first.slices) == (volume.patient, prediction.mask.shape[2])
+    assert (tmp_path / "masks" / "predictions.csv").is_file()
     result = pipeline.evaluate_volumes(
         str(tmp_path / "manifest"), [str(BUNDLES[0])], str(tmp_path / "scores"), split="test"
     )
