@@ -77,6 +77,7 @@ def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     """The best validation DSC, and the commands that score the last weights and show them."""
     what = ["--weights", str(plan.out / "model.pt")] if args.fold is None else ["--folds", str(plan.out)]
     what += [] if args.fold in (None, ALL_FOLDS) else ["--fold", args.fold]
+    what += ["--trust"] if args.trust else []
     scores = str(plan.out / "scores")
     evaluate = ["python", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--bundle", str(plan.bundle)]
     commands = [[*evaluate, *what, "--out", scores, "--figures"], ["python", "-m", "pipeline.report", scores]]
