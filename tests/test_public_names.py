@@ -47,7 +47,9 @@ def test_they_work_together_with_paths_as_text(tmp_path: Path) -> None:
     assert (built.is_new, built.content["numTest"]) == (True, 2)
     assert not pipeline.build_manifest(str(slices), str(tmp_path / "manifest"), split="none").is_new
     volume = pipeline.read_manifest(str(tmp_path / "manifest")).sections["test"][0]
-    prediction = pipeline.Predictor([str(BUNDLES[0])]).predict(str(volume.image))
+    predictor = pipeline.Predictor([str(BUNDLES[0])])
+    prediction = predictor.predict(str(volume.image))
+    np.testing.assert_array_equal(predictor.passes(str(volume.image))[0], prediction.probability)
     assert prediction.mask.shape == prediction.probability.shape
     found = pipeline.predict_volumes(str(slices), str(BUNDLES[0]), str(tmp_path / "masks"))
     first = found.predictions[0]

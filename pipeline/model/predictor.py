@@ -110,7 +110,7 @@ class Predictor:
                 path.write_bytes(nifti_bytes(image))
                 return self.predict(path)
         check_image(Path(image))
-        passes = self.passes(Path(image))
+        passes = self.passes(image)
         mean: Map = np.stack(passes).mean(axis=0, dtype=np.float32)
         mask = self.mask_of(mean)
         if not self.uncertainty:
@@ -118,7 +118,7 @@ class Predictor:
         agreement = pass_agreement([self.mask_of(one) for one in passes])
         return VolumePrediction(mean, mask, disagreement(passes), agreement)
 
-    def passes(self, image: Path) -> list[Map]:
+    def passes(self, image: str | Path) -> list[Map]:
         """The probability of a lesion by each pass: each bundle's own and, with flips, that of the mirrored volume.
 
         Args:
@@ -128,7 +128,7 @@ class Predictor:
             One array (H, W, D) float32, 0 to 1, for each pass, on the grid of ``image``.
         """
         flips = (False, True) if self.flips else (False,)
-        return [_probability(bundle, image, flip) for bundle in self.bundles for flip in flips]
+        return [_probability(bundle, Path(image), flip) for bundle in self.bundles for flip in flips]
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
         """The mask by threshold and component rule of the first bundle's config.
