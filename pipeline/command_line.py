@@ -1,10 +1,11 @@
-"""What every command line shares: errors become a message and exit status 2."""
+"""What every command line shares: the library's messages are shown, errors become a line and exit status 2."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
 import gc
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,24 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         if ended is not None:
             signal.signal(signal.SIGTERM, ended)
     return status
+
+
+class Console(logging.Handler):
+    """Shows what the library says: notes on standard output, warnings on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message as a line."""
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
+        else:
+            print(record.getMessage())
+
+
+def show_messages() -> None:
+    """Show the messages that the library logs under the name ``pipeline``."""
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [Console()]
 
 
 class _Terminated(BaseException):
