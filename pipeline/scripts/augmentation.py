@@ -14,8 +14,7 @@ from monai.transforms import MapTransform
 from torch.nn.functional import grid_sample, interpolate
 
 Batch = dict[Any, torch.Tensor]
-FIELD_POINTS = 3
-"""Along each side of a slice, between which a bias field is smooth."""
+FIELD_POINTS = 3  # along each side of a slice, between which a bias field is smooth
 
 
 def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
@@ -51,7 +50,6 @@ class RandBatchAffined(MapTransform):
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch, moved; bilinear."""
-        result = dict(data)
         image = data[self.keys[0]]
         count, _, height, width = image.shape
         angle = self.rotate * uniform(count, like=image)
@@ -60,33 +58,24 @@ class RandBatchAffined(MapTransform):
         mirror = torch.where(uniform(count, like=image) < 2 * self.flip - 1, -1.0, 1.0)
         shift = 2 * self.translate * uniform(count, 2, like=image)
         cos, sin, ratio = torch.cos(angle), torch.sin(angle), height / width
-        theta = torch.stack(
-            [
-                torch.stack([mirror * right * cos, mirror * right * -sin * ratio, shift[:, 0]], dim=1),
-                torch.stack([down * sin / ratio, down * cos, shift[:, 1]], dim=1),
-            ],
-            dim=1,
-        )
-        grid = grid_of(theta, height, width)
-        for key, outside in zip(self.keys, self.padding_mode, strict=True):
-            result[key] = grid_sample(data[key], grid, mode="bilinear", padding_mode=outside, align_corners=False)
-        return result
+        across = torch.stack([mirror * right * cos, mirror * right * -sin * ratio, shift[:, 0]], dim=1)
+        along = torch.stack([down * sin / ratio, down * cos, shift[:, 1]], dim=1)
+        grid = grid_of(torch.stack([across, along], dim=1), height, width)
+        moved = {
+            key: grid_sample(data[key], grid, padding_mode=outside, align_corners=False)
+            for key, outside in zip(self.keys, self.padding_mode, strict=True)
+        }
+        return {**data, **moved}
 
 
 def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What ``affine_grid`` gives for ``align_corners=False``, by sums, in a fifth of its time.
-
-    Args:
-        theta: (B, 2, 3), from places of the result to places of the source, -1 to 1.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
+    """What ``affine_grid`` gives for theta (B, 2, 3) and ``align_corners=False``, in a fifth of its time.
 
     Returns:
-        (B, H, W, 2), column and row.
+        (B, H, W, 2), column and row in the source, -1 to 1.
     """
-    rows, columns = (
-        ((2 * torch.arange(side, device=theta.device) + 1) / side - 1)[:, None] for side in (height, width)
-    )
+    sides = (torch.arange(side, device=theta.device)[:, None] for side in (height, width))
+    rows, columns = ((2 * places + 1) / len(places) - 1 for places in sides)
     across, down, shift = theta[:, None, None].unbind(-1)
     return across * columns + (down * rows[:, None] + shift)
 
@@ -108,9 +97,8 @@ class RandBatchIntensityd(MapTransform):
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch with other intensities."""
-        result = dict(data)
         for key in self.keys:
-            image = result[key]
+            image = data[key]
             shape = (*image.shape[:2], 1, 1)
             if self.bias_field:
                 points = self.bias_field * uniform(*image.shape[:2], FIELD_POINTS, FIELD_POINTS, like=image)
@@ -118,7 +106,7 @@ class RandBatchIntensityd(MapTransform):
                 darkest = image.amin((2, 3), keepdim=True)
                 image.sub_(darkest).mul_((down.T @ points @ across).exp_()).add_(darkest)
             image.mul_(1 + self.gain * uniform(*shape, like=image)).add_(self.offset * uniform(*shape, like=image))
-        return result
+        return dict(data)
 
 
 def bicubic_of(points: int, side: int, device: torch.device) -> torch.Tensor:
@@ -133,7 +121,7 @@ class RandMissingSequenced(MapTransform):
         keys: The tensors' names; each is (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast, changed in place.
         both: The probability to replace both other channels.
         pre: The probability to replace the pre-contrast channel alone, independent of ``both``.
-        post: The probability to replace the post-contrast channel alone, independent of ``both``.
+        post: The same of the post-contrast channel.
     """
 
     def __init__(self, keys: KeysCollection, both: float = 0.0, pre: float = 0.0, post: float = 0.0) -> None:
@@ -142,10 +130,9 @@ class RandMissingSequenced(MapTransform):
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch with fewer sequences."""
-        result = dict(data)
         for key in self.keys:
-            image = result[key]
+            image = data[key]
             both, pre, post = torch.rand(3, len(image)) < torch.tensor([[self.both], [self.pre], [self.post]])
             for channel, missing in ((0, both | pre), (2, both | post)):
                 image[missing, channel] = image[missing, 1]
-        return result
+        return dict(data)

@@ -15,26 +15,13 @@ def dice_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
     ``ignore_empty`` leaves out volumes without a lesion, also those in which one was predicted. Such a volume is scored
     against the complement of its prediction, which gives DSC 0. Truth and prediction both empty: no DSC (NaN).
-
-    Args:
-        output: The evaluator's output.
-
-    Returns:
-        Masks, truths.
     """
     truths = [item["label"] if item["label"].any() or not item["pred"].any() else 1 - item["pred"] for item in output]
     return [item["pred"] for item in output], truths
 
 
 def loss_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Logits and truths for the training's loss on whole volumes.
-
-    Args:
-        output: The evaluator's output, with "probability" (1, H, W, D) beside the mask.
-
-    Returns:
-        Logits, from the probabilities; truths.
-    """
+    """Logits, of "probability" (1, H, W, D) beside the mask, and truths for the training's loss on whole volumes."""
     return [torch.logit(item["probability"], eps=1e-6) for item in output], [item["label"] for item in output]
 
 

@@ -12,13 +12,9 @@ from monai.networks.nets.basic_unet import UpCat
 class UNetPlusPlus(torch.nn.Module):
     """MONAI's ``BasicUNetPlusPlus`` with one tensor of logits as its output: the sum of its four heads.
 
-    MONAI's class returns a list of one head or of four. Here every head is trained, each adds what the others lack, and
-    the shallow heads carry the gradient from the first step on. The paper averages the heads (Zhou et al. 2018,
-    https://doi.org/10.48550/arXiv.1807.10165); a mean of logits is the same function with a quarter of the step.
-    Activation and threshold belong to the loss and to the postprocessing, never to the network.
-
-    Args:
-        **arguments: Arguments of ``monai.networks.nets.BasicUNetPlusPlus``, except ``deep_supervision``.
+    Every head is trained, and the shallow ones carry the gradient from the first step on. The paper averages the heads
+    (Zhou et al. 2018, https://doi.org/10.48550/arXiv.1807.10165); a mean of logits is the same function with a quarter
+    of the step. ``arguments`` are those of MONAI's class, except ``deep_supervision``.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -26,35 +22,18 @@ class UNetPlusPlus(torch.nn.Module):
         self.net = BasicUNetPlusPlus(deep_supervision=True, **arguments)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images.
-
-        Args:
-            x: (B, in_channels, H, W) float, H and W at least 16.
-
-        Returns:
-            (B, out_channels, H, W) float logits.
-        """
-        logits: torch.Tensor = torch.stack(self.net(x)).sum(dim=0)
-        return logits
+        """Logits, (B, out_channels, H, W), of images (B, in_channels, H, W), H and W at least 16."""
+        return torch.stack(self.net(x)).sum(dim=0)
 
 
 def prepare_network(
-    network: torch.nn.Module,
-    device: torch.device | str,
-    image_size: int,
-    *,
-    synchronised: bool = False,
+    network: torch.nn.Module, device: torch.device | str, image_size: int, *, synchronised: bool = False
 ) -> torch.nn.Module:
     """A network on its device, in the memory layout that CPUs convolve fastest.
 
     MONAI's ``UpCat`` pads what does not fit after four halvings. Where everything fits, that only copies: it is left
-    out, to the same bits, which saves a tenth of a training step.
-
-    Args:
-        network: The network, changed in place.
-        device: The device.
-        image_size: Height and width of its input in pixels.
-        synchronised: Batch statistics are those of all processes that train together, where they train on GPUs.
+    out, to the same bits, which saves a tenth of a training step. The network is changed in place; its input has
+    ``image_size`` pixels a side. ``synchronised`` batch statistics are those of all GPUs that train together.
     """
     if synchronised and torch.device(device).type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]

@@ -150,7 +150,7 @@ def test_a_damaged_training_record_is_named(trained: tuple[Path, Path], tmp_path
         ({"prediction": {**prediction, "image_size": "$1"}}, "holds image_size as none of the plain values"),
         ({"prediction": {**prediction, "network_def": {"_target_": "os.system"}}}, "holds network_def as none of the"),
         ({"prediction": {**prediction, "imports": ["$import os"]}}, "holds imports as none of the plain values"),
-        ({"prediction": []}, "has no readable 'prediction'"),
+        ({"prediction": []}, "no readable record"),
     ):
         (tmp_path / "training.json").write_text(json.dumps({**record, **changes}))
         with pytest.raises(PipelineError, match=message):

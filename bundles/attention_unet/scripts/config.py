@@ -31,12 +31,7 @@ REMOVED = {
 def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
     """Refuse keys of earlier versions, which MONAI would accept and nothing would read.
 
-    Args:
-        workflow: The MONAI workflow that runs the config, alone in a sequence; empty where there is none.
-        removed: Key -> what to use in its place.
-
-    Raises:
-        PipelineError: The config has such a key; all of them are named.
+    ``workflow`` holds the MONAI workflow that runs the config, or nothing.
     """
     found = [key for key in removed if workflow and key in workflow[0].parser]
     if found:
@@ -46,12 +41,7 @@ def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = RE
 def refuse_text_switches(workflow: Sequence[Any], *keys: str) -> None:
     """Refuse switches that are no booleans: ``--crop_to_head false`` is text, and text counts as true.
 
-    Args:
-        workflow: The MONAI workflow that runs the config, alone in a sequence; empty where there is none.
-        *keys: The switches' keys. A component or expression that gives the switch is taken as it is.
-
-    Raises:
-        PipelineError: A value is neither ``True`` nor ``False``.
+    A component or expression that gives the switch is taken as it is.
     """
     for key in keys if workflow else ():
         value = workflow[0].parser[key]
@@ -61,11 +51,7 @@ def refuse_text_switches(workflow: Sequence[Any], *keys: str) -> None:
 
 
 def config_without_overrides(path: Path) -> dict[str, Any]:
-    """A config file in the form in which a workflow keeps a config; empty where there is no file.
-
-    Args:
-        path: The file.
-    """
+    """A config file in the form in which a workflow keeps a config; empty where there is no file."""
     from monai.bundle import ConfigParser  # brings torch
 
     if not path.is_file():

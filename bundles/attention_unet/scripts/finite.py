@@ -24,11 +24,9 @@ def first_three(places: Sequence[str]) -> str:
 
 
 def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
-    """A message where a prediction is not finite, empty where it is. A threshold would make an empty mask of NaN.
+    """A message where logits of any shape are not finite, empty where they are.
 
-    Args:
-        logits: The prediction, of any shape; before a sigmoid, which makes 1 of an infinite logit.
-        names: The volumes' names.
+    A sigmoid would make 1 of an infinite logit, and a threshold an empty mask of NaN.
     """
     if bool(torch.isfinite(logits).all()):
         return ""

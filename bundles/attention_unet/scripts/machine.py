@@ -17,9 +17,6 @@ def amp_by_default(device: torch.device | str) -> bool:
     """True where a device has units for 16-bit numbers: CUDA, and CPUs with AVX512-BF16 (all with AMX have it).
 
     Other devices take longer in 16 bits than in 32.
-
-    Args:
-        device: The device that trains.
     """
     if torch.device(device).type == "cuda":
         return True
@@ -28,21 +25,12 @@ def amp_by_default(device: torch.device | str) -> bool:
 
 
 def cuda_amp(amp: bool, device: torch.device | str) -> bool:
-    """True where MONAI's engine does the 16-bit passes itself, which it does on CUDA alone.
-
-    Args:
-        amp: The training runs in 16 bits.
-        device: The device that trains.
-    """
+    """True where MONAI's engine does the 16-bit passes itself, which it does on CUDA alone."""
     return bool(amp) and torch.device(device).type == "cuda"
 
 
 def amp_arguments(device: torch.device | str) -> dict[str, torch.dtype]:
-    """Arguments of ``torch.autocast`` on CUDA: bfloat16 where the card has it, else float16; empty elsewhere.
-
-    Args:
-        device: The device that trains.
-    """
+    """Arguments of ``torch.autocast`` on CUDA: bfloat16 where the card has it, else float16; empty elsewhere."""
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return {}
     return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16}
@@ -65,13 +53,7 @@ def keep_freed_memory() -> bool:
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108
     """Refuse loader processes whose batches the shared memory does not hold: PyTorch would wait for them for ever.
 
-    Args:
-        workers: The number of processes, each with two batches under way.
-        batch_bytes: The size of one batch.
-        folder: The folder of the shared memory; where there is none, nothing is checked.
-
-    Raises:
-        PipelineError: The shared memory is too small.
+    Each process has two batches under way. Where the system has no such folder, nothing is checked.
     """
     if not workers or not Path(folder).is_dir():
         return

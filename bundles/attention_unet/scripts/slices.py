@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +29,7 @@ LEVELS = 255
 
 
 class ChannelFirstReader(NibabelReader):
-    """A volume of NIfTI (H, W, D, C) as (C, H, W, D).
-
-    NIfTI lies in memory with the first dimension innermost, MONAI wants the last one there; PyTorch turns a volume
-    round four times sooner than the NumPy call by which MONAI does it.
-    """
+    """A volume of NIfTI (H, W, D, C) as (C, H, W, D), turned round by PyTorch in a quarter of MONAI's time."""
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Data and meta data of what ``read`` gave, of one file."""
@@ -53,27 +48,17 @@ class ToSlices(Transform):
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Quantise one volume.
-
-        Args:
-            data: "image" (C, H, W, D) float, "label" (1, H, W, D) 0 to 1.
+        """Quantise "image" (C, H, W, D) float and "label" (1, H, W, D), 0 to 1; NaN and Inf are refused.
 
         Returns:
             "image" (D, C, H, W) uint8, "low" and "step" (C, 1, 1) float32 with image = low + step * level, "label"
             (D, 1, H, W) uint8 with 1 as 255.
-
-        Raises:
-            PipelineError: image or label holds NaN or Inf; names the volume.
         """
-        image, label = (
-            convert_to_tensor(data[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
-        )
+        image, label = (convert_to_tensor(data[key], torch.float32, track_meta=False) for key in ("image", "label"))
         low, high = torch.aminmax(image.flatten(1), dim=1)
         if not torch.isfinite(torch.stack([low, high])).all():
-            source = getattr(data["image"], "meta", {}).get("filename_or_obj", "a volume")
-            raise PipelineError(
-                f"{Path(str(source)).name}: the preprocessed image holds NaN or Inf. Restore the volume."
-            )
+            name = Path(getattr(data["image"], "meta", {}).get("filename_or_obj", "a volume")).name
+            raise PipelineError(f"{name}: the preprocessed image holds NaN or Inf. Restore the volume.")
         step = (high - low) / LEVELS
         low, step = low[:, None, None], step[:, None, None]
         levels = image.sub(low[..., None]).div_(step[..., None].clamp_min(torch.finfo(step.dtype).tiny))
@@ -86,13 +71,12 @@ def _by_slice(levels: torch.Tensor) -> torch.Tensor:
 
 
 class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Slices of many volumes; a list of numbers gives a batch.
+    """Slices of many volumes, which lie on the device in 8 bits; a list of numbers gives a batch.
 
     Args:
-        volumes: What ``ToSlices`` returns, one a volume, such as a ``monai.data.Dataset``; each is read once, here.
+        volumes: What ``ToSlices`` returns, one a volume; each is read once, here. All are equally likely to be drawn.
         even_share: The share of draws in which all slices of a volume are equally likely; the others go by lesion area.
-            All volumes are equally likely.
-        device: The device on which the slices lie, in 8 bits.
+        device: The device on which the slices lie.
         num_threads: The number of threads that preprocess volumes.
     """
 
@@ -114,14 +98,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self.index)
 
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A batch.
-
-        Args:
-            numbers: Numbers of B slices, 0 to ``len(self) - 1``.
-
-        Returns:
-            "image" (B, C, H, W) float32 as the volumes were preprocessed, "label" (B, 1, H, W) float32, 0 to 1.
-        """
+        """The batch of B slices: "image" (B, C, H, W) float32, "label" (B, 1, H, W) float32, 0 to 1."""
         chosen = [(self.volumes[volume], z) for volume, z in (self.index[number] for number in numbers)]
         image = torch.stack([volume["image"][z] for volume, z in chosen]).float()
         low, step = (torch.stack([volume[key] for volume, _ in chosen]) for key in ("low", "step"))
@@ -130,15 +107,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
-    """Probabilities by which the slices of one volume are drawn.
-
-    Args:
-        label: (D, 1, H, W) uint8.
-        even_share: The share of draws in which lesion area has no say; all of them where there is no lesion.
-
-    Returns:
-        (D,) float64 of sum 1.
-    """
+    """Probabilities by which the slices of one volume are drawn, (D,) float64 of sum 1; label (D, 1, H, W) uint8."""
     area = label.sum((1, 2, 3), dtype=torch.float64)
     even = torch.full_like(area, 1 / len(area))
     return even if area.sum() == 0 else even_share * even + (1 - even_share) * area / area.sum()
@@ -154,13 +123,8 @@ def slice_loader(
 ) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
     """A loader that draws whole batches of slices, with replacement, by the weights of the dataset.
 
-    Args:
-        slices: The slices of this process.
-        batch_size: Slices of a batch, of all processes together.
-        steps_per_epoch: Batches of an epoch.
-        world_size: The number of processes, which share out a batch evenly.
-        num_workers: The number of processes that load batches; 0 takes them from memory, which is faster.
-        **options: Other arguments of PyTorch's ``DataLoader``, such as ``multiprocessing_context``.
+    ``world_size`` processes share out a batch evenly. No ``num_workers``: batches come from memory, which is faster.
+    ``options`` are other arguments of PyTorch's ``DataLoader``, such as ``multiprocessing_context``.
     """
     share = batch_size // world_size
     drawn = torch.utils.data.WeightedRandomSampler(slices.weights.tolist(), steps_per_epoch * share)
@@ -174,24 +138,14 @@ def slice_loader(
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that have a say in what a training gives."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "ignite": ignite.__version__,
-        "numpy": np.__version__,
-    }
+    libraries = {library.__name__: library.__version__ for library in (torch, monai, ignite, np)}
+    return {"python": platform.python_version(), **libraries}
 
 
 def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
     """All that decides what a part of a config does: its text and that of the parts it refers to, versions, this code.
 
-    Args:
-        parser: The parser of the config that runs.
-        name: The part's id in the config, such as ``train#preprocessing``.
-
-    Returns:
-        JSON.
+    ``name`` is the part's id in the config, such as ``train#preprocessing``.
     """
     parts: dict[str, Any] = {}
     waiting = [name]
@@ -207,17 +161,10 @@ def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
 
 def cached_volumes(
     dataset: Dataset, cache_dir: str | None, workflow: Sequence[Any], recipe: str = "train#preprocessing"
-) -> Dataset | SliceCache:
-    """A dataset as it is or, with a folder for it, behind a ``SliceCache``.
+) -> Dataset:
+    """A dataset as it is or, with a folder ``cache_dir``, behind a ``SliceCache``.
 
-    Args:
-        dataset: The volumes; "data" their items, "transform" the preprocessing.
-        cache_dir: The cache's folder; None for no cache.
-        workflow: The MONAI workflow that runs the config, alone in a sequence.
-        recipe: The preprocessing's id in the config.
-
-    Raises:
-        PipelineError: There is a folder but no workflow, so that the transforms are not known.
+    A cache needs the workflow that runs the config, alone in a sequence. ``recipe`` is the preprocessing's id there.
     """
     if not cache_dir:
         return dataset
@@ -226,52 +173,37 @@ def cached_volumes(
     return SliceCache(dataset.data, dataset.transform, cache_dir, recipe_of(workflow[0].parser, recipe))
 
 
-class SliceCache(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+class SliceCache(Dataset):
     """Preprocessed volumes on disk, mapped into memory: only what is used is read, when it is used.
 
     An entry's name is a hash of the content of the volume's files and of the recipe, so that neither a changed file nor
     a changed transform is served an old one. Entries are written whole or not at all; one that does not have the hash
     that stands beside it is made again, with a warning.
 
-    Args:
-        data: Items of a datalist; "image" and "label" are paths.
-        transform: From an item to what ``ToSlices`` returns.
-        folder: The cache's folder, made where it is missing.
-        recipe: All that decides what the transform does, JSON, as ``recipe_of`` gives it.
+    ``data`` are items of a datalist, ``transform`` gives what ``ToSlices`` returns, and ``recipe`` is all that decides
+    how, as ``recipe_of`` gives it. The folder is made where it is missing.
     """
 
-    def __init__(
-        self,
-        data: Sequence[Mapping[str, Any]],
-        transform: Callable[[Mapping[str, Any]], dict[str, torch.Tensor]],
-        folder: str | os.PathLike[str],
-        recipe: Any,
-    ) -> None:
-        self.data, self.transform, self.folder = data, transform, Path(folder)
+    def __init__(self, data: Sequence[Any], transform: Callable[..., Any], folder: str | Path, recipe: Any) -> None:
+        super().__init__(data, transform)
+        self.folder = Path(folder)
         self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def _transform(self, index: int) -> dict[str, torch.Tensor]:
         """The preprocessed volume of an item, made where it is not there yet."""
-        item = self.data[number]
+        item = self.data[index]
         key = hashlib.sha256(self.recipe)
         for name in ("image", "label"):
             key.update(hashlib.sha256(Path(item[name]).read_bytes()).digest())
         entry = self.folder / f"{key.hexdigest()}.pt"
-        if entry.is_file():
-            # An entry without a checksum, of which nothing is known, is made again as well.
-            if checksum_path(entry).is_file() and matches_checksum(entry, sha256_file(entry)):
-                return self._mapped(entry)
-            warnings.warn(f"{entry}: damaged, made again", stacklevel=2)
-        buffer = io.BytesIO()
-        torch.save(self.transform(item), buffer)
-        write_with_checksum(entry, buffer.getvalue())
-        return self._mapped(entry)
-
-    @staticmethod
-    def _mapped(entry: Path) -> dict[str, torch.Tensor]:
+        # An entry without a checksum, of which nothing is known, is made again as well.
+        is_proven = entry.is_file() and checksum_path(entry).is_file()
+        if not is_proven or not matches_checksum(entry, sha256_file(entry)):
+            if entry.is_file():
+                warnings.warn(f"{entry}: damaged, made again", stacklevel=2)
+            buffer = io.BytesIO()
+            torch.save(self.transform(item), buffer)
+            write_with_checksum(entry, buffer.getvalue())
         volume: dict[str, torch.Tensor] = torch.load(entry, weights_only=True, mmap=True)
         return volume

@@ -10,10 +10,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, NormalizeIntensity
 
-HEAD_ABOVE = 0.1
-"""After the clip to 0 to 1, voxels above it count as head, the others as air."""
-MIN_DEVIATION = 0.01
-"""A head with less contrast is not divided by its deviation."""
+HEAD_ABOVE = 0.1  # after the clip to 0 to 1, voxels above it count as head, the others as air
+MIN_DEVIATION = 0.01  # a head with less contrast is not divided by its deviation
 
 
 class NormalizePercentilesd(MapTransform):
@@ -25,8 +23,8 @@ class NormalizePercentilesd(MapTransform):
     Args:
         keys: Names of the images, (C, H, W, D).
         percentiles: The two percentiles, such as 1 and 99.5; a flat channel becomes 0.
-        normalize_head: Mean and deviation are those of the head, which is what lies above a tenth after the clip. How
-            much air the box of the head holds differs from patient to patient. False: of all voxels.
+        normalize_head: Mean and deviation are those of the head, which is what lies above a tenth after the clip, and
+            not of all voxels. How much air the box of the head holds differs from patient to patient.
     """
 
     def __init__(self, keys: KeysCollection, percentiles: Sequence[float], normalize_head: bool = False) -> None:
@@ -46,19 +44,12 @@ class NormalizePercentilesd(MapTransform):
 
 
 def normalize_over_head(image: torch.Tensor) -> torch.Tensor:
-    """Each channel less the mean of its head, over its deviation.
-
-    Args:
-        image: (C, H, W, D) float, 0 to 1.
-    """
+    """Each channel of an image (C, H, W, D), 0 to 1, less the mean of its head, over its deviation."""
     statistics = []
     for channel in image:
         head = channel[channel > HEAD_ABOVE]
-        if len(head) > 1:
-            deviation = head.std()
-            statistics.append((head.mean(), deviation if deviation > MIN_DEVIATION else 1))
-        else:
-            statistics.append((0, 1))
+        mean, deviation = (head.mean(), head.std()) if len(head) > 1 else (0, 1)
+        statistics.append((mean, deviation if deviation > MIN_DEVIATION else 1))
     mean, deviation = torch.tensor(statistics, dtype=image.dtype).T[..., None, None, None]
     normalized: torch.Tensor = (image - mean).div_(deviation)
     return normalized

@@ -41,11 +41,7 @@ _LOG = logging.getLogger("train")
 
 
 class PrepareBatch:
-    """A batch brought to the device, and augmented there.
-
-    Args:
-        transforms: The random transforms of a whole batch.
-    """
+    """A batch brought to the device, and augmented there by random transforms of a whole batch."""
 
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
@@ -65,18 +61,8 @@ class PrepareBatch:
 class Setup:
     """What a training is given: data, folder, budget. It is checked before slices are read and a network is built.
 
-    Args:
-        training_data: The items that this process trains on.
-        validation_data: The items that it validates.
-        dataset_dir: The folder that holds ``manifest.json``.
-        ckpt_dir: The training's folder.
-        workflow: The MONAI workflow that runs the config, alone in a sequence.
-        batch_size: Slices of a batch, of all processes together.
-        world_size: The number of processes that train together.
-        amp: The training runs in 16 bits.
-        resume: Go on from the newest checkpoint in ``ckpt_dir``.
-        allow_different: Go on although config, manifest or versions have changed. What the checkpoint holds itself (the
-            optimizer's settings, the schedule, the number of epochs) cannot be changed.
+    The data are those of this process; ``batch_size`` is of all ``world_size`` processes together. ``workflow`` holds
+    the MONAI workflow that runs the config, or nothing.
     """
 
     def __init__(
@@ -103,11 +89,7 @@ class Setup:
         self.facts: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing.
-
-        Raises:
-            PipelineError: The training is refused.
-        """
+        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing."""
         if self.facts:
             return
         explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
@@ -135,7 +117,7 @@ class Setup:
             )
         facts = self._facts(patients)
         if self.resume:
-            self._refuse_changes(facts)
+            self._refuse_changes(json.loads(as_text(facts)))
         refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
         self._warn_of_shipped_weights()
         self.facts = facts
@@ -182,21 +164,17 @@ class Setup:
             "versions": library_versions(),
         }
 
-    def _refuse_changes(self, facts: Mapping[str, Any]) -> None:
+    def _refuse_changes(self, now: Mapping[str, Any]) -> None:
         """Refuse to resume a training of another config, manifest, machine or version, unless it may be."""
-        before, now = read_beginning(self.folder), json.loads(as_text(facts))
-        changed = [
-            key for key, value in now["config"].items() if key not in MAY_CHANGE and before["config"].get(key) != value
-        ]
-        if before["manifest_sha256"] != now["manifest_sha256"]:
-            changed.append("the manifest")
-        if before["processes"] != now["processes"]:
-            changed.append("the number of processes")
-        if before["amp"] != now["amp"]:
-            changed.append(f"amp on this device (pass --amp {before['amp']})")
-        for name, version in now["versions"].items():
-            if before["versions"].get(name) != version:
-                changed.append(f"{name} ({before['versions'].get(name)}, now {version})")
+        before = _beginning(self.folder)
+        changed = [key for key in _differing(before["config"], now["config"]) if key not in MAY_CHANGE]
+        named = {
+            "manifest_sha256": "the manifest",
+            "processes": "the number of processes",
+            "amp": f"amp on this device (pass --amp {before['amp']})",
+        }
+        changed += [name for key, name in named.items() if before[key] != now[key]]
+        changed += _differing(before["versions"], now["versions"]).values()
         if changed and not self.allow_different:
             raise PipelineError(
                 f"cannot resume, changed since the training began: {', '.join(changed)}. Set it back, or pass "
@@ -223,16 +201,7 @@ class Training:
     checkpoint, to the bit as if nothing had happened. It keeps the two newest checkpoints and the best weights, and
     leaves ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run``
     themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints and no record.
-
-    Args:
-        setup: Data, folder and budget.
-        trainer: The trainer.
-        evaluator: The evaluator of the validation patients.
-        ema: The average of the weights, whose ``ema_model`` is the result.
-        lr_scheduler: The schedule of the learning rate.
-        seed: The training's seed, for the record.
-        image_size: Height and width of the network's input in pixels.
-        early_stop_patience: Validations without a better DSC before training stops; 0: never.
+    ``early_stop_patience`` is the number of validations without a better DSC before training stops; 0: never.
     """
 
     def __init__(
@@ -249,7 +218,7 @@ class Training:
     ) -> None:
         self.setup, self.trainer, self.evaluator, self.ema = setup, trainer, evaluator, ema
         self.lr_scheduler, self.seed, self.image_size = lr_scheduler, seed, image_size
-        self.early_stop_patience, self.folder, self.is_first = early_stop_patience, setup.folder, setup.is_first
+        self.folder, self.is_first = setup.folder, setup.is_first
         self.saver = DurableSaver(self.folder)
         self.early_stop = EarlyStopping(
             patience=early_stop_patience or 10**9,
@@ -259,7 +228,7 @@ class Training:
         # What a resumed training goes on from.
         self.checkpoint_objects = {
             "trainer": trainer,
-            "network": ema.network,
+            "network": ema.model,
             "ema": ema,
             "optimizer": trainer.optimizer,
             "lr_scheduler": lr_scheduler,
@@ -269,32 +238,19 @@ class Training:
         self._resumed_network: Mapping[str, Any] | None = None
 
     def run(self) -> None:
-        """Train.
-
-        Raises:
-            PipelineError: The training is refused, or a fault ended it that the user can mend.
-        """
+        """Train; one training at a time in a folder, which the first of several processes holds for all."""
         self.setup.check()
-        with self._alone():
+        with locked(self.folder) if self.is_first else contextlib.nullcontext():
             self._check()
             if self.setup.resume:
                 self._load()
             idist.barrier()  # no process removes what another still reads
             self._attach()
             # A training that had come to its end, or had stopped early, does not go on.
-            stopped_early = self.early_stop_patience and self.early_stop.counter >= self.early_stop_patience
+            stopped_early = self.early_stop.counter >= self.early_stop.patience
             if self.trainer.state.epoch < self.trainer.state.max_epochs and not stopped_early:
                 self.trainer.run()
             self._finish()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One training at a time in a folder; the first of several processes holds it for all."""
-        if self.is_first:
-            with locked(self.folder):
-                yield
-        else:
-            yield
 
     def _check(self) -> None:
         """Refuse a trainer that would leave no result, and loader processes that would wait for ever."""
@@ -307,22 +263,15 @@ class Training:
         check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
 
     def _load(self) -> None:
-        """Load the newest checkpoint.
-
-        Raises:
-            PipelineError: The config names other settings than the checkpoint holds; they would not take effect.
-        """
+        """Load the newest checkpoint; refuse other settings than it holds, which would not take effect."""
         wanted = self._restored_settings()
         state = newest(self.folder, self.trainer.state.device)
         Checkpoint.load_objects(self.checkpoint_objects, state)
-        found = self._restored_settings()
-        differing = [
-            f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value
-        ]
+        differing = _differing(self._restored_settings(), wanted)
         if differing:
             raise PipelineError(
-                f"cannot resume with other settings than the checkpoint holds: {', '.join(differing)}. They would not "
-                "take effect, also with --allow_different. Set them back, or begin a new training."
+                f"cannot resume with other settings than the checkpoint holds: {', '.join(differing.values())}. They "
+                "would not take effect, also with --allow_different. Set them back, or begin a new training."
             )
         self._resumed_network = state["network"]
 
@@ -352,9 +301,9 @@ class Training:
 
     def _begin(self) -> None:
         if self._resumed_network is not None:  # a CheckpointLoader among the handlers has loaded others
-            self.ema.network.load_state_dict(self._resumed_network)
-        self._say("running")
+            self.ema.model.load_state_dict(self._resumed_network)
         if self.is_first:
+            self._say("running")
             write_durably(self.folder / BEGAN, as_text(self._with_weights()).encode())
 
     def _save_best(self, engine: Engine) -> None:
@@ -384,10 +333,8 @@ class Training:
         _LOG.info("%sweights: %s", said, self.folder / "model.pt")
 
     def _say(self, status: str) -> None:
-        if self.is_first:
-            write_durably(
-                self.folder / RUN, json.dumps({"status": status, "resumed": self.setup.resume}, indent=2).encode()
-            )
+        content = {"status": status, "resumed": self.setup.resume}
+        write_durably(self.folder / RUN, json.dumps(content, indent=2).encode())
 
 
 def _gathered(value: Any) -> list[Any]:
@@ -396,15 +343,15 @@ def _gathered(value: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def read_beginning(folder: Path) -> dict[str, Any]:
-    """What was recorded when the training of a folder began.
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Each name whose value is another now, and how both are told."""
+    return {
+        name: f"{name} {before.get(name)} (now {value})" for name, value in now.items() if before.get(name) != value
+    }
 
-    Args:
-        folder: The training's folder.
 
-    Raises:
-        PipelineError: There is no readable record, or it is another version's.
-    """
+def _beginning(folder: Path) -> dict[str, Any]:
+    """What was recorded when the training of a folder began."""
     path = folder / BEGAN
     try:
         record = json.loads(path.read_bytes())

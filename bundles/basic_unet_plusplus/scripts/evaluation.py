@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +22,27 @@ from .weights import read_weights
 _LOG = logging.getLogger("train")
 
 
+@dataclass(kw_only=True, eq=False)
 class Evaluation:
-    """A run of an evaluator over volumes.
+    """A run of an evaluator over volumes. Programs that run the evaluator themselves have its handlers alone."""
 
-    ``run`` refuses keys of earlier versions, volumes that the network cannot read or that have changed since their
-    manifest was built, and weights that are not what is known of them. Programs that run the evaluator themselves have
-    its handlers alone.
-
-    Args:
-        evaluator: The evaluator.
-        data: The items that it reads; "image" is a path.
-        ckpt_path: The weights that its handler loads.
-        bundle_root: The bundle's folder.
-        dataset_dir: The folder of the volumes and of ``manifest.json``, where there is one.
-        output_dir: The folder of what it writes.
-        workflow: The MONAI workflow that runs the config, alone in a sequence.
-    """
-
-    def __init__(
-        self,
-        *,
-        evaluator: Any,
-        data: Sequence[Mapping[str, Any]],
-        ckpt_path: str,
-        bundle_root: str,
-        dataset_dir: str,
-        output_dir: str,
-        workflow: Sequence[Any],
-    ) -> None:
-        self.evaluator, self.data, self.workflow = evaluator, data, workflow
-        self.ckpt_path, self.bundle_root = Path(ckpt_path), Path(bundle_root)
-        self.dataset_dir, self.output_dir = dataset_dir, output_dir
+    evaluator: Any
+    data: Sequence[Mapping[str, Any]]
+    """The items that it reads; "image" is a path."""
+    ckpt_path: str
+    bundle_root: str
+    dataset_dir: str
+    """The folder of the volumes and of ``manifest.json``, where there is one."""
+    output_dir: str
+    workflow: Sequence[Any]
+    """The MONAI workflow that runs the config, alone in a sequence."""
 
     def run(self) -> None:
-        """Check, then predict all volumes.
+        """Predict all volumes.
 
         Raises:
-            PipelineError: A volume, the weights or the config is refused.
+            PipelineError: The config has keys of earlier versions, a volume cannot be read or has changed since its
+                manifest was built, or the weights are not what is known of them.
         """
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
@@ -74,7 +59,7 @@ class Evaluation:
 
     def _check_weights(self) -> None:
         """Refuse weights that are not what is known of them, or were trained with other settings than the config's."""
-        weights = read_weights(self.ckpt_path, self.bundle_root)
+        weights = read_weights(Path(self.ckpt_path), Path(self.bundle_root))
         if not self.workflow:
             return
         config = self.workflow[0].parser.get()

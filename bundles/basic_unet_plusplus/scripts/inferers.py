@@ -12,10 +12,7 @@ from monai.inferers import Inferer
 class AutocastInferer(Inferer):
     """Another inferer in bfloat16 on a CPU; its result is float32. MONAI's engine does the same on CUDA alone.
 
-    Args:
-        inferer: The inferer that does the work.
-        amp: The training runs in 16 bits.
-        device: The device that trains; any but a CPU leaves the inferer as it is.
+    The inferer is left as it is on other devices, and where ``amp`` is false.
     """
 
     def __init__(self, inferer: Inferer, amp: bool, device: torch.device | str) -> None:
@@ -33,22 +30,14 @@ class AutocastInferer(Inferer):
 
 
 class ShrinkingInferer(Inferer):
-    """A slice inferer that takes half the slices at once where a GPU's memory does not hold them, and says so.
-
-    Args:
-        inferer: An inferer with ``sw_batch_size``, which is halved for the rest of the run.
-    """
+    """A slice inferer whose ``sw_batch_size`` is halved, for good, where a GPU's memory does not hold the slices."""
 
     def __init__(self, inferer: Any) -> None:
         super().__init__()
         self.inferer = inferer
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict a volume.
-
-        Raises:
-            torch.OutOfMemoryError: Not even one slice fits.
-        """
+        """Predict a volume; a slice that does not fit by itself raises ``OutOfMemoryError``."""
         while True:
             try:
                 return self.inferer(inputs, network, *args, **kwargs)

@@ -23,21 +23,16 @@ RECORD = "training.json"
 RECORD_VERSION = 2
 MAX_RECORD_BYTES = 32 * 2**20
 SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentiles": list, "normalize_head": bool}
-"""Plain keys of a config that decide what the network sees."""
 CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
-"""Sections of a config that decide what the network sees."""
 TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
-"""Sections of the section ``train`` that decide what the network sees."""
-OUR_NETWORKS = ("scripts.networks.UNetPlusPlus",)
-NOT_PLAIN_NETWORKS = frozenset(
-    [
-        *("CellSamWrapper", "EfficientNetBN", "EfficientNetBNFeatures", "MILModel"),
-        *("ResNetFeatures", "TorchVisionFCModel", "Transchex"),
-    ]
+"""What decides what the network sees: plain keys of a config, its sections, and those below ``train``."""
+OUR_NETWORK = "scripts.networks.UNetPlusPlus"
+NOT_PLAIN_NETWORKS = (
+    *("CellSamWrapper", "EfficientNetBN", "EfficientNetBNFeatures", "MILModel"),
+    *("ResNetFeatures", "TorchVisionFCModel", "Transchex"),
 )
 """Networks of MONAI that read or fetch files by themselves."""
 
-_RENAMED = {"scripts.unet_plusplus.UNetPlusPlus": "scripts.networks.UNetPlusPlus"}
 _FIRST_FORM = {
     "2b58c74d1e0144883ba0782550718f9065f1a0df9a7842c086160e2e8c49c254": False,
     "cb7200ef604a02929e571192b105095e8d42bc1b4e45cce494b89213f08ebc36": True,
@@ -47,11 +42,7 @@ _FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
 
 
 def as_text(content: Any) -> str:
-    """JSON of a record; paths of this machine are cut to their last part.
-
-    Args:
-        content: The record. Values that JSON does not know are written as text.
-    """
+    """JSON of a record; paths of this machine are cut to their last part. What JSON does not know becomes text."""
     return json.dumps(_without_folders(json.loads(json.dumps(content, default=str))), indent=2)
 
 
@@ -68,25 +59,19 @@ def _without_folders(value: Any) -> Any:
 
 
 def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a training's config that prediction needs.
-
-    Args:
-        config: The config as it ran.
-        own: The bundle's own training config, without overrides.
+    """The values of a training's config that prediction needs; ``own`` is the bundle's config without overrides.
 
     Returns:
         ``SETTINGS`` and ``network_def`` where they are plain values; ``intensity`` where the training had other
         transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
         that cannot be stored as plain values.
     """
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-    values = {key: plain[key] for key in SETTINGS if _is_setting(key, plain.get(key))}
-    network = config.get("network_def")
-    if isinstance(network, Mapping) and is_network(network):
-        values["network_def"] = _without_requires(network)
     changed = [key for key in (*SETTINGS, *CONFIG_SECTIONS) if config.get(key) != own.get(key)]
-    if "intensity" in changed and is_intensity(config.get("intensity")):
-        values["intensity"] = config["intensity"]
+    keys = [*SETTINGS, "network_def", *(key for key in changed if key == "intensity")]
+    plain = {key: _without_requires(config.get(key)) for key in keys}
+    if isinstance(plain["percentiles"], tuple):
+        plain["percentiles"] = list(plain["percentiles"])
+    values = {key: value for key, value in plain.items() if _is_setting(key, value)}
     train, own_train = (part.get("train", {}) for part in (config, own))
     changed += [f"train#{key}" for key in TRAIN_CONFIG_SECTIONS if train.get(key) != own_train.get(key)]
     return {**values, "unrecorded": [key for key in changed if key not in values]}
@@ -94,18 +79,17 @@ def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
 
 def is_network(definition: Any) -> bool:
     """True for a network of ``monai.networks.nets``, or of this project, whose arguments are plain values."""
-    if not isinstance(definition, Mapping):
+    if not _has_plain_arguments(definition) or any(str(key).startswith("pretrained_") for key in definition):
         return False
-    target = str(definition.get("_target_"))
-    found = _class_of("monai.networks.nets", target)
-    is_known = target in OUR_NETWORKS or (found is not None and found.__name__ not in NOT_PLAIN_NETWORKS)
-    fetches = any(str(key).startswith("pretrained_") for key in definition)
-    return is_known and not fetches and _has_plain_arguments(definition)
+    if definition.get("_target_") == OUR_NETWORK:
+        return True
+    found = _class_of("monai.networks.nets", definition)
+    return found is not None and found.__name__ not in NOT_PLAIN_NETWORKS
 
 
 def without_fetching(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A network's definition by which MONAI fetches no pretrained weights: all weights come from the file."""
-    kind = _class_of("monai.networks.nets", str(definition["_target_"]))
+    kind = _class_of("monai.networks.nets", definition)
     parameters = inspect.signature(kind).parameters.values() if kind else ()
     fetching = {parameter.name for parameter in parameters if parameter.default is True} | set(definition)
     return {**definition, **{key: False for key in fetching if key.startswith("pretrained")}}
@@ -113,31 +97,31 @@ def without_fetching(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_intensity(definition: Any) -> bool:
     """True for a list of MONAI's intensity transforms, none of them random, whose arguments are plain values."""
-    if not isinstance(definition, list) or not all(isinstance(item, Mapping) for item in definition):
+    if not isinstance(definition, list) or not all(map(_has_plain_arguments, definition)):
         return False
-    found = [_class_of("monai.transforms.intensity.dictionary", str(item.get("_target_"))) for item in definition]
-    return all(kind is not None and not hasattr(kind, "randomize") for kind in found) and all(
-        map(_has_plain_arguments, definition)
-    )
+    found = [_class_of("monai.transforms.intensity.dictionary", item) for item in definition]
+    return all(kind is not None and not hasattr(kind, "randomize") for kind in found)
 
 
-def _class_of(module: str, target: str) -> type | None:
-    """The class that a target names, by itself or with a package of MONAI before it, where ``module`` defines it."""
-    package, _, name = target.rpartition(".")
-    if package and not (module == package or module.startswith(f"{package}.")):
+def _class_of(module: str, definition: Mapping[str, Any]) -> type | None:
+    """The class that ``_target_`` names, alone or with a package of MONAI before it, where ``module`` defines it."""
+    package, _, name = str(definition.get("_target_")).rpartition(".")
+    if package and not f"{module}.".startswith(f"{package}."):
         return None
     found = getattr(importlib.import_module(module), name, None)
-    is_own = isinstance(found, type) and found.__module__.startswith(module)
-    return found if is_own else None
+    return found if isinstance(found, type) and found.__module__.startswith(module) else None
 
 
-def _without_requires(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A component by itself: what it requires in one config is of no use in another."""
-    return {key: value for key, value in definition.items() if key != "_requires_"}
+def _without_requires(value: Any) -> Any:
+    """A component by itself: what it requires in one config is of no use in another. Other values stay."""
+    return {key: value[key] for key in value if key != "_requires_"} if isinstance(value, Mapping) else value
 
 
-def _has_plain_arguments(definition: Mapping[str, Any]) -> bool:
-    return _is_plain({key: value for key, value in definition.items() if key not in ("_target_", "_requires_")})
+def _has_plain_arguments(definition: Any) -> bool:
+    """True for a component whose arguments are numbers, names, and lists or maps of them."""
+    return isinstance(definition, Mapping) and _is_plain(
+        {key: value for key, value in definition.items() if key not in ("_target_", "_requires_")}
+    )
 
 
 def _is_plain(value: Any) -> bool:
@@ -152,18 +136,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """A record as such.
-
-    Args:
-        path: ``training.json``.
-
-    Raises:
-        PipelineError: The record is unreadable or damaged.
-    """
+    """A record as such; one that is unreadable or damaged is refused."""
     try:
         data = content_of(path, MAX_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
-        dict(record["config"]), dict(record["weights"]), list(record.get("training_patients", []))
+        dict(**record["config"]), dict(**record["weights"]), dict(**record.get("prediction", {}))
+        list(record.get("training_patients", []))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
     if not matches_checksum(path, sha256_bytes(data)):
@@ -172,15 +150,7 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
-    """The record beside weights; empty where there is none.
-
-    Args:
-        weights: The weights file.
-        weights_sha256: The hash of its content.
-
-    Raises:
-        PipelineError: The record is unreadable or damaged, or belongs to other weights.
-    """
+    """The record beside weights; empty where there is none, refused where it is damaged or of other weights."""
     path = weights.with_name(RECORD)
     if not path.is_file():
         return {}
@@ -194,17 +164,12 @@ def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
 
 
 def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What prediction takes over from a record: ``SETTINGS``, ``network_def`` and ``intensity``, where it holds them.
+    """What prediction takes over from a record, as key of a bundle's config -> plain value; empty for an empty record.
+
+    That is ``SETTINGS``, ``network_def`` and ``intensity``, where the record holds them.
 
     A record of the first form has no ``prediction``. Its settings are read from its config, and its preprocessing must
     be word for word one of the two that the bundles of that time had.
-
-    Args:
-        record: The record, from ``read_record``.
-        path: The weights file, for messages.
-
-    Returns:
-        Key of a bundle's config -> plain value; empty for an empty record.
 
     Raises:
         PipelineError: The training changed what its record cannot tell, or the record holds what is no plain value.
@@ -213,10 +178,7 @@ def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return {}
     if record.get("record_version", 1) not in (1, RECORD_VERSION):
         raise PipelineError(f"{path}: {RECORD} beside it was written by a later version. Use that version.")
-    values = record["prediction"] if "prediction" in record else _prediction_of_first_form(dict(record["config"]))
-    if not isinstance(values, Mapping):
-        raise PipelineError(f"{path}: {RECORD} beside it has no readable 'prediction'. Restore or remove it.")
-    values = dict(values)
+    values = dict(record["prediction"] if "prediction" in record else _prediction_of_first_form(record["config"]))
     unrecorded = values.pop("unrecorded", [])
     if unrecorded:
         raise PipelineError(
@@ -227,10 +189,10 @@ def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     odd = [key for key, value in values.items() if not _is_setting(key, value)]
     if odd:
         raise PipelineError(
-            f"{path}: {RECORD} beside it holds {', '.join(map(str, odd))} as none of the plain values that prediction "
-            "takes over. Restore the record."
+            f"{path}: {RECORD} beside it holds {', '.join(odd)} as none of the plain values that prediction takes "
+            "over. Restore the record."
         )
-    return {key: _without_requires(value) if key == "network_def" else value for key, value in values.items()}
+    return {key: _without_requires(value) for key, value in values.items()}
 
 
 def _is_setting(key: str, value: Any) -> bool:
@@ -246,34 +208,18 @@ def _is_setting(key: str, value: Any) -> bool:
 def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config:
         return {}
-    train = config.get("train", {})
-    network = config.get("network_def")
-    if isinstance(network, Mapping):
-        network = {**network, "_target_": _RENAMED.get(str(network.get("_target_")), network.get("_target_"))}
-    if not is_network(network):
+    config = json.loads(json.dumps(config).replace("scripts.unet_plusplus.", "scripts.networks."))
+    values = for_prediction(config, config)
+    if "network_def" not in values:
         return {"unrecorded": ["a network_def"]}
-    values = for_prediction({**config, "network_def": network}, config)
     text = [config.get(key) for key in ("head", "image_loading", "image_spatial", "intensity")]
-    text += [train.get(key) for key in ("image_loading", "deterministic_transforms")]
+    text += [config.get("train", {}).get(key) for key in ("image_loading", "deterministic_transforms")]
     sha256 = sha256_bytes(json.dumps(text, sort_keys=True).encode())
     if sha256 not in _FIRST_FORM:
         return {"unrecorded": ["a preprocessing"]}
-    values["normalize_head"] = _FIRST_FORM[sha256]
-    return values | {"percentiles": [1, 99.5]}
+    return {**values, "normalize_head": _FIRST_FORM[sha256], "percentiles": [1, 99.5]}
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose value differs in a config.
-
-    Args:
-        settings: From ``trained_settings``.
-        config: A bundle's config.
-    """
-
-    def same(key: str, value: Any) -> bool:
-        own = config.get(key)
-        if key == "network_def":
-            return isinstance(own, Mapping) and _without_requires(own) == value
-        return bool(own == value)
-
-    return {key: value for key, value in settings.items() if not same(key, value)}
+    """The settings, from ``trained_settings``, whose value differs in a bundle's config."""
+    return {key: value for key, value in settings.items() if value != _without_requires(config.get(key))}
