@@ -1,4 +1,4 @@
-"""Command line: download the LGG Segmentation Dataset from Kaggle, for people who have the internet."""
+"""Download the LGG Segmentation Dataset from Kaggle, for people who have the internet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cohort.download import download, find_slices
+from pipeline.cohort.download import download
 from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
 
@@ -19,29 +19,23 @@ LGG Segmentation Dataset, licence CC BY-NC-SA 4.0 (no commercial use; share alik
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: download the dataset and print the next command.
-
-    Raises:
-        PipelineError: kagglehub missing, download failed, or no slices in what came.
-    """
+    """Download the dataset and print the next command."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.fetch",
-        description=(__doc__ or "").strip(),
+        description=__doc__,
         epilog=LICENCE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--dest", type=Path, metavar="DIR", help="empty folder to put it in (default: kagglehub's cache)"
     )
-    args = parser.parse_args(argv)
+    dest = parser.parse_args(argv).dest
     print(LICENCE)
-    dest: Path | None = args.dest
-    if dest is not None and dest.exists() and not dest.is_dir():
+    if dest and dest.exists() and not dest.is_dir():
         raise PipelineError(f"{dest} is a file, expected a folder. Choose another --dest.")
-    folder = find_slices(download(dest))
+    folder = download(dest)
     patients = sum(entry.is_dir() for entry in folder.iterdir())
-    command = f"python -m pipeline.manifest {shlex.quote(str(folder))}"
-    print(f"{patients} patients in {folder}; next: {command}")
+    print(f"{patients} patients in {folder}; next: python -m pipeline.manifest {shlex.quote(str(folder))}")
     return 0
 
 

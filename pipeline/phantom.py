@@ -1,4 +1,4 @@
-"""Command line: a small synthetic dataset in the published folder layout, to try every command with."""
+"""Write a small synthetic dataset in the published folder layout, to try every command with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from pipeline.command_line import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the synthetic dataset.
-
-    Raises:
-        PipelineError: Bad arguments, a folder in use, no space.
-    """
-    parser = argparse.ArgumentParser(prog="python -m pipeline.phantom", description=(__doc__ or "").strip())
+    """Write the synthetic dataset and print the next command."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.phantom", description=__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder that receives kaggle_3m/")
     parser.add_argument("--patients", type=int, default=24, help="number of patients (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default %(default)s)")
@@ -28,10 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace the phantoms of another call in OUT")
     args = parser.parse_args(argv)
     folder = make_phantoms(**vars(args))
-    source, out = (shlex.quote(str(path)) for path in (folder, args.out / "manifest"))
-    print(
-        f"{args.patients} phantoms in {folder}; next: python -m pipeline.manifest {source} --split random --out {out}"
-    )
+    command = f"python -m pipeline.manifest {shlex.quote(str(folder))} --split random"
+    print(f"{args.patients} phantoms in {folder}; next: {command} --out {shlex.quote(str(args.out / 'manifest'))}")
     return 0
 
 

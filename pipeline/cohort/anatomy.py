@@ -1,21 +1,26 @@
 """Drawing of synthetic skull-stripped heads for ``pipeline.phantom``: random anatomy and lesions, slice by slice.
 
-Coarse random fields carry all shapes, so that a patient is the same at every size, and a slice needs no other slice.
+Lesions are bright on FLAIR, slightly dark on T1 and sometimes ring-enhancing. Periventricular caps, small foci, coil
+hot spots, a bias field and a scanner gain that differs between institutions make a FLAIR threshold fail. Coarse random
+fields carry all shapes, so that a patient is the same at every size. Nothing is taken from a patient.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from pipeline.scripts.manifest import FLAIR
+
 Plane = npt.NDArray[np.floating[Any]]
 Image = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 SITE_GAINS = {"AA": 0.65, "AB": 0.85, "AC": 1.0, "AD": 1.2, "AE": 1.5}
 """Institution token of a patient id -> FLAIR gain of its scanner."""
@@ -26,28 +31,24 @@ BRAIN_RADIUS = 0.84
 # Brightness by tissue in the order of CHANNELS, at gain 1; chosen by eye to look like T1, FLAIR, T1 with contrast.
 WHITE, GREY, CSF, VESSEL = (84, 48, 86), (56, 63, 62), (22, 13, 25), (58, 40, 190)
 
+FIELDS = {"shape": 5, "fold": 26, "sulcus": 15, "texture": 26, "bend": 9, "fringe": 20, "bias_t1": 3, "bias_flair": 3}
+"""Random field -> its nodes along each axis."""
+
 
 @dataclass(frozen=True)
 class Ellipsoid:
     """A blob in head units (centre x, y, z), turned about the z axis by ``angle`` radians."""
 
-    centre: tuple[float, float, float]
-    radii: tuple[float, float, float]
+    centre: Sequence[float]
+    radii: Sequence[float]
     angle: float = 0.0
 
     def radius(self, x: Plane, y: Plane, z: float) -> Plane:
-        """Normalised distance from the centre: 1 on the surface, below 1 inside.
-
-        Args:
-            x: (H, W) head units, to the patient's left.
-            y: (H, W) head units, to posterior.
-            z: Height of the slice, head units.
-        """
+        """(H, W) distance of points, in head units, from the centre: 1 on the surface, below 1 inside."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         dx, dy, dz = x - self.centre[0], y - self.centre[1], (z - self.centre[2]) / self.radii[2]
         squared = ((cos * dx + sin * dy) / self.radii[0]) ** 2 + ((cos * dy - sin * dx) / self.radii[1]) ** 2 + dz * dz
-        root: Plane = squared**0.5
-        return root
+        return squared**0.5
 
 
 @dataclass(frozen=True)
@@ -68,45 +69,74 @@ class Head:
 
     gains: tuple[float, float, float]
     radii: tuple[float, float]
-    heights: tuple[float, ...]
-    ventricles: tuple[Ellipsoid, ...]
-    caps: tuple[Ellipsoid, ...]
-    nuclei: tuple[Ellipsoid, ...]
-    foci: tuple[Ellipsoid, ...]
-    vessels: tuple[Ellipsoid, ...]
-    hot_spots: tuple[Ellipsoid, ...]
-    lesions: tuple[Lesion, ...]
+    heights: list[float]
+    ventricles: list[Ellipsoid]
+    caps: list[Ellipsoid]
+    nuclei: list[Ellipsoid]
+    foci: list[Ellipsoid]
+    vessels: list[Ellipsoid]
+    hot_spots: list[Ellipsoid]
+    lesions: list[Lesion]
     cap_gain: float
     foci_gain: float
     noise: float
-    fields: dict[str, npt.NDArray[np.float32]]
+    fields: dict[str, Image]
 
 
-def draw_site(rng: np.random.Generator) -> str:
+def _random(seed: int, *key: int) -> np.random.Generator:
+    """The stream of one patient (or one block of patients), independent of how many patients are drawn."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _draw_site(rng: np.random.Generator) -> str:
     """The institution of a patient, the first draw of the patient's stream."""
     return tuple(SITE_GAINS)[int(rng.integers(len(SITE_GAINS)))]
 
 
-def _draw_lesions(rng: np.random.Generator, heights: Sequence[float], margin: int) -> tuple[Lesion, ...]:
-    """One lesion, or one with a satellite, centred on an inner slice and away from the ventricles."""
-    inner = heights[margin : len(heights) - margin]
-    lesions: list[Lesion] = []
+def patient_id(index: int, seed: int) -> str:
+    """Name of patient ``index`` (from 0), such as ``PHANTOM_AC_0001``; the institution is part of the drawing."""
+    return f"PHANTOM_{_draw_site(_random(seed, index))}_{index + 1:04d}"
+
+
+def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool = True) -> tuple[Bytes, Bytes]:
+    """(D, H, W, 3) image in the order of CHANNELS and (D, H, W) mask of 0 and 255, H and W of ``size`` pixels.
+
+    The same arguments give the same bytes (with the same numpy and scipy), and no patient depends on another. D differs
+    from ``slices`` by up to 25 %. Without ``lesion`` the head is the same. In one patient of eight FLAIR stands in for
+    post-contrast, or for both T1 sequences, as in the published data.
+    """
+    rng = _random(seed, index)
+    head = _draw_head(rng, slices)
+    if not lesion:
+        head = replace(head, lesions=[])
+    drawn = [_draw_slice(head, number, size, rng) for number in range(len(head.heights))]
+    image, mask = (np.stack(planes) for planes in zip(*drawn, strict=True))
+    block = _random(seed, index // 8, 1)
+    if block.integers(8) == index % 8:
+        for channel in (0, 2) if block.random() < 0.35 else (2,):
+            image[..., channel] = image[..., FLAIR]
+    return image, mask
+
+
+def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> list[Lesion]:
+    """One lesion, or one with a satellite, centred on one of these heights and away from the ventricles."""
+    lesions = []
     side = rng.choice((-1, 1))
     size = 0.19 * (0.46 / 0.19) ** rng.random()
     wanted = rng.uniform(-0.35, 0.5)
     for satellite in range(1 + int(rng.random() < 0.25)):
         radius = size * (0.55 if satellite else 1.0)
         # Centred exactly on a slice: a small lesion between two distant slices would leave an empty mask.
-        z = min(inner, key=lambda height: abs(height - wanted))
+        z = min(heights, key=lambda height: abs(height - wanted))
         reach = math.sqrt(max(0.1, (0.75 * BRAIN_RADIUS) ** 2 - z * z))
         x = float(side) * rng.uniform(min(0.26, 0.8 * reach), max(0.3, 0.9 * reach))
         depth = math.sqrt(max(0.0, reach**2 - x * x))
         centre = (x, rng.uniform(-depth, depth), z)
-        stretch = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
+        radii = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
         faint = rng.random() < 0.2
         lesions.append(
             Lesion(
-                body=Ellipsoid(centre, (stretch[0], stretch[1], stretch[2]), rng.uniform(0, math.pi)),
+                body=Ellipsoid(centre, radii, rng.uniform(0, math.pi)),
                 gain=rng.uniform(1.3, 1.4) if faint else rng.uniform(1.38, 1.8),
                 loss=rng.uniform(0.62, 0.82),
                 edge=rng.uniform(0.12, 0.4),
@@ -115,14 +145,25 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float], margin: in
             )
         )
         wanted = z + rng.uniform(-0.2, 0.2)
-    return tuple(lesions)
+    return lesions
 
 
-def draw_head(rng: np.random.Generator, slices: int) -> Head:
+def _scatter(rng: np.random.Generator, count: int, least: float, most: float, reach: float) -> list[Ellipsoid]:
+    """Blobs of radius ``least`` to ``most``, up to ``reach`` from the head's centre."""
+    spots = []
+    for _ in range(count):
+        direction = rng.standard_normal(3)
+        direction *= rng.uniform(0.4, 1.0) * reach / float(np.linalg.norm(direction))
+        radius = rng.uniform(least, most)
+        spots.append(Ellipsoid(direction.tolist(), (radius, radius, 1.5 * radius)))
+    return spots
+
+
+def _draw_head(rng: np.random.Generator, slices: int) -> Head:
     """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe."""
-    site = draw_site(rng)
+    site = _draw_site(rng)
     depth = max(3, round(slices * rng.uniform(0.75, 1.25)))
-    heights = tuple(float(z) for z in np.linspace(-0.92, 0.95, depth))
+    heights = np.linspace(-0.92, 0.95, depth).tolist()
     flair_gain, t1_gain = SITE_GAINS[site] * rng.uniform(0.8, 1.25), rng.uniform(0.75, 1.25)
     wide, long = rng.uniform(0.7, 1.35), rng.uniform(0.8, 1.2)
     ventricles, caps, nuclei = [], [], []
@@ -134,43 +175,22 @@ def draw_head(rng: np.random.Generator, slices: int) -> Head:
         caps.append(Ellipsoid((0.24 * side, 0.42 * long, 0.1), (0.065, 0.085, 0.2)))
         nuclei.append(Ellipsoid((0.2 * side, -0.02, 0.0), (0.09, 0.2, 0.22), 0.3 * side))
     ventricles.append(Ellipsoid((0.0, 0.02, -0.08), (0.022 * wide, 0.13, 0.16)))
-
-    def scatter(count: int, least: float, most: float, reach: float) -> tuple[Ellipsoid, ...]:
-        spots = []
-        for _ in range(count):
-            direction = rng.standard_normal(3)
-            direction *= rng.uniform(0.4, 1.0) * reach / float(np.linalg.norm(direction))
-            radius = rng.uniform(least, most)
-            centre = (float(direction[0]), float(direction[1]), float(direction[2]))
-            spots.append(Ellipsoid(centre, (radius, radius, 1.5 * radius)))
-        return tuple(spots)
-
-    nodes = {
-        "shape": 5,
-        "fold": 26,
-        "sulcus": 15,
-        "texture": 26,
-        "bend": 9,
-        "fringe": 20,
-        "bias_t1": 3,
-        "bias_flair": 3,
-    }
     sinus = Ellipsoid((0.0, 0.8, 0.15), (0.045, 0.04, 0.6))
     return Head(
         gains=(t1_gain, flair_gain, t1_gain * rng.uniform(0.85, 1.15)),
         radii=(rng.uniform(0.84, 0.94), rng.uniform(0.97, 1.07)),
         heights=heights,
-        ventricles=tuple(ventricles),
-        caps=tuple(caps),
-        nuclei=tuple(nuclei),
-        foci=scatter(int(rng.integers(6, 18)), 0.03, 0.085, 0.65),
-        vessels=(*scatter(int(rng.integers(6, 14)), 0.012, 0.03, 0.75), sinus),
-        hot_spots=scatter(2, 0.22, 0.4, 0.85),
-        lesions=_draw_lesions(rng, heights, end_margin(depth)),
+        ventricles=ventricles,
+        caps=caps,
+        nuclei=nuclei,
+        foci=_scatter(rng, int(rng.integers(6, 18)), 0.03, 0.085, 0.65),
+        vessels=[*_scatter(rng, int(rng.integers(6, 14)), 0.012, 0.03, 0.75), sinus],
+        hot_spots=_scatter(rng, 2, 0.22, 0.4, 0.85),
+        lesions=_draw_lesions(rng, heights[end_margin(depth) : -end_margin(depth)]),
         cap_gain=rng.uniform(1.5, 2.2),
         foci_gain=rng.uniform(1.5, 2.3),
         noise=rng.uniform(1.5, 4.0),
-        fields={name: rng.standard_normal((n, n, n), dtype=np.float32) for name, n in nodes.items()},
+        fields={name: rng.standard_normal((n, n, n), dtype=np.float32) for name, n in FIELDS.items()},
     )
 
 
@@ -179,7 +199,7 @@ def end_margin(depth: int) -> int:
     return max(1, round(0.15 * depth))
 
 
-def _plane(field: npt.NDArray[np.float32], z: float, size: int) -> Plane:
+def _plane(field: Image, z: float, size: int) -> Plane:
     """The plane of a coarse random field at height ``z``, smooth, about zero mean and unit variance."""
     position = (z + 1) / 2 * (len(field) - 1)
     low = min(int(position), len(field) - 2)
@@ -207,14 +227,9 @@ def _brighten(image: Image, weight: Plane, factors: Sequence[float]) -> None:
 
 
 def _paint_lesion(image: Image, lesion: Lesion, distance: Plane, inner: Plane, mottle: Plane) -> Plane:
-    """Paint one lesion and return its weight, 0 to 1: half of it is the edge of the mask.
+    """Paint one lesion in the brain, ``inner``, and return its weight, 0 to 1: half of it is the edge of the mask.
 
-    Args:
-        image: (H, W, 3) float32, changed in place.
-        lesion: The lesion to paint.
-        distance: (H, W), 1 at the lesion's centre, 0 on its surface, negative outside.
-        inner: (H, W), 1 in the brain.
-        mottle: (H, W), unevenness about 1.
+    ``distance`` is 1 at the lesion's centre, 0 on its surface, negative outside. ``mottle`` is unevenness about 1.
     """
     weight = _inside(distance, lesion.edge) * inner
     _paint(image, weight * 0.75, GREY)  # oedema hides the folds below it
@@ -224,21 +239,8 @@ def _paint_lesion(image: Image, lesion: Lesion, distance: Plane, inner: Plane, m
     return weight
 
 
-def draw_slice(
-    head: Head, number: int, size: int, rng: np.random.Generator, *, lesion: bool
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draw one slice.
-
-    Args:
-        head: The patient's anatomy.
-        number: Number of the slice, from 0.
-        size: Height and width in pixels.
-        rng: The generator of the noise.
-        lesion: False leaves the lesions out of image and mask.
-
-    Returns:
-        (H, W, 3) uint8 slice, channels pre, FLAIR, post, and (H, W) bool mask.
-    """
+def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
+    """Draw slice ``number``, from 0, with noise from ``rng``: (H, W, 3) image and (H, W) mask of 0 and 255."""
     z = head.heights[number]
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None, :] / head.radii[0], axis[:, None] / head.radii[1]
@@ -265,20 +267,18 @@ def draw_slice(
     for spot in head.foci:
         _brighten(image, _inside(1 - spot.radius(x, y, z), 0.5) * white, (1, head.foci_gain, 1))
 
-    hollow = np.zeros((size, size), dtype=np.float32)
-    for ventricle in head.ventricles:
-        hollow = np.maximum(hollow, _inside(1 + 0.06 * noise["bend"] - ventricle.radius(x, y, z), 0.2))
-    hollow *= brain
-    mask = np.zeros((size, size), dtype=np.bool_)
+    bent = 1 + 0.06 * noise["bend"]
+    hollow = brain * np.max([_inside(bent - ventricle.radius(x, y, z), 0.2) for ventricle in head.ventricles], axis=0)
+    mask = np.zeros((size, size), dtype=np.uint8)
     margin = end_margin(len(head.heights))
-    if lesion and margin <= number < len(head.heights) - margin:
+    if margin <= number < len(head.heights) - margin:
         for item in head.lesions:
             distance = 1 - item.body.radius(x, y, z)
             # The deformation fades towards the centre, which therefore always belongs to the lesion.
             distance += (0.2 * noise["bend"] + 0.09 * noise["fringe"]) * np.clip(1.2 - distance, 0, 1)
             mottle = 1 + 0.07 * noise["texture"]
             weight = _paint_lesion(image, item, distance, _inside(0.965 - deep, soft), mottle)
-            mask |= weight * (1 - hollow) >= 0.5
+            mask[weight * (1 - hollow) >= 0.5] = 255
     _paint(image, hollow, CSF)
     for vessel in head.vessels:
         _paint(image, _inside(1 - vessel.radius(x, y, z), 0.6), VESSEL)
@@ -288,11 +288,11 @@ def draw_slice(
     return _scan(image, head, noise, rng), mask
 
 
-def _scan(image: Image, head: Head, noise: dict[str, Plane], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _scan(image: Image, head: Head, noise: dict[str, Plane], rng: np.random.Generator) -> Bytes:
     """Apply the scanner's gain, bias field and Rician noise (the background is never quite black)."""
     for channel, (gain, bias) in enumerate(zip(head.gains, ("bias_t1", "bias_flair", "bias_t1"), strict=True)):
         image[..., channel] *= gain * np.exp(0.2 * noise[bias])
     real, imaginary = head.noise * rng.standard_normal((2, *image.shape), dtype=np.float32)
     magnitude = np.sqrt((image + real) ** 2 + imaginary**2)
-    grey: npt.NDArray[np.uint8] = np.clip(np.rint(magnitude), 0, 255).astype(np.uint8)
+    grey: Bytes = np.clip(np.rint(magnitude), 0, 255).astype(np.uint8)
     return grey

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.scripts.files import writing_errors
 
 HANDLE = "mateuszbuda/lgg-mri-segmentation"
 FOLDER = "kaggle_3m"
@@ -18,11 +19,10 @@ BY_HAND = (
 
 
 def find_slices(root: Path) -> Path:
-    """Find the published folder below ``root``."""
-    named = [root] if root.name == FOLDER else []
-    found = named + sorted(root.rglob(FOLDER), key=lambda path: (len(path.parts), str(path)))
-    for folder in found:
-        if next(folder.glob("*/*.tif"), None) is not None:
+    """The published folder: ``root`` itself or the uppermost one below it."""
+    below = sorted(root.rglob(FOLDER), key=lambda path: (len(path.parts), str(path)))
+    for folder in [root, *below] if root.name == FOLDER else below:
+        if any(folder.glob("*/*.tif")):
             return folder
     raise PipelineError(
         f"{root}: found no folder {FOLDER} with slices, expected {FOLDER}/PATIENT/PATIENT_1.tif. "
@@ -31,7 +31,7 @@ def find_slices(root: Path) -> Path:
 
 
 def download(dest: Path | None) -> Path:
-    """Download the archive, or find it in kagglehub's cache."""
+    """The folder of slices, downloaded into ``dest``, or into kagglehub's cache."""
     try:
         import kagglehub
     except ImportError as error:
@@ -48,25 +48,13 @@ def download(dest: Path | None) -> Path:
             f"{HANDLE}: the download failed ({type(error).__name__}: {cause}). Check the network, the space on disk, "
             f"that --dest is empty, and your Kaggle credentials (~/.kaggle). {BY_HAND}"
         ) from error
+    slices = find_slices(root)
     if dest is None or root.resolve() == dest.resolve():
-        return root  # elsewhere even though output_dir was passed: Colab ignores it
-    return _copy(find_slices(root), dest)
-
-
-def _copy(folder: Path, dest: Path) -> Path:
-    """Copy the slices to ``dest/kaggle_3m``, by way of a temporary name, so that a kill leaves no half dataset."""
+        return slices  # elsewhere even though output_dir was passed: Colab ignores it
     target, partial = dest / FOLDER, dest / f".{FOLDER}.partial"
-    if target.exists():  # complete, because it was renamed into place
-        return dest
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-        if partial.exists():
-            shutil.rmtree(partial)
-        shutil.copytree(folder, partial)
-        partial.rename(target)
-    except OSError as error:
-        raise PipelineError(
-            f"{target}: cannot copy the slices there: {error}. Choose another --dest, or point pipeline.manifest to "
-            f"{folder}."
-        ) from error
-    return dest
+    if not target.exists():  # else complete, because it was renamed into place
+        with writing_errors(target):
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(slices, partial)
+            partial.rename(target)
+    return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import unicodedata
@@ -21,22 +20,10 @@ from pipeline.scripts.manifest import SECTIONS
 REFERENCE = Path(__file__).with_name("reference_split.json")
 DRAWN = ("random", "stratified")
 
-Sections = dict[str, str]
-"""Patient id -> section."""
-
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """What the user asked for.
-
-    Args:
-        method: One of reference, random, stratified, none and file.
-        seed: Seed of the draws.
-        validation_fraction: Share of the persons, for random and stratified.
-        test_fraction: Share of the persons, for random and stratified.
-        folds: Number of folds; None for none.
-        listed: Section -> patient ids, for reference and file.
-    """
+    """What the user asked for: method is reference, random, stratified, none or file; fractions are of the persons."""
 
     method: str
     seed: int = 0
@@ -44,6 +31,16 @@ class SplitChoice:
     test_fraction: float = 0.0
     folds: int | None = None
     listed: dict[str, list[str]] = field(default_factory=dict)
+    """Section -> patient ids, for reference and file."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Patient id -> section, patient id -> fold from 0 (empty without folds), and what is odd about the split."""
+
+    sections: dict[str, str]
+    folds: dict[str, int]
+    warning: str = ""
 
 
 def choose_split(
@@ -58,17 +55,15 @@ def choose_split(
         )
     if seed < 0:
         raise PipelineError(f"--seed {seed} (expected 0 or more).")
-    listed: dict[str, list[str]] = {}
-    method, path = split, REFERENCE
-    if split not in (*DRAWN, "none", "reference"):
-        method, path = "file", Path(split)
-        if not path.is_file():
-            raise PipelineError(
-                f"--split {split}: no such file (expected reference, random, stratified, none or a JSON file)."
-            )
-    if method in ("file", "reference"):
-        listed = read_split(path)
-    return SplitChoice(method, seed, *fractions, folds, listed)
+    if split in (*DRAWN, "none"):
+        return SplitChoice(split, seed, *fractions, folds)
+    if split == "reference":
+        return SplitChoice(split, seed, *fractions, folds, read_split(REFERENCE))
+    if not Path(split).is_file():
+        raise PipelineError(
+            f"--split {split}: no such file (expected reference, random, stratified, none or a JSON file)."
+        )
+    return SplitChoice("file", seed, *fractions, folds, read_split(Path(split)))
 
 
 def read_split(path: Path) -> dict[str, list[str]]:
@@ -95,36 +90,22 @@ def read_split(path: Path) -> dict[str, list[str]]:
     return lists
 
 
-@dataclass(frozen=True)
-class Division:
-    """Where each patient stands.
-
-    Args:
-        sections: Patient id -> training, validation or test.
-        folds: Patient id -> fold from 0; empty without folds.
-        warning: What is odd about the split; empty where nothing is.
-    """
-
-    sections: Sections
-    folds: dict[str, int]
-    warning: str = ""
-
-
 def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: Iterable[str] = ()) -> Division:
     """Assign each patient a section and, where folds are asked for, a fold."""
-    warning = ""
     if choice.method == "none":
-        sections = dict.fromkeys(records, "test")
-        return Division(sections, _folds(records, sections, choice))
+        if choice.folds is not None:
+            raise PipelineError("--folds with --split none: every patient is in the test section. Drop one of the two.")
+        return Division(dict.fromkeys(records, "test"), {})
+    warning, wanted = "", {"training", *choice.listed}
     if choice.method in DRAWN:
-        sections = _drawn(records, choice)
+        shares = {"validation": choice.validation_fraction, "test": choice.test_fraction}
+        persons = len(set(map(person, records)))
+        sizes = {section: math.floor(share * persons + 0.5) for section, share in shares.items()}
+        drawn = _draw(records, choice.method, [choice.seed, 0], sizes)
+        sections = {patient: drawn.get(person(patient), "training") for patient in records}
+        wanted |= {section for section, share in shares.items() if share}
     else:
         sections, warning = _listed(records, choice, set(refused))
-    check_persons(sections)
-    wanted = {"training", *choice.listed}
-    if choice.method in DRAWN:
-        wanted |= {"validation"} if choice.validation_fraction else set()
-        wanted |= {"test"} if choice.test_fraction else set()
     for section in SECTIONS:
         if section in wanted and section not in sections.values():
             raise PipelineError(
@@ -134,30 +115,14 @@ def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: I
     return Division(sections, _folds(records, sections, choice), warning)
 
 
-def check_persons(sections: Mapping[str, str]) -> None:
-    """Refuse one person in two sections."""
-    exams: dict[str, list[str]] = defaultdict(list)
-    for patient in sections:
-        exams[person(patient)].append(patient)
-    split = {who: ids for who, ids in exams.items() if len({sections[patient] for patient in ids}) > 1}
-    if split:
-        lines = (
-            f"{who}: " + ", ".join(f"{patient} in {sections[patient]}" for patient in sorted(ids))
-            for who, ids in sorted(split.items())
-        )
-        raise PipelineError(
-            "one person in two sections: " + "; ".join(lines) + ". Put all exams of a person into one section."
-        )
-
-
-def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: set[str]) -> tuple[Sections, str]:
+def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: set[str]) -> tuple[dict[str, str], str]:
     """Sections by the lists; whoever is in none trains, unless the training list is given too."""
     listed = {patient: section for section, ids in choice.listed.items() for patient in ids}
     absent = sorted(set(listed) - set(records) - refused)
     left_out = sorted(set(listed) & refused)
     warnings = []
     if absent and choice.method == "reference":
-        if not set(listed) & (set(records) | refused):
+        if len(absent) == len(listed):
             raise PipelineError(
                 f"none of the {len(listed)} validation patients of the reference split is in the folder "
                 "(expected the published LGG data). Pass --split random for a split of your own, "
@@ -175,65 +140,55 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
             f"the split names no section for {len(unnamed)} patient(s): {', '.join(unnamed[:20])}. "
             "Add them to a list, or drop the training list so that they train."
         )
-    return {patient: listed.get(patient, "training") for patient in records}, "; ".join(warnings)
+    sections = {patient: listed.get(patient, "training") for patient in records}
+    places: dict[str, set[str]] = defaultdict(set)
+    for patient, section in sections.items():
+        places[person(patient)].add(section)
+    split = [f"{patient} in {sections[patient]}" for patient in sorted(records) if len(places[person(patient)]) > 1]
+    if split:
+        raise PipelineError(f"one person in two sections: {', '.join(split)}. Put all exams of a person into one.")
+    return sections, "; ".join(warnings)
 
 
-def _drawn(records: Mapping[str, PatientRecord], choice: SplitChoice) -> Sections:
-    """Sections by draw, fractions counted in persons."""
-    import numpy as np
-
-    rng = np.random.default_rng([choice.seed, 0])
-    rest = _ordered(records, choice.method == "stratified", rng)
-    count = len(rest)
-    drawn: dict[str, str] = {}
-    for section, fraction in (("validation", choice.validation_fraction), ("test", choice.test_fraction)):
-        wanted = min(math.floor(fraction * count + 0.5), len(rest))
-        taken = _draw(rest, wanted, rng)
-        drawn |= dict.fromkeys(taken, section)
-        rest = [who for who in rest if who not in drawn]
-    return {patient: drawn.get(person(patient), "training") for patient in records}
-
-
-def _folds(records: Mapping[str, PatientRecord], sections: Sections, choice: SplitChoice) -> dict[str, int]:
-    """Assign folds 0 to K - 1 to the patients of training and validation, exams of a person together.
-
-    Folds are stratified, except under ``--split random``.
-    """
-    import numpy as np
-
+def _folds(records: Mapping[str, PatientRecord], sections: Mapping[str, str], choice: SplitChoice) -> dict[str, int]:
+    """Folds for the patients outside the test section, stratified except under ``--split random``."""
     if choice.folds is None:
         return {}
-    if choice.method == "none":
-        raise PipelineError("--folds with --split none: every patient is in the test section. Drop one of the two.")
     pool = {patient: record for patient, record in records.items() if sections[patient] != "test"}
-    rng = np.random.default_rng([choice.seed, 1])
-    rest = _ordered(pool, choice.method != "random", rng)
-    if not 2 <= choice.folds <= len(rest):
-        raise PipelineError(
-            f"--folds {choice.folds} (expected 2 to {len(rest)}, the persons outside the test section)."
-        )
-    folds: dict[str, int] = {}
-    for fold in range(choice.folds):
-        taken = _draw(rest, math.ceil(len(rest) / (choice.folds - fold)), rng)
-        folds |= dict.fromkeys(taken, fold)
-        rest = [who for who in rest if who not in folds]
+    persons = len(set(map(person, pool)))
+    if not 2 <= choice.folds <= persons:
+        raise PipelineError(f"--folds {choice.folds} (expected 2 to {persons}, the persons outside the test section).")
+    sizes = {fold: len(range(fold, persons, choice.folds)) for fold in range(choice.folds)}
+    folds = _draw(pool, choice.method, [choice.seed, 1], sizes)
     return {patient: folds[person(patient)] for patient in pool}
 
 
-def _ordered(records: Mapping[str, PatientRecord], stratified: bool, rng: Any) -> list[str]:
-    """Persons by (institution, lesion voxels of all exams) for a stratified draw, in random order for a random one."""
+def _draw(
+    records: Mapping[str, PatientRecord], method: str, seed: Sequence[int], sizes: Mapping[Any, int]
+) -> dict[str, Any]:
+    """Person -> group, for groups of these sizes; persons left over are not in it.
+
+    A random draw shuffles the persons, any other orders them by institution and lesion voxels of all exams. Each group
+    takes one person from each of ``size`` consecutive blocks, of nearly equal length, of the persons who are left.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
     lesions: dict[str, int] = defaultdict(int)
     places: dict[str, str] = {}
     for patient in sorted(records):
         lesions[person(patient)] += records[patient].lesion_voxels
         places[person(patient)] = institution(patient)
-    if stratified:
-        return sorted(lesions, key=lambda who: (places[who], lesions[who], who))
-    names = sorted(lesions)
-    return [names[i] for i in rng.permutation(len(names))]
-
-
-def _draw(ordered: Sequence[str], count: int, rng: Any) -> list[str]:
-    """Cut ``ordered`` into ``count`` consecutive blocks of nearly equal length and draw one person from each."""
-    edges = [len(ordered) * i // count for i in range(count + 1)] if count else []
-    return [ordered[int(rng.integers(a, b))] for a, b in itertools.pairwise(edges)]
+    ordered = sorted(lesions)
+    if method == "random":
+        ordered = [ordered[i] for i in rng.permutation(len(ordered))]
+    else:
+        ordered.sort(key=lambda who: (places[who], lesions[who], who))
+    groups: dict[str, Any] = {}
+    for group, size in sizes.items():
+        left = [who for who in ordered if who not in groups]
+        count = min(size, len(left))
+        for block in range(count):
+            start, end = len(left) * block // count, len(left) * (block + 1) // count
+            groups[left[rng.integers(start, end)]] = group
+    return groups

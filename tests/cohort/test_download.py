@@ -21,24 +21,22 @@ def kagglehub(monkeypatch, tmp_path):
 
 
 def test_without_a_folder_the_cache_is_used(kagglehub, tmp_path):
-    assert download(None) == tmp_path / "cache" / "versions" / "2"
+    assert download(None) == tmp_path / "cache" / "versions" / "2" / "kaggle_3m"
     assert kagglehub.calls == [(HANDLE, None)]
 
 
 def test_dest_is_downloaded_to_directly(kagglehub, tmp_path):
     dest = tmp_path / "with space"
-    assert download(dest) == dest
+    assert download(dest) == dest / "kaggle_3m"
     assert kagglehub.calls == [(HANDLE, str(dest))]
-    assert find_slices(dest) == dest / "kaggle_3m"
 
 
 def test_dest_is_copied_to_where_kagglehub_knows_no_output_dir(kagglehub, tmp_path):
     make_old(kagglehub, archive(tmp_path / "cache"))
     dest = tmp_path / "new" / "dest"
     for _ in range(2):  # a second call finds the copy
-        assert download(dest) == dest
+        assert download(dest) == dest / "kaggle_3m"
     assert [path.name for path in dest.rglob("*.tif")] == ["TCGA_XX_0001_19990101_1.tif"]
-    assert find_slices(dest) == dest / "kaggle_3m"
 
 
 def test_interrupted_copy_is_started_again(kagglehub, tmp_path):
@@ -51,7 +49,7 @@ def test_interrupted_copy_is_started_again(kagglehub, tmp_path):
 def test_copy_that_cannot_be_written_is_a_message(kagglehub, tmp_path):
     make_old(kagglehub, archive(tmp_path / "cache"))
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(PipelineError, match="cannot copy the slices"):
+    with pytest.raises(PipelineError, match="kaggle_3m: a file stands where a folder is needed"):
         download(tmp_path / "file" / "dest")
 
 
@@ -77,7 +75,7 @@ def test_failed_download_tells_cause_and_the_manual_way(kagglehub):
 def test_download_without_slices_is_refused(kagglehub, tmp_path):
     make_old(kagglehub, archive(tmp_path / "cache", slices=False))
     with pytest.raises(PipelineError, match="found no folder kaggle_3m with slices"):
-        find_slices(download(None))
+        download(None)
     with pytest.raises(PipelineError, match="found no folder kaggle_3m with slices"):
         download(tmp_path / "dest")
 

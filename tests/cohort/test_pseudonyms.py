@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import evaluate, predict, report
 from pipeline.cohort.building import build_manifest, verify_manifest
-from pipeline.cohort.pseudonyms import aliases, extended, pseudonymised, read_key, write_key
+from pipeline.cohort.pseudonyms import aliases, key_for, pseudonymised, read_key
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT, TINY
 
@@ -139,7 +139,7 @@ def test_a_pseudonym_may_be_another_patients_id(source: Path, tmp_path: Path) ->
     shutil.copytree(source / third, source / "P0001")
     for path in (source / "P0001").iterdir():
         path.rename(path.with_name(path.name.replace(third, "P0001")))
-    write_key(tmp_path / "key.csv", {first: "P0001"})
+    (tmp_path / "key.csv").write_text(f"patient,pseudonym\n{first},P0001\n")
     found = build(source, tmp_path / "out", tmp_path / "key.csv")
     key = read_key(tmp_path / "key.csv")
     assert key[first] == "P0001" != key["P0001"]
@@ -171,6 +171,7 @@ def test_scores_of_pseudonyms_do_not_pass_as_unseen(source: Path, tmp_path: Path
         "patient,pseudonym\na,P1\nb,P1\n",
         "patient,pseudonym\na,../x\n",
         "patient,pseudonym\na\n",
+        "",
         "patient,pseudonym,consent\na,P1,yes\n",
         "\xff\n",
     ],
@@ -182,12 +183,12 @@ def test_a_damaged_key_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_key_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
-    first = extended({}, ["b", "a", "P0001"])
+    first = key_for(tmp_path / "key.csv", ["b", "a", "P0001"])
     assert set(first) == {"a", "b", "P0001"}
     assert all(re.fullmatch(r"P\d{4}", name) for name in first.values())
     assert not set(first) & set(first.values())
-    write_key(tmp_path / "key.csv", first)
-    more = extended(read_key(tmp_path / "key.csv"), ["c", "a"])
+    assert read_key(tmp_path / "key.csv") == first
+    more = key_for(tmp_path / "key.csv", ["c", "a"])
     assert {name: more[name] for name in first} == first
     assert len(set(more.values())) == 4
 
