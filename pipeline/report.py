@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.command_line import run_cli
-from pipeline.pages.report import MAX_VIEWERS, REPORT_NAME, write_report
+from pipeline.pages import MAX_VIEWERS, REPORT_NAME
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,12 +31,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page.
-
-    Raises:
-        PipelineError: What the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
-    """
+    """Write the page; the status for the shell."""
     args = arguments().parse_args(argv)
+    from pipeline.pages.report import write_report  # heavy, and not needed for --help
+
     out, notes = write_report(args.runs, args.out, args.name, args.viewers)
     for note in notes:
         print(f"note: {note}")

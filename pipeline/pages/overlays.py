@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from skimage.measure import find_contours
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -18,8 +20,10 @@ ORANGE, SKY_BLUE = (230, 159, 0), (86, 180, 233)
 """The same for readers who cannot tell red from green (Okabe and Ito 2008); together nearly white."""
 MAGENTA = (255, 60, 220)
 """Uncertainty."""
+MAX_UNCERTAINTY = 0.5
+"""Highest value of an uncertainty map; drawn in full."""
 SCALE = 2
-"""Screen pixels a pixel of the slice."""
+"""Screen pixels for each pixel of the slice, along a side."""
 _FINER = 4
 """Lines are drawn so much finer and averaged down: anti-aliased."""
 _WIDTH = 1.4
@@ -28,12 +32,9 @@ FRAME_MS = 180
 
 
 def slices_of_interest(*masks: NDArray[Any] | None) -> list[int]:
-    """Slices in which any of the masks has a voxel, ascending.
-
-    Args:
-        masks: (H, W, D) of one shape, 0 and 1; None is passed over.
-    """
-    return sorted({int(z) for mask in masks if mask is not None for z in np.flatnonzero(mask.any(axis=(0, 1)))})
+    """Slices, ascending, in which any of the masks, (H, W, D), has a voxel; None is passed over."""
+    marked = [mask.any(axis=(0, 1)) for mask in masks if mask is not None]
+    return [int(z) for z in np.flatnonzero(np.any(marked, axis=0))]
 
 
 def contour_frame(
@@ -43,20 +44,10 @@ def contour_frame(
     colours: tuple[Colour, Colour] = (RED, GREEN),
     caption: str = "",
 ) -> Picture:
-    """One slice with the contours of two masks, at ``SCALE`` times its size.
+    """One grey slice, (H, W) uint8, with the contours of two masks, (H, W): (2 H, 2 W, 3) uint8, RGB.
 
-    Args:
-        background: (H, W) uint8, one channel of the slice, as it is shown in grey.
-        prediction: (H, W), 0 and 1, or None.
-        truth: (H, W), 0 and 1, or None.
-        colours: Colours of prediction and truth.
-        caption: Text written into the upper left corner; ASCII.
-
-    Returns:
-        (2 H, 2 W, 3) uint8, RGB.
+    The colours are those of prediction and truth. The caption, ASCII, comes into the upper left corner.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     height, width = background.shape
     size = (width * SCALE, height * SCALE)
     grey = np.asarray(Image.fromarray(background).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
@@ -67,57 +58,31 @@ def contour_frame(
             share = _contour_share(mask)[..., None]
             light += share * np.array(colour, dtype=np.float32)
             cover = np.maximum(cover, share)
-    frame: Picture = np.clip(grey[..., None] * (1 - cover) + light, 0, 255).astype(np.uint8)
-    if caption:
-        canvas = Image.fromarray(frame)
-        ImageDraw.Draw(canvas).text(
-            (6, 4), caption, fill=(255, 255, 255), font=ImageFont.load_default(14), stroke_width=1, stroke_fill=0
-        )
-        frame = np.asarray(canvas)
-    return frame
+    canvas = Image.fromarray(np.clip(grey[..., None] * (1 - cover) + light, 0, 255).astype(np.uint8))
+    ImageDraw.Draw(canvas).text(
+        (6, 4), caption, fill=(255, 255, 255), font=ImageFont.load_default(14), stroke_width=1, stroke_fill=0
+    )
+    return np.asarray(canvas)
 
 
 def _contour_share(mask: NDArray[Any]) -> NDArray[np.float32]:
-    """Share of each screen pixel that the mask's outline covers, (2 H, 2 W), 0 to 1.
-
-    Only the box of the mask is drawn; the rest has none.
-    """
-    from PIL import Image, ImageDraw
-    from skimage import measure
-
-    share = np.zeros((mask.shape[0] * SCALE, mask.shape[1] * SCALE), dtype=np.float32)
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    top, left = max(rows[0] - 2, 0), max(columns[0] - 2, 0)
-    part = mask[top : rows[-1] + 3, left : columns[-1] + 3]
+    """Share of each screen pixel that the mask's outline covers, (2 H, 2 W), 0 to 1."""
     fine = SCALE * _FINER
-    canvas = Image.new("L", (part.shape[1] * fine, part.shape[0] * fine))
+    canvas = Image.new("L", (mask.shape[1] * fine, mask.shape[0] * fine))
     draw = ImageDraw.Draw(canvas)
-    for contour in measure.find_contours(np.pad(part.astype(np.float32), 1), 0.5):
+    for contour in find_contours(np.pad(mask.astype(np.float32), 1), 0.5):
         points = [((x - 0.5) * fine, (y - 0.5) * fine) for y, x in contour]
         draw.line(points, fill=255, width=round(_WIDTH * _FINER), joint="curve")
-    small = canvas.resize((part.shape[1] * SCALE, part.shape[0] * SCALE), Image.Resampling.BOX)
-    drawn = np.asarray(small, dtype=np.float32) / 255
-    share[top * SCALE : top * SCALE + drawn.shape[0], left * SCALE : left * SCALE + drawn.shape[1]] = drawn
-    return share
+    small = canvas.reduce(_FINER)
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
-def heat_frame(background: Picture, values: NDArray[np.floating[Any]], highest: float) -> Picture:
-    """One slice with a map laid over it, at ``SCALE`` times its size; nothing where the map is 0.
-
-    Args:
-        background: (H, W) uint8.
-        values: (H, W), 0 to ``highest``.
-        highest: The value that is drawn in full.
-
-    Returns:
-        (2 H, 2 W, 3) uint8, RGB; magenta.
-    """
-    from PIL import Image
-
+def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]]) -> Picture:
+    """One grey slice, (H, W) uint8, with its uncertainty, (H, W), in magenta: (2 H, 2 W, 3) uint8, RGB."""
     size = (background.shape[1] * SCALE, background.shape[0] * SCALE)
     grey, heat = (
         np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None]
-        for layer in (background.astype(np.float32), (values / highest).astype(np.float32))
+        for layer in (background.astype(np.float32), (uncertainty / MAX_UNCERTAINTY).astype(np.float32))
     )
     heat = np.clip(heat, 0, 1) * 0.8
     mixed = grey * (1 - heat) + heat * np.array(MAGENTA, dtype=np.float32)
@@ -125,44 +90,17 @@ def heat_frame(background: Picture, values: NDArray[np.floating[Any]], highest: 
     return laid
 
 
-def png_bytes(picture: Picture) -> bytes:
-    """A PNG file of a picture, (H, W, 3) or (H, W) uint8."""
-    from PIL import Image
-
+def picture_bytes(picture: NDArray[Any], kind: str, **options: Any) -> bytes:
+    """A file of a picture, (H, W, 3) or (H, W), uint8 or bool; the options are those of Pillow's ``save``."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=4)
+    Image.fromarray(picture).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def gif_bytes(frames: Iterable[Picture]) -> bytes:
     """An endless GIF file of frames, (H, W, 3) uint8 each, ``FRAME_MS`` apart; at least one frame."""
-    from PIL import Image
-
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(_gif_palette())
-    first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    # Pillow's usual method spends the palette on greys and leaves too little for the contours.
+    first, *others = (Image.fromarray(frame).quantize(128, method=Image.Quantize.MAXCOVERAGE) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
     return buffer.getvalue()
-
-
-def _gif_palette() -> list[int]:
-    """256 colours: 128 greys, and each of the four colours laid over four greys in eight strengths.
-
-    A palette of the frame's own would spend them all on greys.
-    """
-    greys = [[value, value, value] for value in np.linspace(0, 255, 128).round().astype(int)]
-    hues = np.array([RED, GREEN, np.minimum(np.add(RED, GREEN), 255), MAGENTA])
-    mixed = [
-        (hue * share + grey * (1 - share)).round().astype(int).tolist()
-        for hue in hues
-        for grey in (0, 60, 120, 180)
-        for share in np.linspace(0.2, 1, 8)
-    ]
-    return [int(value) for colour in greys + mixed for value in colour]
-
-
-def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:
-    """Pictures of one height next to one another, (H, W, 3) uint8."""
-    space = np.zeros((pictures[0].shape[0], gap, 3), dtype=np.uint8)
-    return np.concatenate([part for picture in pictures for part in (picture, space)][:-1], axis=1)

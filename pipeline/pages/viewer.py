@@ -1,33 +1,33 @@
 """Volumes -> what the report's viewer shows: slices of a patient as a few small images in text form.
 
 The viewer itself is a page of plain JavaScript on a 2-D canvas (``templates/report.js``). NiiVue, the library for NIfTI
-in a browser, draws by WebGL 2, which print, remote desktops and phones do not always give, and would have to be fed
-whole volumes; what is wanted here, runs side by side at one slice with false voxels coloured, is no view of its own.
+in a browser, draws by WebGL 2, which print, remote desktops and phones do not always give. It also needs whole volumes,
+and has no view of runs side by side at one slice with false voxels coloured.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects, maximum_filter
+from skimage.util import montage
 
-from pipeline.scripts.manifest import CHANNELS, FLAIR
+from pipeline.pages.overlays import MAX_UNCERTAINTY, picture_bytes
+from pipeline.scripts.manifest import FLAIR
 
 MARGIN = 4
 """Pixels of air left around the head."""
 AIR_BELOW = 0.1
 """Of a volume's maximum; darker is air (rule of the reference program)."""
-QUALITY = 78
-"""Of the slices, WebP; masks are without loss."""
+WEBP = {"quality": 78, "method": 4}
+"""How slices and maps are compressed; masks are without loss."""
 MAX_SIDE_PX = 8192
 """Side of an image that holds all slices: browsers refuse much larger ones. Larger volumes are shown coarser."""
-MAX_UNCERTAINTY = 0.5
-"""Of an uncertainty map; drawn in full."""
 
 
 def patient_view(
@@ -50,71 +50,50 @@ def patient_view(
     depth = image.shape[2]
     across = math.ceil(math.sqrt(depth))
     step = math.ceil(across * max(rows.stop - rows.start, columns.stop - columns.start) / MAX_SIDE_PX)
-    rows, columns = slice(rows.start, rows.stop, step), slice(columns.start, columns.stop, step)
-    tiles = [_tiled(image[rows, columns, :, channel], across) for channel in range(len(CHANNELS))]
-    files = [
-        FLAIR if number != FLAIR and np.array_equal(tile, tiles[FLAIR]) else _webp(tile)
-        for number, tile in enumerate(tiles)
-    ]
-    area = truth.sum(axis=(0, 1))
-    shown = area if area.any() else sum(mask.sum(axis=(0, 1)) for mask in masks.values())
+
+    def tiled(volume: NDArray[Any]) -> NDArray[Any]:
+        """The box of the head in all slices, (H, W, D), as one picture."""
+        slices = np.moveaxis(volume[rows, columns][::step, ::step], 2, 0)
+        tiles: NDArray[Any] = montage(slices, fill=0, grid_shape=(math.ceil(depth / across), across))
+        return tiles
+
+    def webp(volume: NDArray[Any]) -> str:
+        return data_address(tiled(volume), "webp", **WEBP)
+
+    def bits(mask: NDArray[Any]) -> str:
+        return data_address(tiled(mask.astype(bool)), "png", optimize=True)
+
+    channels = [image[..., number] for number in range(image.shape[3])]
+    repeats = [number != FLAIR and np.array_equal(one, channels[FLAIR]) for number, one in enumerate(channels)]
+    lesion = truth if truth.any() else np.sum([*masks.values(), truth], axis=0)
     return {
         "height": len(range(rows.start, rows.stop, step)),
         "width": len(range(columns.start, columns.stop, step)),
         "depth": depth,
         "columns": across,
-        "channels": files,
-        "truth": _bits(_tiled(truth[rows, columns], across)),
-        "masks": {run: _bits(_tiled(mask[rows, columns], across)) for run, mask in masks.items()},
-        "maps": {run: _webp(_tiled(_grey(values[rows, columns]), across)) for run, values in maps.items()},
-        "start": int(np.argmax(shown)) if np.any(shown) else depth // 2,
+        "channels": [FLAIR if repeat else webp(one) for one, repeat in zip(channels, repeats, strict=True)],
+        "truth": bits(truth),
+        "masks": {run: bits(mask) for run, mask in masks.items()},
+        "maps": {run: webp(_grey(uncertainty)) for run, uncertainty in maps.items()},
+        "start": int(np.argmax(lesion.sum(axis=(0, 1)))) if lesion.any() else depth // 2,
     }
 
 
 def head_box(image: NDArray[Any], *masks: NDArray[Any]) -> tuple[slice, slice]:
-    """Rows and columns that hold the head and every mask, with a margin.
-
-    Args:
-        image: (H, W, D, 3).
-        masks: (H, W, D) each.
-    """
+    """Rows and columns that hold the head in an image, (H, W, D, 3), and every mask, (H, W, D), with a margin."""
     inside = (image >= AIR_BELOW * max(image.max(), 1)).any(axis=(2, 3))
     for mask in masks:
-        inside = inside | mask.any(axis=2)
+        inside |= mask.any(axis=2)
     if not inside.any():
-        inside = np.ones_like(inside)
-    found = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-    rows, columns = (
-        slice(max(int(where[0]) - MARGIN, 0), min(int(where[-1]) + MARGIN + 1, size))
-        for where, size in zip(found, inside.shape, strict=True)
-    )
+        inside[:] = True
+    rows, columns = find_objects(maximum_filter(inside.astype(np.uint8), size=2 * MARGIN + 1))[0]
     return rows, columns
 
 
-def _tiled(volume: NDArray[Any], across: int) -> NDArray[Any]:
-    """(H, W, D) -> one image, ``across`` slices in a row, the last row filled up with 0."""
-    height, width, depth = volume.shape
-    down = math.ceil(depth / across)
-    tiles = np.zeros((down * across, height, width), dtype=volume.dtype)
-    tiles[:depth] = np.moveaxis(volume, 2, 0)
-    return tiles.reshape(down, across, height, width).swapaxes(1, 2).reshape(down * height, across * width)
+def _grey(uncertainty: NDArray[Any]) -> NDArray[np.uint8]:
+    return (np.clip(uncertainty / MAX_UNCERTAINTY, 0, 1) * 255).round().astype(np.uint8)
 
 
-def _grey(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return (np.clip(values / MAX_UNCERTAINTY, 0, 1) * 255).round().astype(np.uint8)
-
-
-def _webp(picture: NDArray[np.uint8]) -> str:
-    return _address(picture, "webp", quality=QUALITY, method=4)
-
-
-def _bits(picture: NDArray[Any]) -> str:
-    return _address(picture.astype(bool), "png", optimize=True)
-
-
-def _address(picture: NDArray[Any], kind: str, **options: Any) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def data_address(picture: NDArray[Any], kind: str, **options: Any) -> str:
+    """A picture, (H, W, 3) or (H, W), as an address that holds it; the options are those of Pillow's ``save``."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture_bytes(picture, kind, **options)).decode()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import fcntl
 import os
@@ -65,7 +64,7 @@ def test_a_drawer_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
     (tmp_path / "image").touch()
     cases = [figures.Case(name, tmp_path / "image", tmp_path / "image") for name in ("a", "b")]
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr(figures, "ProcessPoolExecutor", Broken)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(PipelineError, match="a process that draws was killed"):
         figures.draw_cases(cases, tmp_path / "out")
