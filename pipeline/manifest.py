@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cohort.building import BuildRequest, build, verify_manifest
 from pipeline.cohort.listing import counts_line
-from pipeline.command_line import run_cli
+from pipeline.command_line import run_cli, show_messages
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
 
 
@@ -26,32 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         PipelineError: Any fault of the folder, the options or an earlier manifest.
     """
-    args = arguments().parse_args(argv)
-    out = Path(args.out)
-    if args.verify:
-        print(verify_manifest(args.source, out, args.pseudonymise))
+    args = vars(arguments().parse_args(argv))
+    show_messages()
+    from pipeline.cohort.building import build_manifest
+    from pipeline.cohort.changes import verify_manifest
+
+    if args.pop("verify"):
+        print(verify_manifest(args["source"], args["out"], args["pseudonymise"]))
         return 0
-    result = build(
-        BuildRequest(
-            source=Path(args.source),
-            out=out,
-            split=args.split,
-            seed=args.seed,
-            validation_fraction=args.validation_fraction,
-            test_fraction=args.test_fraction,
-            folds=args.folds,
-            allow_gaps=args.allow_gaps,
-            skip_unpaired=args.skip_unpaired,
-            skip_faulty=args.skip_faulty,
-            pseudonymise=args.pseudonymise,
-            rebuild=args.rebuild,
-        )
-    )
-    for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    result = build_manifest(**args)
     if not result.is_new:
         print("unchanged: nothing written")
-    print("\n".join(_summary(result.content, out)))
+    print("\n".join(_summary(result.content, Path(args["out"]))))
     return 0
 
 

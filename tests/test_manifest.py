@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline import manifest
-from pipeline.cohort.building import BuildRequest, BuildResult
+from pipeline.cohort import building
+from pipeline.cohort.building import BuildResult, build_manifest
 from pipeline.command_line import run_cli
 from tests.cohort.conftest import SIDE, A, B, C, add_patient, image, three_patients, write
 
@@ -166,38 +168,42 @@ def test_a_folder_that_is_none_is_an_error(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "given"),
     [
-        ([], BuildRequest(Path("src"), Path("data_manifest"))),
+        ([], {}),
         (
             ["--out", "o", *SPLIT, "--test-fraction", "0.2", "--seed", "4", "--folds", "5", "--allow-gaps"],
-            BuildRequest(Path("src"), Path("o"), "random", 4, 0.3, 0.2, 5, allow_gaps=True),
+            {
+                "out": "o",
+                "split": "random",
+                "seed": 4,
+                "validation_fraction": 0.3,
+                "test_fraction": 0.2,
+                "folds": 5,
+                "allow_gaps": True,
+            },
         ),
         (
             ["--skip-unpaired", "--skip-faulty", "--rebuild", "--pseudonymise", "key.csv"],
-            BuildRequest(
-                Path("src"),
-                Path("data_manifest"),
-                skip_unpaired=True,
-                skip_faulty=True,
-                rebuild=True,
-                pseudonymise=Path("key.csv"),
-            ),
+            {"skip_unpaired": True, "skip_faulty": True, "rebuild": True, "pseudonymise": Path("key.csv")},
         ),
     ],
 )
-def test_options(run: Any, out: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: object) -> None:
+def test_options(
+    run: Any, out: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], given: dict[str, Any]
+) -> None:
     run()
     content = json.loads((out / "manifest.json").read_text())
     asked = []
 
-    def record(request: BuildRequest) -> BuildResult:
-        asked.append(request)
+    def record(**arguments: Any) -> BuildResult:
+        asked.append(arguments)
         return BuildResult(content, is_new=True)
 
-    monkeypatch.setattr(manifest, "build", record)
+    monkeypatch.setattr(building, "build_manifest", record)
     assert manifest.main(["src", *options]) == 0
-    assert asked == [expected]
+    defaults = {name: one.default for name, one in inspect.signature(build_manifest).parameters.items()}
+    assert asked == [{**defaults, "source": "src", **given}]
 
 
 def test_pseudonyms_are_verified_by_their_key(run: Any, root: Path, tmp_path: Path) -> None:

@@ -5,41 +5,51 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from pipeline.cohort.listing import Listing, read_bytes
+from tqdm import tqdm
+
+from pipeline.cohort.listing import Listing, counts_line, list_files, read_bytes
 from pipeline.cohort.manifest import Manifest, read_manifest, verify_volume
+from pipeline.cohort.pseudonyms import aliases, read_key
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.files import sha256_bytes
-from pipeline.scripts.manifest import MANIFEST_NAME
 
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
 
-
-def earlier_manifest(folder: Path) -> Manifest | None:
-    """The manifest of an earlier run, None where there is none."""
-    if not (folder / MANIFEST_NAME).is_file():
-        return None
-    try:
-        return read_manifest(folder)
-    except PipelineError as error:
-        raise PipelineError(f"{error} Or pass --rebuild to replace it.") from error
+Sources = dict[str, dict[str, str]]
+"""Patient of a manifest -> path in the source folder -> SHA-256 when the manifest was built."""
 
 
-def changes(
-    earlier: Manifest, paths: Collection[str], hashes: Mapping[str, str], names: Mapping[str, str] | None = None
-) -> dict[str, list[str]]:
-    """Files of the earlier manifest that have another content now, or are gone: path or patient id -> messages.
+def source_names(manifest: Manifest, listing: Listing, key: Path | None) -> dict[str, str]:
+    """Path in a pseudonymised manifest -> path in the source folder; empty where it is not pseudonymised."""
+    done = bool(manifest.raw.get("options", {}).get("pseudonymised"))
+    if done != bool(key):
+        how = "pseudonymised: pass --pseudonymise KEY" if done else "not pseudonymised: leave --pseudonymise out"
+        raise PipelineError(f"{manifest.path}: {how}, or replace it by --rebuild.")
+    if not key:
+        return {}
+    if not key.is_file():
+        raise PipelineError(f"{key}: no key, but {manifest.path} was built by one. Restore it, or pass --rebuild.")
+    return {alias: path for path, alias in aliases(listing.stamps, read_key(key)).items()}
 
-    ``hashes`` are SHA-256 of now. ``names`` maps paths of a pseudonymised manifest to paths of the source folder.
-    """
-    known = {patient: _sources(info, names) for patient, info in earlier.patients.items()}
+
+def known_sources(manifest: Manifest, listing: Listing, names: Mapping[str, str]) -> Sources:
+    """The sources of a manifest's patients; a manifest of another folder is refused."""
+    known = {
+        patient: {names.get(path, path): sha256 for path, sha256 in info.get("sources", {}).items()}
+        for patient, info in manifest.patients.items()
+    }
     used = [path for sources in known.values() for path in sources]
-    if used and not any(path in paths for path in used):
+    if used and listing.stamps.keys().isdisjoint(used):
         raise PipelineError(
-            f"{earlier.path}: built from another folder, none of its {len(used)} files is here. "
+            f"{manifest.path}: built from another folder, none of its {len(used)} files is here. "
             "Choose another --out, or pass --rebuild to replace it."
         )
+    return known
+
+
+def changes(known: Sources, paths: Collection[str], hashes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Sources that have another content now (``hashes``) or are gone (from ``paths``): path or patient -> messages."""
     faults: dict[str, list[str]] = defaultdict(list)
     for patient, sources in known.items():
         gone = [path for path in sources if path not in paths]
@@ -49,7 +59,7 @@ def changes(
                 f"{len(gone)} file(s) gone since the manifest was built: {', '.join(gone[:5])}{more}. {_CHANGED}"
             )
         for path, expected in sources.items():
-            if path in hashes and hashes[path] != expected:
+            if hashes.get(path, expected) != expected:
                 faults[path].append(
                     f"changed since the manifest was built (found SHA-256 {hashes[path][:12]}…, "
                     f"expected {expected[:12]}…). {_CHANGED}"
@@ -57,38 +67,31 @@ def changes(
     return dict(faults)
 
 
-def verify(root: Path, manifest: Manifest, listing: Listing, names: Mapping[str, str] | None = None) -> str:
-    """Recheck every hash of the manifest, of sources and volumes."""
-    from tqdm import tqdm
-
+def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Path | None = None) -> str:
+    """Recheck the SHA-256 of every source file and volume of a manifest; nothing is written."""
+    listing, manifest = list_files(Path(source)), read_manifest(out)
+    names = source_names(manifest, listing, Path(pseudonymise) if pseudonymise else None)
+    known = known_sources(manifest, listing, names)
     faults: dict[str, list[str]] = defaultdict(list)
     hashes: dict[str, str] = {}
-    volumes = [volume for section in manifest.sections.values() for volume in section]
-    for volume in tqdm(volumes, desc="verify", unit="patient", disable=None):
+    for volume in tqdm(manifest.volumes, desc="verify", unit="patient", disable=None):
         try:
             verify_volume(volume)
         except PipelineError as error:
             faults[volume.patient].append(str(error))
-        for path in _sources(manifest.patients[volume.patient], names):
-            if path in listing.stamps:
-                try:
-                    hashes[path] = sha256_bytes(read_bytes(root / path))
-                except PipelineError as error:
-                    faults[path].append(str(error))
-    for subject, messages in changes(manifest, listing.stamps, hashes, names).items():
+        for path in filter(listing.stamps.__contains__, known[volume.patient]):
+            try:
+                hashes[path] = sha256_bytes(read_bytes(Path(source) / path))
+            except PipelineError as error:
+                faults[path].append(str(error))
+    for subject, messages in changes(known, listing.stamps, hashes).items():
         faults[subject] += messages
     if faults:
         raise ManifestError(faults)
     left_out = {entry["path"] for key in ("skipped", "refused") for entry in manifest.raw.get(key, [])}
-    known = {(names or {}).get(path, path) for path in left_out} | set(hashes)
-    new = len(set(listing.stamps) - known)
-    note = f"; {new} file(s) in the folder are not in the manifest: run without --verify to add them" if new else ""
-    return f"verified: {len(hashes)} source files and {2 * len(volumes)} volumes agree with the manifest{note}"
-
-
-def _sources(info: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Path -> SHA-256 of one patient's entry, empty where the entry holds none."""
-    sources = info.get("sources")
+    new = listing.stamps.keys() - hashes.keys() - {names.get(path, path) for path in left_out}
+    told = f"; {len(new)} file(s) in the folder are not in the manifest: run without --verify to add them"
     return (
-        {(names or {}).get(path, path): sha256 for path, sha256 in sources.items()} if isinstance(sources, dict) else {}
+        f"verified: {len(hashes)} source files and {2 * len(manifest.volumes)} volumes agree with the manifest"
+        f"{told if new else ''}\n{counts_line(manifest.raw['counts'])}"
     )

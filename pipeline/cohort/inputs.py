@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cohort.listing import list_files
 from pipeline.cohort.manifest import read_manifest, verify_volume
 from pipeline.cohort.names import id_fault, is_junk_folder
-from pipeline.errors import PipelineError
+from pipeline.cohort.reading import slices_by_patient
+from pipeline.errors import ManifestError, PipelineError
+from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
 
 BUILT_MARK = ".built_from_slices"
@@ -21,13 +23,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Image volumes that were given.
-
-    Args:
-        volumes: Name -> NIfTI file; no two share a name. Files of ``slice_folders`` are still to be built.
-        slice_folders: Folders of slices.
-        skipped: NIfTI files in the given folders that are not taken.
-    """
+    """Name -> image volume, which of ``slice_folders`` is still to be built; ``skipped`` are NIfTI files not taken."""
 
     volumes: dict[str, Path]
     slice_folders: tuple[Path, ...]
@@ -40,7 +36,10 @@ def find_inputs(paths: Sequence[Path], out: Path) -> Inputs:
     slice_folders, skipped = [], []
     for path in paths:
         if path.name == MANIFEST_NAME or (path / MANIFEST_NAME).is_file():
-            found += _of_manifest(path)
+            volumes = read_manifest(path).volumes
+            for volume in volumes:
+                verify_volume(volume)
+            found += [(volume.patient, volume.image) for volume in volumes]
         elif path.is_dir():
             images, others = _nifti_files(path)
             found += _of_folder(path, images, out)
@@ -55,11 +54,6 @@ def find_inputs(paths: Sequence[Path], out: Path) -> Inputs:
             )
     if not found:
         raise PipelineError(f"{', '.join(map(str, paths))}: no volume in it. Build the manifest of other slices.")
-    _refuse_names(found)
-    return Inputs(dict(found), tuple(slice_folders), tuple(skipped))
-
-
-def _refuse_names(found: Iterable[tuple[str, Path]]) -> None:
     for name, path in found:
         fault = id_fault(name)
         if fault:
@@ -71,28 +65,21 @@ def _refuse_names(found: Iterable[tuple[str, Path]]) -> None:
     if twice:
         files = ", ".join(str(path) for name, path in found if name == twice[0])
         raise PipelineError(f"two volumes of the name {twice[0]} ({files}). Rename one, or predict them apart.")
-
-
-def _of_manifest(path: Path) -> list[tuple[str, Path]]:
-    volumes = [volume for section in read_manifest(path).sections.values() for volume in section]
-    for volume in volumes:
-        verify_volume(volume)
-    return [(volume.patient, volume.image) for volume in volumes]
+    return Inputs(dict(found), tuple(slice_folders), tuple(skipped))
 
 
 def _of_folder(folder: Path, images: Sequence[Path], out: Path) -> list[tuple[str, Path]]:
     """Volumes of a folder; where it holds none, those that will be built of its slices."""
-    from pipeline.cohort.reading import refuse_faulty_names, slice_patients
-
-    listing = list_files(folder)
-    patients = slice_patients(listing)
+    slices, faults, _ = slices_by_patient(list_files(folder))
+    patients = sorted(name for name, files in slices.items() if any(file.kind == "image" for file in files))
     if images and patients:
         raise PipelineError(
             f"{folder}: holds volumes ({images[0].relative_to(folder)}, {len(images)} in all) and slices (of "
             f"{len(patients)} patients, {patients[0]} the first). Predict them apart: give the folders one by one."
         )
     if not images and not patients:
-        refuse_faulty_names(listing)
+        if faults:
+            raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
         raise PipelineError(
             f"{folder}: neither *{IMAGE_SUFFIX} nor PATIENT_NUMBER.tif below it, and no {MANIFEST_NAME} in it. Name "
             "the volumes one by one, or the folder of the slices or of a manifest."

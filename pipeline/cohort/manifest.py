@@ -19,29 +19,28 @@ from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, read_manifest_jso
 _STATE_NAME = ".state.json"
 STAGING = ".building"
 """Folder in which volumes wait until all are finished."""
-COUNTS = ("found", "used", "skipped", "refused")
 _REBUILD = "Build it again with python -m pipeline.manifest."
 
 
 @dataclass(frozen=True)
 class PatientRecord:
-    """What the manifest tells of one patient.
+    """What the manifest tells of one patient; the order of the fields is that of the file.
 
     Args:
         patient: The patient's id.
         shape: (H, W, D) of the volume in voxels.
         lesion_voxels: Voxels of the label that are not 0.
-        missing_sequences: Names of sequences that repeat another channel (the publishers replaced a missing
-            sequence by FLAIR), or pairs ``a=b`` where FLAIR is not one of the two.
-        mask_values: Grey values found in the source masks ({0, 255} as published, {0, 1} accepted).
-        warnings: What is odd but used.
+        missing_sequences: Sequences that repeat another (the publishers put FLAIR in place of a missing one), or
+            pairs ``a=b`` where FLAIR is not one of the two.
+        mask_values: Grey values of the source masks, ascending.
+        warnings: What is odd but used, as ``kind: message``.
         sources: Path relative to the source folder -> SHA-256.
         image_sha256: SHA-256 of the image volume, empty where none was built.
         label_sha256: SHA-256 of the label volume, empty where none was built.
     """
 
     patient: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     lesion_voxels: int
     missing_sequences: tuple[str, ...] = ()
     mask_values: tuple[int, ...] = ()
@@ -53,18 +52,7 @@ class PatientRecord:
 
 @dataclass(frozen=True)
 class Volume:
-    """One patient of a manifest.
-
-    Args:
-        patient: The patient's id.
-        image: The image volume, (H, W, D, 3) uint8.
-        label: The label volume, (H, W, D) uint8.
-        section: One of training, validation and test.
-        fold: The patient's fold, from 0; None without folds.
-        lesion_voxels: Voxels of the label that are not 0.
-        image_sha256: SHA-256 of the image volume when the manifest was built.
-        label_sha256: SHA-256 of the label volume when the manifest was built.
-    """
+    """One patient of a manifest: the image is (H, W, D, 3) uint8, the label (H, W, D) uint8; hashes as when built."""
 
     patient: str
     image: Path
@@ -95,10 +83,14 @@ class Manifest:
     raw: dict[str, Any] = field(repr=False)
 
     @property
+    def volumes(self) -> tuple[Volume, ...]:
+        """The volumes of all sections."""
+        return tuple(volume for section in self.sections.values() for volume in section)
+
+    @property
     def folds(self) -> list[int]:
         """Numbers of its folds, sorted; empty without folds."""
-        numbers = {volume.fold for section in self.sections.values() for volume in section}
-        return sorted(fold for fold in numbers if fold is not None)
+        return sorted({volume.fold for volume in self.volumes if volume.fold is not None})
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -121,39 +113,39 @@ def read_manifest(path: str | Path) -> Manifest:
     counts = raw.get("counts")
     if not (
         isinstance(counts, dict)
-        and all(type(counts.get(key)) is int for key in COUNTS)
+        and all(type(counts.get(key)) is int for key in ("found", "used", "skipped", "refused"))
         and isinstance(raw.get("patients"), dict)
     ):
         raise PipelineError(
             f"{file}: no 'patients' or no 'counts' (expected a manifest of pipeline.manifest). {_REBUILD}"
         )
     sections: dict[str, tuple[Volume, ...]] = {}
-    exams: dict[str, dict[str, str]] = {}
     for section in SECTIONS:
         items = raw.get(section)
         if not isinstance(items, list):
             raise PipelineError(f"{file}: no list {section!r}. {_REBUILD}")
         sections[section] = tuple(_volume(file, section, item, raw["patients"]) for item in items)
-        for volume in sections[section]:
-            _enter_person(file, volume, exams)
-    return Manifest(file, sha256, sections, raw["patients"], raw)
+    manifest = Manifest(file, sha256, sections, raw["patients"], raw)
+    _refuse_twice(manifest)
+    return manifest
 
 
-def _enter_person(file: Path, volume: Volume, exams: dict[str, dict[str, str]]) -> None:
+def _refuse_twice(manifest: Manifest) -> None:
     """Refuse a patient who stands twice and a person who stands in two sections."""
-    known = exams.setdefault(person(volume.patient), {})
-    if volume.patient in known:
-        raise PipelineError(
-            f"{file}: patient {shown(volume.patient)} stands twice, in {known[volume.patient]} and in "
-            f"{volume.section} (expected once). {_REBUILD}"
-        )
-    for patient, section in known.items():
-        if section != volume.section:
+    patients: set[str] = set()
+    persons: dict[str, Volume] = {}
+    for volume in manifest.volumes:
+        first = persons.setdefault(person(volume.patient), volume)
+        if volume.patient in patients:
             raise PipelineError(
-                f"{file}: one person in two sections: {shown(patient)} in {section}, {shown(volume.patient)} in "
-                f"{volume.section} (expected one section a person). {_REBUILD}"
+                f"{manifest.path}: patient {shown(volume.patient)} stands twice (expected once). {_REBUILD}"
             )
-    known[volume.patient] = volume.section
+        if first.section != volume.section:
+            raise PipelineError(
+                f"{manifest.path}: one person in two sections: {shown(first.patient)} in {first.section}, "
+                f"{shown(volume.patient)} in {volume.section} (expected one section a person). {_REBUILD}"
+            )
+        patients.add(volume.patient)
 
 
 def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Volume:
@@ -195,11 +187,10 @@ def _inside(file: Path, relative: str) -> Path:
 
 
 def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
-    """The volumes of a section."""
+    """The volumes of a section, or of ``all``; at least one."""
     if split not in (*SECTIONS, "all"):
         raise PipelineError(f"split {split!r} (expected {', '.join(SECTIONS)} or all).")
-    chosen = SECTIONS if split == "all" else (split,)
-    volumes = tuple(volume for section in chosen for volume in manifest.sections[section])
+    volumes = manifest.volumes if split == "all" else manifest.sections[split]
     if not volumes:
         sizes = ", ".join(f"{section} {len(manifest.sections[section])}" for section in SECTIONS)
         raise PipelineError(
@@ -221,29 +212,23 @@ def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> boo
     Sizes and modification times are compared, no content: ``--verify`` does that.
     """
     try:
-        state = json.loads((folder / _STATE_NAME).read_bytes())
-        return bool(
-            state["options"] == json.loads(json.dumps(options))
-            and state["listing_sha256"] == _listing_sha256(listing)
-            and all(list(stamp(folder / name)) == found for name, found in state["outputs"].items())
-        )
+        known = json.loads((folder / _STATE_NAME).read_bytes())
+        return bool(known == json.loads(_state(options, listing, {name: folder / name for name in known["outputs"]})))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # no usable state: check by content
 
 
 def _state(options: Mapping[str, Any], listing: Listing, outputs: Mapping[str, Path]) -> bytes:
-    """The state that ``unchanged`` reads; ``outputs`` are paths below the manifest's folder -> finished files."""
+    """What ``unchanged`` compares; ``outputs`` are paths below the manifest's folder -> finished files.
+
+    It names no file of the source: of every path with size and time, and every fault, it holds a hash.
+    """
     state = {
         "options": dict(options),
-        "listing_sha256": _listing_sha256(listing),
+        "listing_sha256": sha256_bytes(json.dumps([listing.stamps, listing.faults], sort_keys=True).encode()),
         "outputs": {name: stamp(path) for name, path in outputs.items()},
     }
     return json.dumps(state).encode()
-
-
-def _listing_sha256(listing: Listing) -> str:
-    """Of every path with size and time, and every fault: the state names no file of the source."""
-    return sha256_bytes(json.dumps([listing.stamps, listing.faults], sort_keys=True).encode())
 
 
 def write_manifest(
@@ -278,7 +263,7 @@ def write_manifest(
     moves |= {checksum_path(staging / MANIFEST_NAME): proof, staging / _STATE_NAME: out / _STATE_NAME}
     replace_all(moves, staging / "before")
     if earlier:
-        old = {path for section in earlier.sections.values() for item in section for path in (item.image, item.label)}
+        old = {path for volume in earlier.volumes for path in (volume.image, volume.label)}
         with writing_errors(out):
             for path in sorted(old - {out / name for name in staged}):
                 path.unlink(missing_ok=True)

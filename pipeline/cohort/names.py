@@ -16,14 +16,7 @@ from pipeline.scripts.faults import shown
 
 @dataclass(frozen=True)
 class SliceFile:
-    """One TIFF file of the source folder, known by its name alone.
-
-    Args:
-        path: The file's path, relative to the source folder.
-        patient: The patient's id: the file name up to the slice number.
-        number: Number of the slice (``_2`` comes before ``_10``).
-        kind: Whether the slice is an image or a mask.
-    """
+    """One TIFF file, known by its name alone; ``path`` is relative to the source folder."""
 
     path: PurePosixPath
     patient: str
@@ -39,20 +32,15 @@ RESERVED_IDS = frozenset({"volumes", "manifest.json"})
 """Names inside the manifest's folder: MONAI would take such an id in a datalist item for a path."""
 
 JUNK_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+NOT_A_SLICE = "not a slice"
 
 _TIFF = re.compile(r"\.tiff?\Z", re.IGNORECASE)
-_SLICE = re.compile(
-    r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?)\Z",
-    re.DOTALL,
-)
+_SLICE = re.compile(r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?)\Z", re.DOTALL)
 _TCGA = re.compile(r"(?P<person>TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}\Z")
 
 
 def parse_name(path: PurePosixPath) -> SliceFile | None:
-    """Read patient, number and kind off ``<patient>_<number>.tif`` or ``<patient>_<number>_mask.tif``.
-
-    The folder plays no part, only the file name; ``.tif`` and ``.tiff`` count in any case.
-    """
+    """Patient, number and kind of ``<patient>_<number>.tif`` or ``<patient>_<number>_mask.tif``; None for no TIFF."""
     if not _TIFF.search(path.name):
         return None
     match = _SLICE.match(path.name)
@@ -73,8 +61,7 @@ def parse_name(path: PurePosixPath) -> SliceFile | None:
             f"the patient id {shown(patient)!r} {fault} (expected a letter or digit, then letters, digits, "
             f"'_', '-', '.' and space, at most {MAX_ID_CHARACTERS} characters). Rename the patient's files."
         )
-    kind: Literal["image", "mask"] = "mask" if match["mask"] else "image"
-    return SliceFile(path=path, patient=patient, number=int(match["number"]), kind=kind)
+    return SliceFile(path, patient, int(match["number"]), "mask" if match["mask"] else "image")
 
 
 def id_fault(patient: str) -> str:
@@ -102,17 +89,12 @@ def skip_reason(path: PurePosixPath) -> str | None:
         return "left by an operating system"
     if name == "data.csv":
         return "clinical table, not joined"
-    return None if _TIFF.search(name) else "not a slice"
+    return None if _TIFF.search(name) else NOT_A_SLICE
 
 
 def is_junk_folder(name: str) -> bool:
     """True for ``__MACOSX`` and hidden folders: nothing below them is a slice."""
     return name.startswith(".") or name.casefold() == "__macosx"
-
-
-def base_name(file: SliceFile) -> str:
-    """The file name in Unicode form NFC, to tell a copy (same name) from a second spelling (``_1``, ``_01``)."""
-    return unicodedata.normalize("NFC", file.path.name)
 
 
 def by_preference(file: SliceFile) -> tuple[int, str]:
@@ -123,7 +105,7 @@ def by_preference(file: SliceFile) -> tuple[int, str]:
 def missing_numbers(numbers: Iterable[int]) -> list[int]:
     """Numbers between the smallest and the largest that are absent, ascending."""
     present = set(numbers)
-    return [n for n in range(min(present), max(present)) if n not in present] if present else []
+    return sorted(set(range(min(present, default=0), max(present, default=0))) - present)
 
 
 def number_list(numbers: Iterable[int], limit: int = 20) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.cohort.listing import read_bytes
-from pipeline.cohort.names import SliceFile, base_name, by_preference, missing_numbers, number_list
+from pipeline.cohort.manifest import PatientRecord
+from pipeline.cohort.names import SliceFile, by_preference, missing_numbers, number_list
 from pipeline.errors import PipelineError
 from pipeline.imaging.tiff import Pixels, decode_slice
 from pipeline.scripts.files import sha256_bytes
@@ -19,49 +21,33 @@ from pipeline.scripts.manifest import CHANNELS, IMAGE_SUFFIX, LABEL_SUFFIX
 MAX_VOXELS = 2**28
 """A volume of 2^28 voxels takes 1 GiB with its label; a patient of the published data takes 2^22."""
 
+Pairs = Sequence[tuple[SliceFile, SliceFile | None]]
+"""Image and mask of each slice, by ascending number; None where masks are not looked at."""
+
 
 @dataclass(frozen=True)
 class PatientVolumes:
-    """One patient's slices, read and stacked.
+    """One patient's slices, read and stacked; where there is a fault, without record and volumes.
 
     Args:
         name: The patient's id.
-        files: The slice files that were looked at.
-        image: (H, W, D, 3) uint8, channels pre-contrast, FLAIR, post-contrast; None where there is a fault.
-        label: (H, W, D) uint8, 0 and 1; None where there is a fault, or masks were not looked at.
-        mask_values: Grey values found in the masks, ascending.
-        missing_sequences: Names of sequences that repeat another channel throughout.
-        warnings: What is odd but used.
-        sources: Path of each file in the volumes, relative to the source folder -> SHA-256.
-        hashes: The same of every file that could be read.
-        skipped: Path -> why the file is not used.
         faults: Path, or the patient's id -> messages.
+        skipped: Path -> why the file is not used.
+        hashes: Path -> SHA-256 of every file that could be read.
+        warnings: What is odd but used.
+        record: What the manifest tells of the patient, but the hashes of the volumes.
+        image: (H, W, D, 3) uint8, channels pre-contrast, FLAIR, post-contrast.
+        label: (H, W, D) uint8, 0 and 1; None where masks are not looked at.
     """
 
     name: str
-    files: tuple[SliceFile, ...]
-    image: Pixels | None
-    label: Pixels | None
-    mask_values: tuple[int, ...]
-    missing_sequences: tuple[str, ...]
-    warnings: tuple[str, ...]
-    sources: Mapping[str, str]
-    hashes: Mapping[str, str]
-    skipped: Mapping[str, str]
-    faults: Mapping[str, list[str]]
-
-
-@dataclass
-class _Reading:
-    """A patient while it is read; the fields are those of ``PatientVolumes``."""
-
-    name: str
-    files: list[SliceFile]
-    pixels: dict[SliceFile, Pixels] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     skipped: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    record: PatientRecord | None = None
+    image: Pixels | None = None
+    label: Pixels | None = None
 
 
 def read_patient(
@@ -73,30 +59,31 @@ def read_patient(
     allow_gaps: bool = False,
     skip_unpaired: bool = False,
 ) -> PatientVolumes:
-    """Check, hash and decode the files of a patient, each read once, and stack them."""
-    patient = _Reading(name, [file for file in files if masks or file.kind == "image"])
-    winners = _without_copies(root, patient)
+    """Check, hash and decode the files of a patient, each read once, and stack them.
+
+    Without ``masks`` an image needs none; ``files`` are images then, one at least.
+    """
+    patient = PatientVolumes(name)
+    winners, pixels = _without_copies(root, patient, files)
     images = {file.number: file for file in winners if file.kind == "image"}
     labels = {file.number: file for file in winners if file.kind == "mask"}
     numbers = _paired(patient, images, labels, skip_unpaired) if masks else sorted(images)
-    if not numbers and not masks:
-        patient.faults[name].append("no image of a slice. Restore the images or remove the patient.")
-    alone = sorted({*images, *labels} - set(numbers))
-    if alone:
-        patient.warnings.append(f"unpaired: image or mask of slice(s) {number_list(alone)} skipped")
     _check_numbers(patient, numbers, {*images, *labels}, allow_gaps)
     pairs = [(images[number], labels.get(number)) for number in numbers]
     if not patient.faults:
-        _check_sizes(patient, pairs)
-    return _stacked(patient, pairs)
+        _check_sizes(patient, pairs, pixels)
+    return patient if patient.faults else _stacked(patient, pairs, pixels)
 
 
-def _without_copies(root: Path, patient: _Reading) -> list[SliceFile]:
-    """Read every file; of equal copies keep the shallowest."""
+def _without_copies(
+    root: Path, patient: PatientVolumes, files: Sequence[SliceFile]
+) -> tuple[list[SliceFile], dict[SliceFile, Pixels]]:
+    """Read every file; of equal copies the shallowest stays. The files that stay, and their pixels."""
     groups: dict[tuple[int, str], list[SliceFile]] = defaultdict(list)
-    for file in patient.files:
+    for file in files:
         groups[file.number, file.kind].append(file)
-    winners = []
+    winners: list[SliceFile] = []
+    pixels: dict[SliceFile, Pixels] = {}
     for (number, kind), group in sorted(groups.items()):
         first, *others = sorted(group, key=by_preference)
         winners.append(first)
@@ -105,62 +92,66 @@ def _without_copies(root: Path, patient: _Reading) -> list[SliceFile]:
                 data = read_bytes(root / file.path)
                 patient.hashes[str(file.path)] = sha256_bytes(data)
                 if file is first:
-                    patient.pixels[file] = _checked(data, file)
+                    pixels[file] = _checked(data, file)
             except PipelineError as error:
                 patient.faults[str(file.path)].append(str(error))
         for other in others:
             _judge_copy(patient, first, other, f"{kind} of slice {number}")
-    return winners
+    return winners, pixels
 
 
 def _checked(data: bytes, file: SliceFile) -> Pixels:
     """Decoded pixels; a mask comes back with 0 and its own positive value."""
     pixels = decode_slice(data, file.kind)
     if file.kind == "mask":
-        values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()
-        if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
+        values = set(np.unique(pixels).tolist())
+        if not (values <= {0, 255} or values <= {0, 1}):
             raise PipelineError(
                 f"mask values {number_list(values)} (expected 0 and 255, or 0 and 1). Binarise the mask."
             )
     return pixels
 
 
-def _judge_copy(patient: _Reading, first: SliceFile, other: SliceFile, what: str) -> None:
-    """Skip an equal copy; refuse a second spelling or another content."""
-    paths = str(first.path), str(other.path)
-    if base_name(first) != base_name(other):
-        patient.faults[paths[1]].append(f"{what} stands twice, also as {paths[0]}. Remove one of the two spellings.")
-    elif all(path in patient.hashes for path in paths):
-        if patient.hashes[paths[0]] == patient.hashes[paths[1]]:
-            patient.skipped[paths[1]] = f"duplicate: same content as {paths[0]}"
-        else:
-            patient.faults[paths[1]].append(
-                f"{what} differs in content from {paths[0]} (expected equal copies). Remove the wrong one."
-            )
+def _judge_copy(patient: PatientVolumes, first: SliceFile, other: SliceFile, what: str) -> None:
+    """Skip an equal copy; refuse a second spelling of the number, or another content."""
+    kept, path = str(first.path), str(other.path)
+    names = {unicodedata.normalize("NFC", file.path.name) for file in (first, other)}
+    hashes = {patient.hashes.get(kept), patient.hashes.get(path)}
+    if len(names) == 2:
+        patient.faults[path].append(f"{what} stands twice, also as {kept}. Remove one of the two spellings.")
+    elif len(hashes) == 1:
+        patient.skipped[path] = f"duplicate: same content as {kept}"
+    elif None not in hashes:
+        patient.faults[path].append(
+            f"{what} differs in content from {kept} (expected equal copies). Remove the wrong one."
+        )
 
 
 def _paired(
-    patient: _Reading, images: dict[int, SliceFile], masks: dict[int, SliceFile], skip_unpaired: bool
+    patient: PatientVolumes, images: dict[int, SliceFile], masks: dict[int, SliceFile], skip_unpaired: bool
 ) -> list[int]:
     """Ascending numbers that have image and mask; the rest is skipped or refused."""
     for own, other, lacking in ((images, masks, "mask"), (masks, images, "image")):
         for number in sorted(own.keys() - other.keys()):
-            path = own[number].path
+            path = str(own[number].path)
             if skip_unpaired:
-                patient.skipped[str(path)] = f"unpaired: slice {number} has no {lacking}"
+                patient.skipped[path] = f"unpaired: slice {number} has no {lacking}"
             else:
                 suffix = "_mask" if lacking == "mask" else ""
-                patient.faults[str(path)].append(
+                patient.faults[path].append(
                     f"slice {number} has no {lacking} (expected {patient.name}_{number}{suffix}.tif). "
                     "Restore it or pass --skip-unpaired."
                 )
     numbers = sorted(images.keys() & masks.keys())
     if not numbers:
         patient.faults[patient.name].append("no slice with both image and mask. Restore them or remove the patient.")
+    alone = images.keys() ^ masks.keys()
+    if alone:
+        patient.warnings.append(f"unpaired: image or mask of slice(s) {number_list(alone)} skipped")
     return numbers
 
 
-def _check_numbers(patient: _Reading, numbers: list[int], present: set[int], allow_gaps: bool) -> None:
+def _check_numbers(patient: PatientVolumes, numbers: list[int], present: set[int], allow_gaps: bool) -> None:
     """Gaps and an odd first number; a gap that skipping made is a warning, as the user asked for it."""
     gaps = missing_numbers(present)
     if gaps and not allow_gaps:
@@ -175,78 +166,61 @@ def _check_numbers(patient: _Reading, numbers: list[int], present: set[int], all
         patient.warnings.append(f"first slice: numbering starts at {numbers[0]}, not at 1")
 
 
-def _check_sizes(patient: _Reading, pairs: Sequence[tuple[SliceFile, SliceFile | None]]) -> None:
-    """All slices of one size, each mask there is of its image's size, the volume within ``MAX_VOXELS``."""
-    pixels = patient.pixels
-    expected = pixels[pairs[0][0]].shape[:2]
+def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixels]) -> None:
+    """All slices of one size, each mask of its image's size, the volume within ``MAX_VOXELS``."""
+    sizes = {file: "{} x {} px".format(*array.shape) for file, array in pixels.items()}
+    first = pairs[0][0]
     for image, mask in pairs:
-        size = pixels[image].shape[:2]
-        mask_size = pixels[mask].shape if mask else size
-        if mask and size != mask_size:
+        if mask and sizes[mask] != sizes[image]:
             patient.faults[str(mask.path)].append(
-                f"mask of {_size(mask_size)} on an image of {_size(size)} (expected the same). Replace one of them."
+                f"mask of {sizes[mask]} on an image of {sizes[image]} (expected the same). Replace one of them."
             )
-        if size != expected:
+        if sizes[image] != sizes[first]:
             patient.faults[str(image.path)].append(
-                f"slice of {_size(size)}, but slice {pairs[0][0].number} is {_size(expected)} "
+                f"slice of {sizes[image]}, but slice {first.number} is {sizes[first]} "
                 "(expected one size per patient). Replace the slice."
             )
-    if expected[0] * expected[1] * len(pairs) > MAX_VOXELS or len(pairs) > np.iinfo(np.int16).max:
+    height, width = pixels[first].shape[:2]
+    if height * width * len(pairs) > MAX_VOXELS or len(pairs) > np.iinfo(np.int16).max:
         patient.faults[patient.name].append(
-            f"{len(pairs)} slices of {_size(expected)} (expected at most {MAX_VOXELS} voxels). "
-            "Crop or split the patient."
+            f"{len(pairs)} slices of {sizes[first]} (expected at most {MAX_VOXELS} voxels). Crop or split the patient."
         )
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    """``H x W px``."""
-    return f"{shape[0]} x {shape[1]} px"
-
-
-def _stacked(patient: _Reading, pairs: Sequence[tuple[SliceFile, SliceFile | None]]) -> PatientVolumes:
-    """The volumes of a patient without faults, and what is odd but usable about them."""
-    image: Pixels | None = None
-    label: Pixels | None = None
-    values: tuple[int, ...] = ()
-    missing: tuple[str, ...] = ()
+def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixels]) -> PatientVolumes:
+    """The patient with its volumes and record, and with what is odd but usable about them."""
+    image: Pixels = np.stack([pixels.pop(file) for file, _ in pairs]).transpose(1, 2, 0, 3)
+    missing = _missing_sequences(image)
     masks = [mask for _, mask in pairs if mask]
-    if not patient.faults:
-        image = np.stack([patient.pixels.pop(file) for file, _ in pairs]).transpose(1, 2, 0, 3)
-        missing = _missing_sequences(image)
-        if masks:
-            raw = np.stack([patient.pixels.pop(mask) for mask in masks]).transpose(1, 2, 0)
-            values = tuple(np.flatnonzero(np.bincount(raw.ravel(), minlength=256)).tolist())
-            label = (raw != 0).astype(np.uint8)
-            black = [file.number for z, (file, _) in enumerate(pairs) if not image[:, :, z].any()]
-            if black:
-                patient.warnings.append(f"black slices: {number_list(black)}")
-        if {1, 255} <= set(values):
-            patient.warnings.append("mask values: some slices hold 0 and 1, others 0 and 255")
-        patient.warnings += [f"missing sequence: {name}" for name in missing]
-        if label is not None and not label.any():
-            patient.warnings.append("no lesion: the label is empty")
-    used = sorted(str(file.path) for file in (*(file for file, _ in pairs), *masks))
-    return PatientVolumes(
-        name=patient.name,
-        files=tuple(patient.files),
-        image=image,
-        label=label,
-        mask_values=values,
+    label: Pixels | None = None
+    values: list[int] = []
+    if masks:
+        raw = np.stack([pixels.pop(mask) for mask in masks]).transpose(1, 2, 0)
+        values = np.unique(raw).tolist()
+        label = (raw != 0).astype(np.uint8)
+        black = [file.number for z, (file, _) in enumerate(pairs) if not image[:, :, z].any()]
+        if black:
+            patient.warnings.append(f"black slices: {number_list(black)}")
+    if {1, 255} <= set(values):
+        patient.warnings.append("mask values: some slices hold 0 and 1, others 0 and 255")
+    patient.warnings.extend(f"missing sequence: {name}" for name in missing)
+    if label is not None and not label.any():
+        patient.warnings.append("no lesion: the label is empty")
+    used = sorted(str(file.path) for pair in pairs for file in pair if file)
+    record = PatientRecord(
+        patient=patient.name,
+        shape=image.shape[:3],
+        lesion_voxels=0 if label is None else int(label.sum()),
         missing_sequences=missing,
+        mask_values=tuple(values),
         warnings=tuple(patient.warnings),
-        sources={} if patient.faults else {path: patient.hashes[path] for path in used},
-        hashes=patient.hashes,
-        skipped=patient.skipped,
-        faults=dict(patient.faults),
+        sources={path: patient.hashes[path] for path in used},
     )
+    return replace(patient, record=record, image=image, label=label)
 
 
 def _missing_sequences(image: Pixels) -> tuple[str, ...]:
-    """Sequences that repeat another throughout: the publishers put FLAIR in place of a missing one.
-
-    Args:
-        image: (H, W, D, 3) uint8.
-    """
+    """Sequences of an image (H, W, D, 3) that repeat another: the publishers put FLAIR in place of a missing one."""
     pre, flair, post = (image[..., channel] for channel in range(len(CHANNELS)))
     repeats = ((CHANNELS[0], pre), (CHANNELS[2], post))
     missing = tuple(name for name, channel in repeats if np.array_equal(channel, flair))

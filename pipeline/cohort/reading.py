@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -43,33 +44,19 @@ class FolderContent:
 
     def without(self, subjects: Collection[str], reason: str) -> FolderContent:
         """The same, with all used files refused of patients that bear one of these ids or hold one of these paths."""
-        wanted = set(subjects)
-        out = {name for name, record in self.records.items() if name in wanted or wanted & set(record.sources)}
-        refused = {path: reason for name in sorted(out) for path in self.records[name].sources}
+        out = [name for name, record in self.records.items() if not {name, *record.sources}.isdisjoint(subjects)]
+        refused = {path: reason for name in out for path in self.records[name].sources}
         kept = {name: record for name, record in self.records.items() if name not in out}
         return replace(self, records=kept, refused={**self.refused, **refused})
 
     def counts(self, listing: Listing) -> dict[str, int]:
         """Found, used, skipped and refused files; found is the sum of the other three."""
-        found = len(listing.stamps)
         used = {path for record in self.records.values() for path in record.sources}
         counts = {"used": len(used), "skipped": len(self.skipped), "refused": len(self.refused)}
+        found = len(listing.stamps)
         if used | set(self.skipped) | set(self.refused) != set(listing.stamps) or sum(counts.values()) != found:
             raise PipelineError(f"files do not add up: {found} found, {counts}. Please report this.")
         return {"found": found, **counts}
-
-
-@dataclass(frozen=True)
-class BuiltImages:
-    """Image volumes that were built of slices.
-
-    Args:
-        warnings: Patient id -> what is odd but used.
-        counts: Found, used, skipped and refused files.
-    """
-
-    warnings: Mapping[str, tuple[str, ...]]
-    counts: Mapping[str, int]
 
 
 def read_folder(
@@ -81,48 +68,84 @@ def read_folder(
     allow_gaps: bool = False,
     skip_unpaired: bool = False,
     skip_faulty: bool = False,
-    names: Mapping[str, str] | None = None,
 ) -> FolderContent:
     """Read every patient, and put the volumes into ``staging`` as long as no fault forbids it.
 
-    Faults are collected, not raised. Without ``masks`` an image needs none and masks are passed over. ``names`` gives a
-    patient's volumes another name than the id. ``skip_faulty`` stages the others' volumes after a fault.
+    Faults are collected, not raised. Without ``masks`` an image needs none and masks are passed over. ``skip_faulty``
+    stages the others' volumes after a fault.
     """
-    patients, sorting = _by_patient(listing)
-    faults = defaultdict(list, {subject: list(messages) for subject, messages in sorting.faults.items()})
-    faulty, refused = set(sorting.faulty), dict(sorting.refused)
+    patients, refused, faulty = slices_by_patient(listing)
     skipped = dict(listing.skipped)
-    records: dict[str, PatientRecord] = {}
-    hashes: dict[str, str] = {}
+    faults: dict[str, list[str]] = defaultdict(list)
+    for path, fault in refused.items():
+        faults[shown(path)].append(fault)
     for group in case_collisions(patients):
+        faulty.update(group)
         for name in group:
-            faulty.add(name)
             faults[name].append(
                 f"ids differ only in case: {', '.join(group)} (expected ids that differ otherwise). Rename one."
             )
+    records: dict[str, PatientRecord] = {}
+    hashes: dict[str, str] = {}
     shutil.rmtree(staging, ignore_errors=True)
     for name in tqdm(sorted(patients), desc="slices", unit="patient", disable=None):
+        files = [file for file in patients[name] if masks or file.kind == "image"]
         if not masks:
             skipped |= {str(file.path): "mask, not looked at" for file in patients[name] if file.kind == "mask"}
-            if all(file.kind == "mask" for file in patients[name]):
-                continue
-        patient = read_patient(
-            root, name, patients[name], masks=masks, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired
-        )
+        if not files:
+            continue
+        patient = read_patient(root, name, files, masks=masks, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired)
         hashes |= patient.hashes
         for subject, messages in patient.faults.items():
             faults[shown(subject)] += messages
-        if patient.faults or name in faulty:
-            faulty.add(name)
-            for file in patient.files:
-                own = patient.faults.get(str(file.path))
-                refused[str(file.path)] = "; ".join(own) if own else f"patient {name} was left out for a fault"
-        else:
+        if patient.record and name not in faulty:
             skipped |= patient.skipped
-            wanted = skip_faulty or not faults
-            records[name] = _staged(patient, staging if wanted else None, (names or {}).get(name, name))
+            records[name] = _staged(patient, patient.record, staging) if skip_faulty or not faults else patient.record
+        else:
+            faulty.add(name)
+            for path in (str(file.path) for file in files):
+                refused[path] = "; ".join(patient.faults.get(path, ())) or f"patient {name} was left out for a fault"
         del patient  # its volumes, before the next one's are read
     return FolderContent(records, skipped, refused, dict(faults), frozenset(faulty), hashes)
+
+
+def slices_by_patient(listing: Listing) -> tuple[dict[str, list[SliceFile]], dict[str, str], set[str]]:
+    """Slices by patient id; path -> fault of the name or link; ids of patients with slices that have such a fault."""
+    patients: dict[str, list[SliceFile]] = defaultdict(list)
+    refused: dict[str, str] = {}
+    faulty: set[str] = set()
+    for path in (*listing.slices, *listing.faults):
+        file, fault = None, listing.faults.get(path)
+        try:
+            file = parse_name(PurePosixPath(path))
+        except PipelineError as error:
+            fault = fault or str(error)
+        if file and not fault:
+            patients[file.patient].append(file)
+        elif fault:
+            refused[path] = fault
+            faulty |= {file.patient} if file else set()
+    return patients, refused, faulty & patients.keys()
+
+
+def _staged(patient: PatientVolumes, record: PatientRecord, staging: Path) -> PatientRecord:
+    """The record of a patient with the hashes of the volumes, which are written into ``staging``."""
+    hashes: dict[str, Any] = {}
+    volumes = {"image_sha256": patient.image, "label_sha256": patient.label}
+    for (key, volume), file in zip(volumes.items(), volume_names(patient.name), strict=True):
+        if volume is not None:
+            data = nifti_bytes(volume)
+            write_durably(staging / file, data)
+            hashes[key] = sha256_bytes(data)
+    return replace(record, **hashes)
+
+
+@dataclass(frozen=True)
+class BuiltImages:
+    """Image volumes that were built: patient id -> what is odd but used; counts of found, used, ... files."""
+
+    warnings: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, int]
 
 
 def build_images(
@@ -138,84 +161,15 @@ def build_images(
     """
     listing, staging = list_files(root), target / STAGING
     try:
-        content = read_folder(root, listing, staging, masks=False, allow_gaps=allow_gaps, names=names)
+        content = read_folder(root, listing, staging, masks=False, allow_gaps=allow_gaps)
         if content.faults:
-            refused = content.without(content.records, "another file has a fault")
             error = ManifestError(content.faults)
+            refused = content.without(content.records, "another file has a fault")
             error.add_note(counts_line(refused.counts(listing)))
             raise error
-        replace_all({path: target / path.name for path in sorted(staging.glob("*"))}, staging / "before")
+        named = {name: (names or {}).get(name, name) for name in content.records}
+        volumes = {staging / volume_names(old)[0]: target / volume_names(new)[0] for old, new in named.items()}
+        replace_all(volumes, staging / "before")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return BuiltImages({name: record.warnings for name, record in content.records.items()}, content.counts(listing))
-
-
-def slice_patients(listing: Listing) -> list[str]:
-    """Ids of the patients who have images in a folder, by file names alone; empty where no file is a slice."""
-    found, _ = _by_patient(listing)
-    return sorted(name for name, files in found.items() if any(file.kind == "image" for file in files))
-
-
-def all_patients(listing: Listing) -> list[str]:
-    """Ids of all patients that a file of a folder names, with images or masks, sound or not."""
-    return sorted(_by_patient(listing)[0])
-
-
-def refuse_faulty_names(listing: Listing) -> None:
-    """Refuse a folder with slices whose names tell no patient, or links that cannot be followed."""
-    faults = _by_patient(listing)[1].faults
-    if faults:
-        raise ManifestError(faults)
-
-
-def _by_patient(listing: Listing) -> tuple[dict[str, list[SliceFile]], FolderContent]:
-    """Slices by patient id; what bears no usable name, or is a broken link, is refused."""
-    patients: dict[str, list[SliceFile]] = defaultdict(list)
-    faults: dict[str, list[str]] = defaultdict(list)
-    refused: dict[str, str] = {}
-    faulty: set[str] = set()
-    for path in listing.slices:
-        try:
-            file = parse_name(PurePosixPath(path))
-        except PipelineError as error:
-            faults[shown(path)].append(str(error))
-            refused[path] = str(error)
-            continue
-        if file:
-            patients[file.patient].append(file)
-    for path, fault in listing.faults.items():
-        faults[shown(path)].append(fault)
-        refused[path] = fault
-        try:
-            file = parse_name(PurePosixPath(path))
-        except PipelineError:
-            continue
-        if file and file.patient in patients:
-            faulty.add(file.patient)
-    return patients, FolderContent(refused=refused, faults=dict(faults), faulty=frozenset(faulty))
-
-
-def _staged(patient: PatientVolumes, staging: Path | None, name: str) -> PatientRecord:
-    """What the manifest tells of a patient; its volumes are written where there is a folder for them."""
-    image, label = patient.image, patient.label
-    if image is None:
-        raise PipelineError(f"{patient.name}: no volume. Please report this.")
-    sha256 = ["", ""]
-    if staging:
-        for number, (file, volume) in enumerate(zip(volume_names(name), (image, label), strict=True)):
-            if volume is not None:
-                data = nifti_bytes(volume)
-                write_durably(staging / file, data)
-                sha256[number] = sha256_bytes(data)
-    height, width, depth = image.shape[:3]
-    return PatientRecord(
-        patient=patient.name,
-        shape=(height, width, depth),
-        lesion_voxels=0 if label is None else int(label.sum()),
-        missing_sequences=patient.missing_sequences,
-        mask_values=patient.mask_values,
-        warnings=patient.warnings,
-        sources=dict(patient.sources),
-        image_sha256=sha256[0],
-        label_sha256=sha256[1],
-    )

@@ -103,8 +103,8 @@ class Counts:
 class Built(Counts):
     """A manifest that was built, checked against its schema and the folder."""
 
-    def __init__(self, result: BuildResult, root: Path, out: Path) -> None:
-        self.manifest, self.is_new, self.told = result.content, result.is_new, result.warnings
+    def __init__(self, result: BuildResult, told: tuple[str, ...], root: Path, out: Path) -> None:
+        self.manifest, self.is_new, self.told = result.content, result.is_new, told
         assert json.loads((out / "manifest.json").read_bytes()) == self.manifest
         counts = self.manifest["counts"]
         super().__init__("files: {found} found = {used} + {skipped} + {refused}".format(**counts), root)
@@ -139,11 +139,13 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(root: Path, out: Path) -> Callable[..., Built]:
+def build(root: Path, out: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Built]:
     """Build the folder's manifest, with one patient of three in validation unless told otherwise."""
 
     def run(**options: Any) -> Built:
-        return Built(build_manifest(root, out, **{**SPLIT, **options}), root, out)
+        caplog.clear()
+        result = build_manifest(root, out, **{**SPLIT, **options})
+        return Built(result, tuple(caplog.messages), root, out)
 
     return run
 

@@ -14,8 +14,7 @@ import pytest
 from monai.data import load_decathlon_datalist
 from PIL import Image
 
-from pipeline.cohort.building import BuildRequest, build_manifest
-from pipeline.cohort.building import build as build_request
+from pipeline.cohort.building import build_manifest
 from pipeline.errors import PipelineError
 from tests.cohort.conftest import SPLIT, A, B, Built, C, add_patient, image, tree, write
 
@@ -78,7 +77,7 @@ def test_two_builds_give_the_same_bytes(root, build, out, tmp_path):
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(root, copy, copy_function=shutil.copyfile)
     other = tmp_path / "other"
-    build_request(BuildRequest(copy, other, folds=3, **SPLIT))
+    build_manifest(copy, other, folds=3, **SPLIT)
     ours, theirs = ({p: v[1] for p, v in tree(d).items() if p != ".state.json"} for d in (out, other))
     assert ours == theirs
     text = (out / "manifest.json").read_text() + (out / ".state.json").read_text()
@@ -198,7 +197,7 @@ def test_published_patients():
     source = Path(os.environ["LGG_ROOT"])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        built = Built(build_manifest(source, out, split="none"), source, out)
+        built = Built(build_manifest(source, out, split="none"), (), source, out)
         assert built.refused == 0
         for name, info in built.manifest["patients"].items():
             volume = np.asarray(nib.load(out / "volumes" / f"{name}_image.nii.gz").dataobj)

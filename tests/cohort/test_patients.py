@@ -21,7 +21,8 @@ from tests.cohort.conftest import SIDE, A, add_patient, encoded, image, mask, se
 
 def read(root: Path, name: str = A, **options: Any) -> PatientVolumes:
     """One patient of a folder."""
-    files = [parse_name(PurePosixPath(path.relative_to(root))) for path in sorted((root / name).glob("*.tif"))]
+    pattern = "*.tif" if options.get("masks", True) else "*[0-9].tif"
+    files = [parse_name(PurePosixPath(path.relative_to(root))) for path in sorted((root / name).glob(pattern))]
     return read_patient(root, name, [file for file in files if file], **options)
 
 
@@ -32,9 +33,10 @@ def test_volumes_hold_the_slices(root):
         np.testing.assert_array_equal(found.image[:, :, index], image(seed_of(A, index + 1)))
     np.testing.assert_array_equal(found.label, np.dstack([mask(1)] * 3))
     assert found.image.dtype == found.label.dtype == np.uint8
-    assert (found.mask_values, found.missing_sequences, found.warnings) == ((0, 255), (), ())
-    assert list(found.sources) == sorted(found.hashes)
-    assert len(found.sources) == 6
+    record = found.record
+    assert (record.mask_values, record.missing_sequences, record.warnings) == ((0, 255), (), ())
+    assert list(record.sources) == sorted(found.hashes)
+    assert len(record.sources) == 6
     assert not found.skipped
     assert not found.faults
 
@@ -45,17 +47,16 @@ def test_masks_may_be_passed_over(root):
     found = read(root, masks=False)
     np.testing.assert_array_equal(found.image, np.stack([image(seed_of(A, n)) for n in (1, 2, 3)], axis=2))
     assert found.label is None
-    assert (found.faults, found.mask_values) == ({}, ())
-    assert {file.kind for file in found.files} == {"image"}
-    assert set(found.sources) == {f"{A}/{A}_{number}.tif" for number in (1, 2, 3)}
+    assert (found.faults, found.record.mask_values) == ({}, ())
+    assert set(found.record.sources) == {f"{A}/{A}_{number}.tif" for number in (1, 2, 3)}
     write(root / A / f"{A}_3.tif", np.zeros((SIDE, SIDE, 3), np.uint8))
-    assert read(root, masks=False).warnings == ()  # black slices are told beside a truth
+    assert read(root, masks=False).record.warnings == ()  # black slices are told beside a truth
 
 
 def test_a_fault_leaves_no_volume_and_no_source(root):
     (root / A / f"{A}_2.tif").write_bytes(b"")
     found = read(root)
-    assert (found.image, found.label, found.sources) == (None, None, {})
+    assert (found.image, found.label, found.record) == (None, None, None)
     assert list(found.faults) == [f"{A}/{A}_2.tif"]
     assert len(found.hashes) == 6
 
@@ -243,7 +244,7 @@ def test_case_25_files_and_volumes_of_any_size_are_not_read(root, refused, monke
     monkeypatch.setattr(patients, "MAX_VOXELS", 3 * SIDE * SIDE - 1)
     refused("3 slices of 32 x 32 px")
     monkeypatch.setattr(listing, "MAX_FILE_BYTES", 100)
-    refused("more than any slice needs")
+    refused("at most 100 are read")
 
 
 # Slices that do not fit, or are odd --------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_case_23_repeated_channel(root, build, channels, missing):
     built = build()
     assert built.manifest["patients"][A]["missing_sequences"] == missing
     assert built.warnings(A) == " | ".join(f"missing sequence: {name}" for name in missing)
-    assert read(root, masks=False).missing_sequences == tuple(missing)
+    assert read(root, masks=False).record.missing_sequences == tuple(missing)
 
 
 def test_case_23_one_equal_slice_is_not_a_missing_sequence(root, build):

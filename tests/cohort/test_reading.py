@@ -13,11 +13,9 @@ import pytest
 from pipeline.cohort.listing import list_files
 from pipeline.cohort.reading import (
     FolderContent,
-    all_patients,
     build_images,
     read_folder,
-    refuse_faulty_names,
-    slice_patients,
+    slices_by_patient,
 )
 from pipeline.errors import ManifestError, PipelineError
 from tests.cohort.conftest import A, B, C, add_patient, encoded, image, seed_of, tree, write
@@ -29,19 +27,16 @@ def test_patients_are_told_by_names_alone(root):
     for number in (1, 2, 3):
         (root / B / f"{B}_{number}.tif").unlink()
     (root / "scan.tif").write_bytes(b"")
-    listing = list_files(root)
-    assert slice_patients(listing) == [A, C]  # B has masks alone
-    assert all_patients(listing) == [A, B, C]
-    with pytest.raises(ManifestError) as info:
-        refuse_faulty_names(listing)
-    assert list(info.value.faults) == ["scan.tif"]
+    (root / f"{A}_9.tif").symlink_to("nothing")
+    patients, refused, faulty = slices_by_patient(list_files(root))
+    assert {name: len(files) for name, files in patients.items()} == {A: 6, B: 3, C: 6}
+    assert list(refused) == ["scan.tif", f"{A}_9.tif"]
+    assert faulty == {A}
 
 
 def test_a_folder_without_slices_has_no_patients_and_no_faults(tmp_path):
     (tmp_path / "notes.txt").touch()
-    listing = list_files(tmp_path)
-    assert slice_patients(listing) == all_patients(listing) == []
-    refuse_faulty_names(listing)
+    assert slices_by_patient(list_files(tmp_path)) == ({}, {}, set())
 
 
 def test_volumes_are_staged_until_a_fault_unless_it_may_be_skipped(root, tmp_path):
