@@ -24,6 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 
 SITE_GAINS = {"AA": 0.65, "AB": 0.85, "AC": 1.0, "AD": 1.2, "AE": 1.5}
 """Institution token of a patient id -> FLAIR gain of its scanner."""
+SITES = list(SITE_GAINS)
 
 BRAIN_RADIUS = 0.84
 """Radius of the brain in head units: positions are fractions of the head's radii, x right, y back, z up."""
@@ -88,14 +89,9 @@ def _random(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _draw_site(rng: np.random.Generator) -> str:
-    """The institution of a patient, the first draw of the patient's stream."""
-    return tuple(SITE_GAINS)[int(rng.integers(len(SITE_GAINS)))]
-
-
 def patient_id(index: int, seed: int) -> str:
-    """Name of patient ``index`` (from 0), such as ``PHANTOM_AC_0001``; the institution is part of the drawing."""
-    return f"PHANTOM_{_draw_site(_random(seed, index))}_{index + 1:04d}"
+    """Name of patient ``index`` (from 0), such as ``PHANTOM_AC_0001``; AC is the first draw of the patient's stream."""
+    return f"PHANTOM_{_random(seed, index).choice(SITES)}_{index + 1:04d}"
 
 
 def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool = True) -> tuple[Bytes, Bytes]:
@@ -121,7 +117,7 @@ def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool 
 def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> list[Lesion]:
     """One lesion, or one with a satellite, centred on one of these heights and away from the ventricles."""
     lesions = []
-    side = rng.choice((-1, 1))
+    side = float(rng.choice((-1, 1)))
     size = 0.19 * (0.46 / 0.19) ** rng.random()
     wanted = rng.uniform(-0.35, 0.5)
     for satellite in range(1 + int(rng.random() < 0.25)):
@@ -129,7 +125,7 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> list[Le
         # Centred exactly on a slice: a small lesion between two distant slices would leave an empty mask.
         z = min(heights, key=lambda height: abs(height - wanted))
         reach = math.sqrt(max(0.1, (0.75 * BRAIN_RADIUS) ** 2 - z * z))
-        x = float(side) * rng.uniform(min(0.26, 0.8 * reach), max(0.3, 0.9 * reach))
+        x = side * rng.uniform(min(0.26, 0.8 * reach), max(0.3, 0.9 * reach))
         depth = math.sqrt(max(0.0, reach**2 - x * x))
         centre = (x, rng.uniform(-depth, depth), z)
         radii = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
@@ -161,7 +157,7 @@ def _scatter(rng: np.random.Generator, count: int, least: float, most: float, re
 
 def _draw_head(rng: np.random.Generator, slices: int) -> Head:
     """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe."""
-    site = _draw_site(rng)
+    site = rng.choice(SITES)
     depth = max(3, round(slices * rng.uniform(0.75, 1.25)))
     heights = np.linspace(-0.92, 0.95, depth).tolist()
     flair_gain, t1_gain = SITE_GAINS[site] * rng.uniform(0.8, 1.25), rng.uniform(0.75, 1.25)

@@ -45,24 +45,28 @@ def make_phantoms(
         >>> make_phantoms("demo", patients=2, size=64, slices=8)
         PosixPath('demo/kaggle_3m')
     """
-    call = {"patients": patients, "size": size, "slices": slices, "seed": seed}
-    for name, (least, most) in ARGUMENT_RANGES.items():
+    call = {"patients": patients, "size": size, "slices": slices, "seed": seed, "lesion_free": lesion_free}
+    for name, (least, most) in {**ARGUMENT_RANGES, "lesion_free": (0, patients)}.items():
         if not least <= call[name] <= most:
-            raise PipelineError(f"{name} is {call[name]}, expected {least} to {most}. Pass --{name} within that range.")
-    if not 0 <= lesion_free <= patients:
-        raise PipelineError(
-            f"lesion-free is {lesion_free}, expected 0 to the number of patients, {patients}. "
-            "Pass a smaller --lesion-free or more --patients."
-        )
+            option = name.replace("_", "-")
+            raise PipelineError(
+                f"{option} is {call[name]}, expected {least} to {most}. Pass --{option} within that range."
+            )
     from PIL import Image
     from tqdm import tqdm
 
     from pipeline.cohort.anatomy import make_patient, patient_id
 
     out = Path(out)
-    stamp = json.dumps({"recipe": RECIPE, **call, "lesion_free": lesion_free}, indent=2) + "\n"
+    stamp = json.dumps({"recipe": RECIPE, **call}, indent=2) + "\n"
     try:
-        _refuse_full_disk(out, round(1.25 * patients * slices * size**2 * 4))
+        existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+        free, needed = shutil.disk_usage(existing).free, 1.25 * patients * slices * size**2 * 4
+        if needed > free:
+            raise PipelineError(
+                f"{out}: the phantoms may need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. "
+                "Pass smaller --patients, --size or --slices, or choose another disk."
+            )
         folder = _prepared(out, stamp, force)
         for index in tqdm(range(patients), desc="phantoms", unit="patient", disable=None):
             patient = patient_id(index, seed)
@@ -78,16 +82,6 @@ def make_phantoms(
     except OSError as error:
         raise PipelineError(f"{out}: cannot write the phantoms: {error}. Choose a writable OUT with space.") from error
     return folder
-
-
-def _refuse_full_disk(out: Path, needed: int) -> None:
-    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise PipelineError(
-            f"{out}: the phantoms may need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. "
-            "Pass smaller --patients, --size or --slices, or choose another disk."
-        )
 
 
 def _prepared(out: Path, stamp: str, force: bool) -> Path:

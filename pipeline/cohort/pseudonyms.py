@@ -109,14 +109,14 @@ def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Ma
     content = {**manifest, "patients": {}}
     for section in SECTIONS:
         items = [
-            {**item, **{part: told(item[part]) for part in ("image", "label", "patient")}} for item in manifest[section]
+            item | {part: told(item[part]) for part in ("image", "label", "patient")} for item in manifest[section]
         ]
         content[section] = sorted(items, key=lambda item: item["patient"])
     for name, hidden in (("skipped", set()), ("refused", nameless)):
-        reasons = {
-            entry["path"]: REFUSED if entry["path"] in hidden else told(entry["reason"]) for entry in manifest[name]
-        }
-        entries = [{"path": paths[path], "reason": reason} for path, reason in reasons.items()]
+        entries = [
+            {"path": paths[entry["path"]], "reason": REFUSED if entry["path"] in hidden else told(entry["reason"])}
+            for entry in manifest[name]
+        ]
         content[name] = sorted(entries, key=lambda entry: entry["path"])
     warnings = [
         {**warning, "patient": key.get(warning["patient"]), "message": message(warning["message"])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,10 +59,6 @@ def choose_split(
         return SplitChoice(split, seed, *fractions, folds)
     if split == "reference":
         return SplitChoice(split, seed, *fractions, folds, read_split(REFERENCE))
-    if not Path(split).is_file():
-        raise PipelineError(
-            f"--split {split}: no such file (expected reference, random, stratified, none or a JSON file)."
-        )
     return SplitChoice("file", seed, *fractions, folds, read_split(Path(split)))
 
 
@@ -71,23 +67,22 @@ def read_split(path: Path) -> dict[str, list[str]]:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path}: no readable JSON split ({shown(error)}). Correct the file.") from error
-    lists = {key: value for key, value in raw.items() if key != "description"} if isinstance(raw, dict) else None
-    if not lists or set(lists) - set(SECTIONS):
-        raise PipelineError(f"{path}: expected an object with lists of patient ids under {', '.join(SECTIONS)}.")
-    seen: dict[str, str] = {}
-    for section, ids in lists.items():
-        if not (isinstance(ids, list) and ids and all(isinstance(item, str) for item in ids)):
-            raise PipelineError(f"{path}: {section!r} is no list of patient ids, or empty. Fill it or remove the key.")
-        lists[section] = [unicodedata.normalize("NFC", item) for item in ids]
-        for item in lists[section]:
-            if item in seen:
-                raise PipelineError(
-                    f"{path}: patient {shown(item)} is listed in {seen[item]} and in {section} "
-                    "(expected once). Keep one of the two."
-                )
-            seen[item] = section
+        raise PipelineError(
+            f"--split {path}: {shown(error)} (expected reference, random, stratified, none or a JSON file)."
+        ) from error
+    lists = {key: value for key, value in raw.items() if key != "description"} if isinstance(raw, dict) else {}
+    if not lists or not all(key in SECTIONS and _is_list_of_ids(value) for key, value in lists.items()):
+        raise PipelineError(f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}.")
+    lists = {section: [unicodedata.normalize("NFC", item) for item in ids] for section, ids in lists.items()}
+    counts = Counter(item for ids in lists.values() for item in ids)
+    twice = [shown(item) for item, count in counts.items() if count > 1]
+    if twice:
+        raise PipelineError(f"{path}: listed twice (expected once): {', '.join(twice[:20])}. Keep one of the two.")
     return lists
+
+
+def _is_list_of_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: Iterable[str] = ()) -> Division:

@@ -77,7 +77,7 @@ def test_lesion_free_patients_are_the_first(tmp_path):
         ({"size": 2048}, "size is 2048"),
         ({"slices": 3}, "slices is 3, expected 4 to 200"),
         ({"seed": -1}, "seed is -1"),
-        ({"patients": 2, "lesion_free": 3}, "lesion-free is 3, expected 0 to the number of patients, 2"),
+        ({"patients": 2, "lesion_free": 3}, "lesion-free is 3, expected 0 to 2"),
         ({"lesion_free": -1}, "lesion-free is -1"),
     ],
 )

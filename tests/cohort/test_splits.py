@@ -109,7 +109,7 @@ def test_without_folds_there_are_no_numbers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "other.json"}, "no such file"),
+        ({"split": "other.json"}, r"No such file.*expected reference, random"),
         ({"split": "random", "validation_fraction": 1.0}, "together below 1"),
         ({"split": "random", "validation_fraction": float("nan")}, "together below 1"),
         ({"split": "random", "test_fraction": -0.1}, "together below 1"),
@@ -172,7 +172,7 @@ def test_split_file(root, build, refused, split_file):
 
 
 def test_case_30_one_patient_in_two_splits(root, out, split_file):
-    with pytest.raises(PipelineError, match=f"patient {A} is listed in validation and in test"):
+    with pytest.raises(PipelineError, match=rf"split.json: listed twice \(expected once\): {A}\."):
         build_manifest(root, out, split=split_file({"validation": [A], "test": [A]}))
     assert not out.exists()
 
