@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline import evaluate, predict, report
-from pipeline.cohort.building import build_manifest, verify_manifest
+from pipeline.cohort.building import build_manifest
+from pipeline.cohort.changes import verify_manifest
 from pipeline.cohort.pseudonyms import aliases, key_for, pseudonymised, read_key
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT, TINY
@@ -160,7 +161,7 @@ def test_scores_of_pseudonyms_do_not_pass_as_unseen(source: Path, tmp_path: Path
     build(source, tmp_path / "out", tmp_path / "key.csv")
     given = ["--manifest", str(tmp_path / "out"), "--bundle", str(BUNDLE), "--out", str(tmp_path / "scores")]
     assert evaluate.main(given) == 0
-    assert "whether any of them was trained on is not known" in capsys.readouterr().out
+    assert "whether any of them was trained on is not known" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
