@@ -30,13 +30,12 @@ class PatientRecord:
         patient: The patient's id.
         shape: (H, W, D) of the volume in voxels.
         lesion_voxels: Voxels of the label that are not 0.
-        missing_sequences: Sequences that repeat another (the publishers put FLAIR in place of a missing one), or
-            pairs ``a=b`` where FLAIR is not one of the two.
+        missing_sequences: Sequences that repeat FLAIR throughout, or a pair ``a=b`` of two others.
         mask_values: Grey values of the source masks, ascending.
         warnings: What is odd but used, as ``kind: message``.
         sources: Path relative to the source folder -> SHA-256.
-        image_sha256: SHA-256 of the image volume, empty where none was built.
-        label_sha256: SHA-256 of the label volume, empty where none was built.
+        image_sha256: Of the image volume, empty where none was written.
+        label_sha256: Of the label volume, empty where none was written.
     """
 
     patient: str
@@ -150,30 +149,20 @@ def _refuse_twice(manifest: Manifest) -> None:
 
 def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Volume:
     """One item of a section, joined with what the manifest tells of its patient."""
-    if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "label", "patient")):
-        raise PipelineError(f"{file}: an item of {section!r} lacks image, label or patient. {_REBUILD}")
-    fault = id_fault(item["patient"])
-    if fault:
-        raise PipelineError(f"{file}: the patient id {shown(item['patient'])!r} {fault}. {_REBUILD}")
-    info = patients.get(item["patient"])
-    wanted = {"lesion_voxels": int, "image_sha256": str, "label_sha256": str}
-    fold = item.get("fold")
-    if (
-        not isinstance(info, dict)
-        or not all(type(info.get(key)) is kind for key, kind in wanted.items())
-        or type(fold) not in (int, type(None))
-    ):
+    info = patients.get(str(item.get("patient"))) if isinstance(item, dict) else None
+    found = {"fold": None, **info, **item} if isinstance(info, dict) else {}
+    kinds = {"patient": str, "image": str, "label": str, "lesion_voxels": int, "image_sha256": str, "label_sha256": str}
+    complete = all(type(found.get(key)) is kind for key, kind in kinds.items())
+    if not complete or type(found["fold"]) not in (int, type(None)):
         raise PipelineError(
-            f"{file}: patient {shown(item['patient'])} has no complete entry under 'patients'. {_REBUILD}"
+            f"{file}: {shown(item)[:100]} in {section!r} lacks image, label or patient, or has no complete entry under "
+            f"'patients'. {_REBUILD}"
         )
-    return Volume(
-        patient=item["patient"],
-        image=_inside(file, item["image"]),
-        label=_inside(file, item["label"]),
-        section=section,
-        fold=fold,
-        **{key: info[key] for key in wanted},
-    )
+    fault = id_fault(found["patient"])
+    if fault:
+        raise PipelineError(f"{file}: the patient id {shown(found['patient'])!r} {fault}. {_REBUILD}")
+    places = {part: _inside(file, found[part]) for part in ("image", "label")}
+    return Volume(section=section, fold=found["fold"], **{**{key: found[key] for key in kinds}, **places})
 
 
 def _inside(file: Path, relative: str) -> Path:

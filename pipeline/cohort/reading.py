@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -20,6 +21,8 @@ from pipeline.files import replace_all
 from pipeline.imaging.nifti import nifti_bytes
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import sha256_bytes, write_durably
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,17 +143,7 @@ def _staged(patient: PatientVolumes, record: PatientRecord, staging: Path) -> Pa
     return replace(record, **hashes)
 
 
-@dataclass(frozen=True)
-class BuiltImages:
-    """Image volumes that were built: patient id -> what is odd but used; counts of found, used, ... files."""
-
-    warnings: Mapping[str, tuple[str, ...]]
-    counts: Mapping[str, int]
-
-
-def build_images(
-    root: Path, target: Path, *, allow_gaps: bool = False, names: Mapping[str, str] | None = None
-) -> BuiltImages:
+def build_images(root: Path, target: Path, *, allow_gaps: bool = False, names: Mapping[str, str] | None = None) -> None:
     """Build the image volume of every patient in a folder of slices without truth; masks there are passed over.
 
     Args:
@@ -172,4 +165,7 @@ def build_images(
         replace_all(volumes, staging / "before")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return BuiltImages({name: record.warnings for name, record in content.records.items()}, content.counts(listing))
+    logger.info(counts_line(content.counts(listing)))
+    for name, record in content.records.items():
+        for oddity in record.warnings:
+            logger.warning("%s: %s", name, oddity)
