@@ -29,15 +29,7 @@ REMOVED = {
 
 
 def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
-    """Refuse keys of earlier versions, which MONAI would accept and nothing would read.
-
-    Args:
-        workflow: The MONAI workflow that runs the config, alone in a sequence; empty where there is none.
-        removed: Key -> what to use in its place.
-
-    Raises:
-        PipelineError: The config has such a key; all of them are named.
-    """
+    """Refuse keys of earlier versions, which MONAI would accept and nothing would read."""
     found = [key for key in removed if workflow and key in workflow[0].parser]
     if found:
         raise PipelineError("\n".join(f"{key}: is no key of this version. Use {removed[key]}." for key in found))
@@ -46,12 +38,7 @@ def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = RE
 def refuse_text_switches(workflow: Sequence[Any], *keys: str) -> None:
     """Refuse switches that are no booleans: ``--crop_to_head false`` is text, and text counts as true.
 
-    Args:
-        workflow: The MONAI workflow that runs the config, alone in a sequence; empty where there is none.
-        *keys: The switches' keys. A component or expression that gives the switch is taken as it is.
-
-    Raises:
-        PipelineError: A value is neither ``True`` nor ``False``.
+    A component or expression that gives the switch is taken as it is.
     """
     for key in keys if workflow else ():
         value = workflow[0].parser[key]
@@ -61,16 +48,11 @@ def refuse_text_switches(workflow: Sequence[Any], *keys: str) -> None:
 
 
 def config_without_overrides(path: Path) -> dict[str, Any]:
-    """A config file in the form in which a workflow keeps a config; empty where there is no file.
-
-    Args:
-        path: The file.
-    """
+    """A config file in the form in which a workflow keeps a config; empty where there is no file."""
     from monai.bundle import ConfigParser  # brings torch
 
     if not path.is_file():
         return {}
     parser = ConfigParser(ConfigParser.load_config_file(path))
     parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]
-    config: dict[str, Any] = parser.get()
-    return config
+    return dict(parser.get())

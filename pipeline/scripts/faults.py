@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,17 +17,13 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 class PipelineError(Exception):
-    """A fault that the user can mend; the message names subject, found, expected and remedy.
-
-    The package and each bundle have a class of this name, from their own copy of this file. ``is_users_fault`` tells
-    all of them from other errors.
-    """
+    """A fault that the user can mend; the message names subject, found, expected and remedy."""
 
     is_users_fault = True
 
 
 def is_users_fault(error: BaseException) -> bool:
-    """True for a ``PipelineError``, whichever copy of this module it comes from."""
+    """True for a ``PipelineError``, the package's or that of a bundle's own copy of this file."""
     return bool(getattr(error, "is_users_fault", False))
 
 
@@ -38,32 +35,15 @@ def shown(text: object) -> str:
     )
 
 
-def chain_of(error: BaseException) -> list[BaseException]:
-    """An error, the error that it was raised from, and so on."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    return chain
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors by which Python and PyTorch refuse memory, on a CPU or a GPU."""
-    text = str(error)
-    # PyTorch, which need not be loaded here, raises an OutOfMemoryError on a GPU and a RuntimeError on a CPU.
-    allocation = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocation
-
-
 def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str | None:
     """One line for an error that is the machine's (memory, disk), None for any other.
 
-    Args:
-        error: The error that ended the program.
-        remedy: What to do when memory ran out.
-        then: What to do when the cause is mended.
+    ``remedy`` says what to do when memory ran out, ``then`` how to go on when the cause is mended.
     """
     first = str(error).strip().partition("\n")[0]
-    if is_out_of_memory(error):
+    # PyTorch, which need not be loaded here, raises an OutOfMemoryError on a GPU and a RuntimeError on a CPU.
+    on_cpu = isinstance(error, RuntimeError) and re.search("can't allocate memory|not enough memory", str(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or on_cpu:
         return f"memory ran out ({first or 'MemoryError'}). {remedy} {then}".rstrip()
     if isinstance(error, RecursionError):
         return "folders or a file's content are nested deeper than this program follows. Move them out."
@@ -76,11 +56,11 @@ def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str
 def fault_line(error: BaseException, then: str = "") -> str | None:
     """One line for a fault that the user of a bundle can mend, None for any other error.
 
-    Args:
-        error: The error that ended the run; MONAI and ignite wrap the one that was raised first.
-        then: How to go on when the cause is mended.
+    MONAI and ignite wrap the error that was raised first. ``then`` says how to go on when the cause is mended.
     """
-    chain = chain_of(error)
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
     # PyTorch's error about a loader process comes before the empty queue by which it noticed.
     cause = next((found for found in chain if is_users_fault(found) or _is_of_a_loader(found)), chain[-1])
     text = str(cause).strip()
@@ -115,8 +95,7 @@ def _is_of_a_loader(error: BaseException) -> bool:
 def explain_faults(then: Callable[[], str] = str) -> None:
     """From now on, a fault that ends this program prints its one line on standard error and no traceback.
 
-    Args:
-        then: Called when a fault ends the program; returns how to go on, such as with ``--resume True``.
+    ``then`` is called when a fault ends the program. It returns how to go on, such as with ``--resume True``.
     """
     previous = sys.excepthook
     # StatsHandler logs the traceback of whatever passes by it.

@@ -23,15 +23,7 @@ WRITING = ".writing-"
 
 
 def content_of(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file of limited size; other files are not opened.
-
-    Args:
-        path: The file.
-        max_bytes: The largest size that is read.
-
-    Raises:
-        OSError: The file is missing, unreadable or too large, or is a folder, pipe, socket or device.
-    """
+    """The content of a regular file of limited size. An ``OSError`` for any other; pipes and devices are not opened."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "no file, but a folder, pipe, socket or device", str(path))
@@ -46,25 +38,15 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, lower-case hexadecimal.
-
-    Raises:
-        OSError: The file is missing or unreadable.
-    """
+    """SHA-256 of a file's content, lower-case hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file so that under its name stands the old content or the new, whole, at any moment.
+    """Write a file, and its folder where that is missing. The name holds the old or the new content at any moment.
 
-    Args:
-        path: The file; its folder is made where it is missing.
-        data: The whole content.
-        mode: Permissions of the new file, less what the process's umask takes away.
-
-    Raises:
-        PipelineError: The disk refuses (full, read-only, no permission). The old file stays.
+    A disk that refuses is a ``PipelineError``. ``mode`` is the new file's permissions before the umask.
     """
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,18 +57,14 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
+        finally:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+                temporary.unlink()
         sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, so that a rename in it survives a loss of power.
-
-    Where the system does not let folders be opened, nothing is done.
-    """
+    """Bring a folder's entries to the disk where the system can, so that a rename survives a loss of power."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -101,15 +79,7 @@ def checksum_path(path: Path) -> Path:
 
 
 def write_with_checksum(path: Path, data: bytes) -> None:
-    """``write_durably``, and the SHA-256 beside the file.
-
-    Args:
-        path: The file; its folder is made where it is missing.
-        data: The whole content.
-
-    Raises:
-        PipelineError: The disk refuses.
-    """
+    """``write_durably``, and the SHA-256 beside the file."""
     new = sha256_bytes(data)
     with writing_errors(path):
         old = [sha256_file(path)] if path.is_file() else []
@@ -121,15 +91,7 @@ def write_with_checksum(path: Path, data: bytes) -> None:
 
 
 def matches_checksum(path: Path, sha256: str) -> bool:
-    """True unless a checksum stands beside a file and does not list the file's hash.
-
-    Args:
-        path: The file.
-        sha256: The hash of its content.
-
-    Raises:
-        PipelineError: The checksum cannot be read.
-    """
+    """True unless a checksum stands beside a file and does not list the hash of the file's content."""
     try:
         text = checksum_path(path).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
@@ -143,17 +105,9 @@ def matches_checksum(path: Path, sha256: str) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
-    """Keep a second run out of the same folder; without effect where the system has no ``flock``.
+    """``held`` for a folder that may be missing: it is made, and removed again where nothing came into it.
 
-    The lock ends with the process, however it ends, and leaves no file. What killed runs have not finished writing is
-    removed.
-
-    Args:
-        folder: The folder, made where it is missing; removed again where nothing came into it.
-        parts: Folders in it that are cleared of unfinished files as well.
-
-    Raises:
-        PipelineError: Another run holds the folder.
+    What killed runs have not finished writing is removed from it and from ``parts``, folders within it.
     """
     made = not folder.exists()
     with writing_errors(folder):
@@ -171,10 +125,9 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder that exists; unlike ``locked``, nothing in it is removed.
+    """Lock a folder, or raise a ``PipelineError`` where another run holds it.
 
-    Raises:
-        PipelineError: Another run holds the folder.
+    The lock ends with the process, however it ends. It has no effect where the system has no ``flock``.
     """
     if sys.platform == "win32":
         yield
@@ -216,11 +169,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``.
-
-    Raises:
-        PipelineError: In place of the ``OSError``.
-    """
+    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``."""
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:

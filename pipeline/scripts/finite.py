@@ -24,12 +24,7 @@ def first_three(places: Sequence[str]) -> str:
 
 
 def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
-    """A message where a prediction is not finite, empty where it is. A threshold would make an empty mask of NaN.
-
-    Args:
-        logits: The prediction, of any shape; before a sigmoid, which makes 1 of an infinite logit.
-        names: The volumes' names.
-    """
+    """A message where logits, of any shape, hold NaN or Inf, else empty. A sigmoid and a threshold would hide them."""
     if bool(torch.isfinite(logits).all()):
         return ""
     return (

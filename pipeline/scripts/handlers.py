@@ -23,17 +23,11 @@ from .faults import PipelineError
 from .finite import first_three, not_finite, prediction_fault
 from .manifest import FLAIR
 
-RANK_STEP = 10007
-"""Between the seeds of two processes that train together."""
-
 
 class Attach:
     """Lets a list of handlers name an object to which other parts of the config refer as well.
 
     MONAI Label reads such a list as components, so that ``"@ema"`` alone cannot stand in it.
-
-    Args:
-        handler: An object with ``attach(engine)``.
     """
 
     def __init__(self, handler: Any) -> None:
@@ -44,29 +38,24 @@ class Attach:
         self.handler.attach(engine)
 
 
-class WeightAverage:
+class WeightAverage(EMAHandler):
     """Exponential moving average of a network's weights; its ``ema_model`` is the training's result.
 
     The average starts from the network as it is when a training starts, weights that a handler has loaded included. A
     resumed training goes on with the average that its checkpoint held. Batch statistics are averaged alike.
-
-    Args:
-        network: The network that is trained.
-        momentum: The share of the newest weights, 0 to 1.
+    ``momentum`` is the share of the newest weights, 0 to 1.
     """
 
     def __init__(self, network: torch.nn.Module, momentum: float) -> None:
-        self.network = network
-        self.handler = EMAHandler(network, momentum=momentum, handle_buffers="update")
-        self.ema_model = self.handler.ema_model
+        super().__init__(network, momentum=momentum, handle_buffers="update")
         self.is_attached = self._is_waiting = self._is_resumed = False
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Engine, *_: Any, **__: Any) -> None:
         """Start the average with the training, and take in the weights after each step."""
         # Not at STARTED, where other handlers load weights: the order of the handlers is of no consequence.
         engine.add_event_handler(Events.STARTED, self._wait)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        self.handler.attach(engine, warn_if_exists=False)
+        super().attach(engine, warn_if_exists=False)
         self.is_attached = True
 
     def _wait(self) -> None:
@@ -74,7 +63,7 @@ class WeightAverage:
 
     def _start(self) -> None:
         if self._is_waiting and not self._is_resumed:
-            self.ema_model.load_state_dict(self.network.state_dict())
+            self.ema_model.load_state_dict(self.model.state_dict())
         self._is_waiting = self._is_resumed = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,12 +81,8 @@ class CheckLogits:
     """Refuse, before the first step, a network or a loss by which a training learns nothing.
 
     A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. So noise of
-    deviation 1000 must give outputs outside of 0 to 1, and logits that are right must give a loss of about 0.
-
-    Args:
-        network: The network in evaluation mode, such as the average's.
-        loss: The loss, of logits and truth.
-        image_size: Height and width of the network's input in pixels.
+    deviation 1000 must give outputs outside of 0 to 1, and logits that are right must give a loss of about 0. The
+    network is in evaluation mode, such as the average's; ``image_size`` is its input's height and width in pixels.
     """
 
     def __init__(self, network: torch.nn.Module, loss: Any, image_size: int) -> None:
@@ -108,11 +93,7 @@ class CheckLogits:
         engine.add_event_handler(Events.STARTED, self.check)
 
     def check(self, engine: Any) -> None:
-        """Check network and loss on the engine's device, by its inferer.
-
-        Raises:
-            PipelineError: The network or the loss is refused.
-        """
+        """Check network and loss on the engine's device, by its inferer."""
         size, device = self.image_size, engine.state.device
         noise = 1000 * torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
@@ -131,12 +112,7 @@ class CheckLogits:
 
 
 class SeedEpochs:
-    """Seed each epoch by its number, so that a resumed training draws what an undisturbed one draws.
-
-    Args:
-        seed: The training's seed.
-        rank: The number of this process, from 0; each draws slices of its own.
-    """
+    """Seed each epoch by its number and the process's rank: a resumed training draws what an undisturbed one draws."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
         self.seed, self.rank = seed, rank
@@ -146,15 +122,11 @@ class SeedEpochs:
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
 
     def _seed(self, engine: Engine) -> None:
-        set_determinism(seed=self.seed + engine.state.epoch - 1 + RANK_STEP * self.rank)
+        set_determinism(seed=self.seed + engine.state.epoch - 1 + 10007 * self.rank)  # as multi_gpu_train.json does
 
 
 class ClipGradients:
-    """Clip the norm of all gradients together, after each backward pass.
-
-    Args:
-        max_norm: The largest norm.
-    """
+    """Clip the norm of all gradients together to ``max_norm``, after each backward pass."""
 
     def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
@@ -178,11 +150,7 @@ class StopAtNaN:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.check_weights)
 
     def check_loss(self, engine: Any) -> None:
-        """Look at the loss.
-
-        Raises:
-            PipelineError: It is NaN or Inf.
-        """
+        """Refuse a loss that is NaN or Inf."""
         output: Mapping[str, torch.Tensor] = engine.state.output
         if bool(torch.isfinite(output["loss"])):
             return
@@ -195,13 +163,8 @@ class StopAtNaN:
         )
 
     def check_weights(self, engine: Any) -> None:
-        """Look at the network.
-
-        Raises:
-            PipelineError: It holds NaN or Inf.
-        """
-        places = _weights(engine.network)
-        if places:
+        """Refuse a network that holds NaN or Inf."""
+        if places := _weights(engine.network):
             raise PipelineError(
                 f"after iteration {engine.state.iteration} the network holds NaN or Inf in {first_three(places)}. "
                 f"{_NAN_REMEDY}"
@@ -225,16 +188,12 @@ class StopAtNaNPrediction:
 
     def _check(self, engine: Any) -> None:
         files = engine.state.batch["image"].meta.get("filename_or_obj", ["a volume"])
-        fault = prediction_fault(engine.state.output["pred"], [Path(str(file)).name for file in files])
-        if fault:
+        if fault := prediction_fault(engine.state.output["pred"], [Path(str(file)).name for file in files]):
             raise PipelineError(fault)
 
 
 class ShareBuffers:
-    """Give the first process's batch statistics to all, before they validate.
-
-    Otherwise each process would validate with the statistics of its own slices.
-    """
+    """Give the first process's batch statistics to all before they validate: each has those of its own slices."""
 
     def attach(self, engine: Engine) -> None:
         """Share when a validation starts."""
@@ -248,29 +207,24 @@ class ShareBuffers:
 class Progress:
     """Console output: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
 
-    Args:
-        evaluator: The evaluator whose metrics stand in the line.
-        batch_size: Slices of a batch, of all processes together.
-        val_interval: Epochs between two validations.
-        quiet: Print nothing, as all processes but the first do.
+    The line holds the evaluator's metrics, every ``val_interval`` epochs. ``batch_size`` is of all processes together.
+    All of them but the first are ``quiet``.
     """
 
     def __init__(self, evaluator: Any, batch_size: int, val_interval: int, quiet: bool = False) -> None:
         self.evaluator, self.batch_size, self.val_interval, self.quiet = evaluator, batch_size, val_interval, quiet
         self._start, self._done_before = 0.0, 0
-        self._log = logging.getLogger("train")
 
     def attach(self, engine: Engine) -> None:
         """Measure, show the bar, and print the line after it."""
         engine.add_event_handler(Events.STARTED, self.start)
-        bar = ProgressBar(
+        ProgressBar(
             bar_format="{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}",
             desc="train",
             unit=" slices",
             unit_scale=self.batch_size,
             disable=True if self.quiet else None,
-        )
-        bar.attach(
+        ).attach(
             engine,
             output_transform=lambda output: {"loss": output["loss"].item(), "left": self.time_left(engine.state)},
         )
@@ -283,11 +237,7 @@ class Progress:
         self._start, self._done_before = time.monotonic(), engine.state.iteration
 
     def time_left(self, state: Any) -> str:
-        """The time that the whole training still takes, as H:MM:SS.
-
-        Args:
-            state: The trainer's state.
-        """
+        """The time that the whole training still takes, as H:MM:SS."""
         each = (time.monotonic() - self._start) / max(state.iteration - self._done_before, 1)
         seconds = int(each * (state.max_epochs * state.epoch_length - state.iteration))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
@@ -297,24 +247,15 @@ class Progress:
         took = max(time.monotonic() - self._start, 1e-9)
         rate = (state.iteration - self._done_before) * self.batch_size / took
         metrics = sorted(self.evaluator.state.metrics.items()) if state.epoch % self.val_interval == 0 else []
-        self._log.info(
-            "epoch %d/%d  train_loss %.4f  %.0f slices/s  left %s  %s",
-            state.epoch,
-            state.max_epochs,
-            state.metrics["train_loss"],
-            rate,
-            self.time_left(state),
-            "  ".join(f"{name} {value:.4f}" for name, value in metrics),
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in metrics)
+        logging.getLogger("train").info(
+            f"epoch {state.epoch}/{state.max_epochs}  train_loss {state.metrics['train_loss']:.4f}  "
+            f"{rate:.0f} slices/s  left {self.time_left(state)}  {losses}"
         )
 
 
 def summary_writer(folder: str, disabled: bool = False) -> Any:
-    """A writer of TensorBoard's event files, whose names do not tell this machine's name; None where disabled.
-
-    Args:
-        folder: The folder of the files.
-        disabled: Write nothing, as all processes but the first do.
-    """
+    """A writer of TensorBoard's event files, whose names do not tell this machine's name; None where disabled."""
     if disabled:
         return None
     from torch.utils.tensorboard import SummaryWriter  # not needed for a prediction
@@ -324,11 +265,7 @@ def summary_writer(folder: str, disabled: bool = False) -> Any:
 
 
 class LossAndRate:
-    """The training loss of a step and the learning rate of the next one, for TensorBoard.
-
-    Args:
-        optimizer: The optimizer.
-    """
+    """The training loss of a step and the learning rate of the next one, for TensorBoard."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -343,9 +280,6 @@ class ValidationPictures:
 
     The slice is the one with most lesion in the truth or, without a truth, in the prediction. Prediction is red, truth
     green, both yellow. A patient with neither has no DSC and is left out.
-
-    Args:
-        writer: The writer of the event files.
     """
 
     def __init__(self, writer: Any) -> None:
@@ -370,16 +304,7 @@ class ValidationPictures:
                 self._seen.append((dsc, str(source.get("patient", "unknown")), picture))
 
     def picture(self, flair: torch.Tensor, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One slice with its contours.
-
-        Args:
-            flair: (H, W), 0 to 255.
-            pred: (1, H, W), 0 and 1.
-            label: (1, H, W), 0 and 1.
-
-        Returns:
-            (3, H, W) float, 0 to 1.
-        """
+        """One slice, (3, H, W) from 0 to 1, of FLAIR, (H, W) from 0 to 255, and two masks, (1, H, W)."""
         grey = flair.float() / 255
         red, green = (torch.maximum(grey, self.contour(mask)[0]) for mask in (pred, label))
         return torch.stack([red, green, grey])
@@ -387,17 +312,14 @@ class ValidationPictures:
     def write(self, engine: Any) -> None:
         """Write the two pictures and whose they are."""
         ordered = sorted(self._seen, key=lambda seen: seen[0])
-        places = (("validation/worst", 0), ("validation/median", (len(ordered) - 1) // 2)) if ordered else ()
-        for tag, place in places:
-            dsc, patient, picture = ordered[place]
+        if not ordered:
+            return
+        median = ordered[(len(ordered) - 1) // 2]
+        for tag, (dsc, patient, picture) in (("validation/worst", ordered[0]), ("validation/median", median)):
             self.writer.add_image(tag, picture, engine.state.epoch)
             self.writer.add_text(tag, f"{patient}: DSC {dsc:.4f}", engine.state.epoch)
 
 
 def file_names(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The volumes' file names without their folders, for ``MetricsSaver``.
-
-    Args:
-        batch: The evaluator's batch; "image" is a MetaTensor.
-    """
+    """The volumes' file names without their folders, for ``MetricsSaver``."""
     return [{"filename_or_obj": Path(item["image"].meta["filename_or_obj"]).name} for item in batch]

@@ -6,7 +6,6 @@ import ctypes
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,64 +13,38 @@ from .faults import PipelineError
 
 
 def amp_by_default(device: torch.device | str) -> bool:
-    """True where a device has units for 16-bit numbers: CUDA, and CPUs with AVX512-BF16 (all with AMX have it).
-
-    Other devices take longer in 16 bits than in 32.
-
-    Args:
-        device: The device that trains.
-    """
-    if torch.device(device).type == "cuda":
-        return True
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16", False))
+    """True where 16 bits are faster than 32: on CUDA, and on CPUs with AVX512-BF16 (all with AMX have it)."""
+    return torch.device(device).type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def cuda_amp(amp: bool, device: torch.device | str) -> bool:
-    """True where MONAI's engine does the 16-bit passes itself, which it does on CUDA alone.
-
-    Args:
-        amp: The training runs in 16 bits.
-        device: The device that trains.
-    """
+    """True where MONAI's engine does the 16-bit passes itself, which it does on CUDA alone."""
     return bool(amp) and torch.device(device).type == "cuda"
 
 
 def amp_arguments(device: torch.device | str) -> dict[str, torch.dtype]:
-    """Arguments of ``torch.autocast`` on CUDA: bfloat16 where the card has it, else float16; empty elsewhere.
-
-    Args:
-        device: The device that trains.
-    """
+    """Arguments of ``torch.autocast`` on CUDA: bfloat16 where the card has it, else float16; empty elsewhere."""
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return {}
     return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16}
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next tensor, for the whole process; False where there is no glibc.
+def keep_freed_memory() -> None:
+    """Let glibc, where there is one, keep freed memory for the next tensor, for the whole process.
 
     By default glibc gives tensors of more than 32 MB, and whatever other threads free, back to the system, which clears
     the pages again: a third to a half of a training step on a CPU.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-        libc.mallopt(option, value)
-    return True
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+            libc.mallopt(option, value)
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108
     """Refuse loader processes whose batches the shared memory does not hold: PyTorch would wait for them for ever.
 
-    Args:
-        workers: The number of processes, each with two batches under way.
-        batch_bytes: The size of one batch.
-        folder: The folder of the shared memory; where there is none, nothing is checked.
-
-    Raises:
-        PipelineError: The shared memory is too small.
+    Each process has two batches under way. Where the system has no such folder, nothing is checked.
     """
     if not workers or not Path(folder).is_dir():
         return

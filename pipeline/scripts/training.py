@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, EarlyStopping
+from ignite.handlers import Checkpoint, EarlyStopping, global_step_from_engine
 from monai.engines import default_prepare_batch
 
 from . import metrics
@@ -41,73 +42,46 @@ _LOG = logging.getLogger("train")
 
 
 class PrepareBatch:
-    """A batch brought to the device, and augmented there.
-
-    Args:
-        transforms: The random transforms of a whole batch.
-    """
+    """A batch brought to the device, and augmented there by random transforms of a whole batch."""
 
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
 
-    def __call__(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **_: Any,
-    ) -> Any:
+    def __call__(self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
         """Image and label, as MONAI's trainer takes them."""
         moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items()}
         return default_prepare_batch(self.transforms(moved), device)
 
 
+@dataclass(kw_only=True)
 class Setup:
     """What a training is given: data, folder, budget. It is checked before slices are read and a network is built.
 
-    Args:
-        training_data: The items that this process trains on.
-        validation_data: The items that it validates.
-        dataset_dir: The folder that holds ``manifest.json``.
-        ckpt_dir: The training's folder.
-        workflow: The MONAI workflow that runs the config, alone in a sequence.
-        batch_size: Slices of a batch, of all processes together.
-        world_size: The number of processes that train together.
-        amp: The training runs in 16 bits.
-        resume: Go on from the newest checkpoint in ``ckpt_dir``.
-        allow_different: Go on although config, manifest or versions have changed. What the checkpoint holds itself (the
-            optimizer's settings, the schedule, the number of epochs) cannot be changed.
+    The data are those of this process; ``batch_size`` is of all ``world_size`` processes together. ``workflow`` holds
+    the MONAI workflow that runs the config, or nothing.
     """
 
-    def __init__(
-        self,
-        *,
-        training_data: Sequence[Mapping[str, Any]],
-        validation_data: Sequence[Mapping[str, Any]],
-        dataset_dir: str,
-        ckpt_dir: str,
-        workflow: Sequence[Any],
-        batch_size: int,
-        world_size: int = 1,
-        amp: bool = False,
-        resume: bool | str = False,
-        allow_different: bool | str = False,
-    ) -> None:
-        self.training_data, self.validation_data, self.dataset_dir = training_data, validation_data, dataset_dir
-        self.folder, self.workflow, self.amp = Path(ckpt_dir), workflow, amp
-        self.batch_size, self.world_size = batch_size, world_size
+    training_data: Sequence[Mapping[str, Any]]
+    validation_data: Sequence[Mapping[str, Any]]
+    dataset_dir: str
+    ckpt_dir: str
+    workflow: Sequence[Any]
+    batch_size: int
+    world_size: int = 1
+    amp: bool = False
+    resume: bool | str = False
+    allow_different: bool | str = False
+
+    def __post_init__(self) -> None:
+        self.folder, self.is_first = Path(self.ckpt_dir), idist.get_rank() == 0
         # MONAI's command line reads True as a switch and true as text.
-        self.resume, self.allow_different = (str(switch).lower() == "true" for switch in (resume, allow_different))
-        self.config: dict[str, Any] = dict(workflow[0].parser.config) if workflow else {}
-        self.is_first = idist.get_rank() == 0
+        self.resume = str(self.resume).lower() == "true"
+        self.allow_different = str(self.allow_different).lower() == "true"
+        self.config: dict[str, Any] = dict(self.workflow[0].parser.config) if self.workflow else {}
         self.facts: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing.
-
-        Raises:
-            PipelineError: The training is refused.
-        """
+        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing."""
         if self.facts:
             return
         explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
@@ -135,7 +109,7 @@ class Setup:
             )
         facts = self._facts(patients)
         if self.resume:
-            self._refuse_changes(facts)
+            self._refuse_changes(json.loads(as_text(facts)))
         refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
         self._warn_of_shipped_weights()
         self.facts = facts
@@ -182,21 +156,17 @@ class Setup:
             "versions": library_versions(),
         }
 
-    def _refuse_changes(self, facts: Mapping[str, Any]) -> None:
+    def _refuse_changes(self, now: Mapping[str, Any]) -> None:
         """Refuse to resume a training of another config, manifest, machine or version, unless it may be."""
-        before, now = read_beginning(self.folder), json.loads(as_text(facts))
-        changed = [
-            key for key, value in now["config"].items() if key not in MAY_CHANGE and before["config"].get(key) != value
-        ]
-        if before["manifest_sha256"] != now["manifest_sha256"]:
-            changed.append("the manifest")
-        if before["processes"] != now["processes"]:
-            changed.append("the number of processes")
-        if before["amp"] != now["amp"]:
-            changed.append(f"amp on this device (pass --amp {before['amp']})")
-        for name, version in now["versions"].items():
-            if before["versions"].get(name) != version:
-                changed.append(f"{name} ({before['versions'].get(name)}, now {version})")
+        before = _beginning(self.folder)
+        changed = [key for key in _differing(before["config"], now["config"]) if key not in MAY_CHANGE]
+        named = {
+            "manifest_sha256": "the manifest",
+            "processes": "the number of processes",
+            "amp": f"amp on this device (pass --amp {before['amp']})",
+        }
+        changed += [name for key, name in named.items() if before[key] != now[key]]
+        changed += _differing(before["versions"], now["versions"]).values()
         if changed and not self.allow_different:
             raise PipelineError(
                 f"cannot resume, changed since the training began: {', '.join(changed)}. Set it back, or pass "
@@ -210,12 +180,12 @@ class Setup:
         weights = self.folder / Path(WEIGHTS).name
         if self.is_first and weights.is_file() and shipped == sha256_file(weights):
             _LOG.warning(
-                "the weights that the bundle came with are in %s, and the end of this training replaces them: pass "
-                "another --ckpt_dir to keep them",
-                self.folder,
+                f"the weights that the bundle came with are in {self.folder}, and the end of this training replaces "
+                "them: pass another --ckpt_dir to keep them"
             )
 
 
+@dataclass(kw_only=True)
 class Training:
     """One training in one folder.
 
@@ -223,78 +193,46 @@ class Training:
     checkpoint, to the bit as if nothing had happened. It keeps the two newest checkpoints and the best weights, and
     leaves ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run``
     themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints and no record.
-
-    Args:
-        setup: Data, folder and budget.
-        trainer: The trainer.
-        evaluator: The evaluator of the validation patients.
-        ema: The average of the weights, whose ``ema_model`` is the result.
-        lr_scheduler: The schedule of the learning rate.
-        seed: The training's seed, for the record.
-        image_size: Height and width of the network's input in pixels.
-        early_stop_patience: Validations without a better DSC before training stops; 0: never.
+    ``early_stop_patience`` is the number of validations without a better DSC before training stops; 0: never.
     """
 
-    def __init__(
-        self,
-        *,
-        setup: Setup,
-        trainer: Any,
-        evaluator: Any,
-        ema: WeightAverage,
-        lr_scheduler: Any,
-        seed: int,
-        image_size: int,
-        early_stop_patience: int = 0,
-    ) -> None:
-        self.setup, self.trainer, self.evaluator, self.ema = setup, trainer, evaluator, ema
-        self.lr_scheduler, self.seed, self.image_size = lr_scheduler, seed, image_size
-        self.early_stop_patience, self.folder, self.is_first = early_stop_patience, setup.folder, setup.is_first
-        self.saver = DurableSaver(self.folder)
-        self.early_stop = EarlyStopping(
-            patience=early_stop_patience or 10**9,
-            score_function=metrics.validation_dsc,
-            trainer=trainer,
-        )
+    setup: Setup
+    trainer: Any
+    evaluator: Any
+    ema: WeightAverage
+    lr_scheduler: Any
+    seed: int
+    image_size: int
+    early_stop_patience: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder, self.is_first, self.saver = self.setup.folder, self.setup.is_first, DurableSaver(self.setup.folder)
+        self.early_stop = EarlyStopping(self.early_stop_patience or 10**9, metrics.validation_dsc, self.trainer)
         # What a resumed training goes on from.
         self.checkpoint_objects = {
-            "trainer": trainer,
-            "network": ema.network,
-            "ema": ema,
-            "optimizer": trainer.optimizer,
-            "lr_scheduler": lr_scheduler,
+            "trainer": self.trainer,
+            "network": self.ema.model,
+            "ema": self.ema,
+            "optimizer": self.trainer.optimizer,
+            "lr_scheduler": self.lr_scheduler,
             "early_stop": self.early_stop,
-            **({"scaler": trainer.scaler} if trainer.scaler else {}),
+            **({"scaler": self.trainer.scaler} if self.trainer.scaler else {}),
         }
-        self._resumed_network: Mapping[str, Any] | None = None
 
     def run(self) -> None:
-        """Train.
-
-        Raises:
-            PipelineError: The training is refused, or a fault ended it that the user can mend.
-        """
+        """Train; one training at a time in a folder, which the first of several processes holds for all."""
         self.setup.check()
-        with self._alone():
+        with locked(self.folder) if self.is_first else contextlib.nullcontext():
             self._check()
             if self.setup.resume:
                 self._load()
             idist.barrier()  # no process removes what another still reads
             self._attach()
             # A training that had come to its end, or had stopped early, does not go on.
-            stopped_early = self.early_stop_patience and self.early_stop.counter >= self.early_stop_patience
+            stopped_early = self.early_stop.counter >= self.early_stop.patience
             if self.trainer.state.epoch < self.trainer.state.max_epochs and not stopped_early:
                 self.trainer.run()
             self._finish()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One training at a time in a folder; the first of several processes holds it for all."""
-        if self.is_first:
-            with locked(self.folder):
-                yield
-        else:
-            yield
 
     def _check(self) -> None:
         """Refuse a trainer that would leave no result, and loader processes that would wait for ever."""
@@ -307,24 +245,18 @@ class Training:
         check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
 
     def _load(self) -> None:
-        """Load the newest checkpoint.
-
-        Raises:
-            PipelineError: The config names other settings than the checkpoint holds; they would not take effect.
-        """
+        """Load the newest checkpoint; refuse other settings than it holds, which would not take effect."""
         wanted = self._restored_settings()
         state = newest(self.folder, self.trainer.state.device)
         Checkpoint.load_objects(self.checkpoint_objects, state)
-        found = self._restored_settings()
-        differing = [
-            f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value
-        ]
+        differing = _differing(self._restored_settings(), wanted)
         if differing:
             raise PipelineError(
-                f"cannot resume with other settings than the checkpoint holds: {', '.join(differing)}. They would not "
-                "take effect, also with --allow_different. Set them back, or begin a new training."
+                f"cannot resume with other settings than the checkpoint holds: {', '.join(differing.values())}. They "
+                "would not take effect, also with --allow_different. Set them back, or begin a new training."
             )
-        self._resumed_network = state["network"]
+        network = state["network"]  # once more at the start, where a CheckpointLoader may have loaded others
+        self.trainer.add_event_handler(Events.STARTED, lambda: self.ema.model.load_state_dict(network))
 
     def _restored_settings(self) -> dict[str, Any]:
         """Settings that come back with a checkpoint, whatever the config says."""
@@ -338,12 +270,8 @@ class Training:
 
     def _attach(self) -> None:
         """Attach the record of the beginning, checkpoints, best weights and early stop."""
-        checkpoint = Checkpoint(
-            self.checkpoint_objects,
-            self.saver,
-            global_step_transform=lambda engine, _: engine.state.epoch,
-            n_saved=2,
-        )
+        epoch = global_step_from_engine(self.trainer)
+        checkpoint = Checkpoint(self.checkpoint_objects, self.saver, n_saved=2, global_step_transform=epoch)
         # After the handlers of the config, of which one may refuse the training.
         self.trainer.add_event_handler(Events.STARTED, self._begin)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
@@ -351,10 +279,8 @@ class Training:
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
 
     def _begin(self) -> None:
-        if self._resumed_network is not None:  # a CheckpointLoader among the handlers has loaded others
-            self.ema.network.load_state_dict(self._resumed_network)
-        self._say("running")
         if self.is_first:
+            self._say("running")
             write_durably(self.folder / BEGAN, as_text(self._with_weights()).encode())
 
     def _save_best(self, engine: Engine) -> None:
@@ -384,10 +310,8 @@ class Training:
         _LOG.info("%sweights: %s", said, self.folder / "model.pt")
 
     def _say(self, status: str) -> None:
-        if self.is_first:
-            write_durably(
-                self.folder / RUN, json.dumps({"status": status, "resumed": self.setup.resume}, indent=2).encode()
-            )
+        content = {"status": status, "resumed": self.setup.resume}
+        write_durably(self.folder / RUN, json.dumps(content, indent=2).encode())
 
 
 def _gathered(value: Any) -> list[Any]:
@@ -396,15 +320,15 @@ def _gathered(value: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def read_beginning(folder: Path) -> dict[str, Any]:
-    """What was recorded when the training of a folder began.
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Each name whose value is another now, and how both are told."""
+    return {
+        name: f"{name} {before.get(name)} (now {value})" for name, value in now.items() if before.get(name) != value
+    }
 
-    Args:
-        folder: The training's folder.
 
-    Raises:
-        PipelineError: There is no readable record, or it is another version's.
-    """
+def _beginning(folder: Path) -> dict[str, Any]:
+    """What was recorded when the training of a folder began."""
     path = folder / BEGAN
     try:
         record = json.loads(path.read_bytes())

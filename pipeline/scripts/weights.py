@@ -12,55 +12,35 @@ from .files import content_of, matches_checksum, sha256_bytes
 from .records import RECORD, read_record
 
 WEIGHTS = "models/model.pt"
-METADATA = "configs/metadata.json"
 MAX_WEIGHTS_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that is what its checksum, its record or the bundle's metadata say.
-
-    Args:
-        path: The file.
-        data: Its content, not parsed.
-        sha256: The hash of the content.
-        record: The record beside it, empty where there is none.
-        is_replaced: It lies in the place of the weights that the bundle came with, and is another file: a training of
-            the user's own left it there.
-    """
+    """A weights file that is what its checksum, its record or the bundle's metadata say; ``data`` is not parsed."""
 
     path: Path
     data: bytes = field(repr=False)
     sha256: str
     record: dict[str, Any] = field(repr=False)
+    """Empty where no record lies beside the file."""
     is_replaced: bool
+    """A training of the user's own has replaced the weights that the bundle came with by this file."""
 
 
 def shipped_sha256(bundle: Path) -> str | None:
-    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none.
-
-    Args:
-        bundle: The bundle's folder.
-    """
+    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none."""
     try:
-        return str(json.loads((bundle / METADATA).read_bytes())["weights"]["sha256"]).lower()
+        return str(json.loads((bundle / "configs" / "metadata.json").read_bytes())["weights"]["sha256"]).lower()
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def read_weights(path: Path, bundle: Path, option: str = "--ckpt_path") -> Weights:
-    """Read weights and check their hash; no code in them is run.
+    """Read weights and check their hash; no code in them is run. ``option`` names other weights, for messages.
 
     The hash must be the one in ``NAME.sha256`` beside the file, where that exists. A record beside the file must name
     it. Without a record, the file in the place of the bundle's own weights must be the one that its metadata names.
-
-    Args:
-        path: The weights file.
-        bundle: The bundle's folder.
-        option: The option that names other weights, for messages.
-
-    Raises:
-        PipelineError: The file is missing, damaged, or not the one that it should be.
     """
     try:
         data = content_of(path, MAX_WEIGHTS_BYTES)

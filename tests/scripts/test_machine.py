@@ -26,12 +26,13 @@ def test_the_engines_amp_is_for_cuda_devices(recipe: ConfigParser, device: str, 
 
 
 def test_tensors_are_kept_where_glibc_can_be_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    assert not machine.keep_freed_memory()
-    told = []
-    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    told: list[tuple[int, int]] = []
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: told.append(given)))
-    assert machine.keep_freed_memory()
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    machine.keep_freed_memory()
+    assert told == []
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    machine.keep_freed_memory()
     assert told == [(-4, 0), (-1, -1), (-8, 1)]
     for config in ("train", "multi_gpu_train"):
         content = json.loads((BUNDLES[0] / "configs" / f"{config}.json").read_text())

@@ -23,7 +23,7 @@ class PipelineError(Exception):
 
 
 def is_users_fault(error: BaseException) -> bool:
-    """True for a ``PipelineError`` of the package or of a bundle, which has the class from its own copy of this file."""
+    """True for a ``PipelineError``, the package's or that of a bundle's own copy of this file."""
     return bool(getattr(error, "is_users_fault", False))
 
 

@@ -6,7 +6,6 @@ import ctypes
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,14 +13,8 @@ from .faults import PipelineError
 
 
 def amp_by_default(device: torch.device | str) -> bool:
-    """True where a device has units for 16-bit numbers: CUDA, and CPUs with AVX512-BF16 (all with AMX have it).
-
-    Other devices take longer in 16 bits than in 32.
-    """
-    if torch.device(device).type == "cuda":
-        return True
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16", False))
+    """True where 16 bits are faster than 32: on CUDA, and on CPUs with AVX512-BF16 (all with AMX have it)."""
+    return torch.device(device).type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def cuda_amp(amp: bool, device: torch.device | str) -> bool:
@@ -36,18 +29,16 @@ def amp_arguments(device: torch.device | str) -> dict[str, torch.dtype]:
     return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16}
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next tensor, for the whole process; False where there is no glibc.
+def keep_freed_memory() -> None:
+    """Let glibc, where there is one, keep freed memory for the next tensor, for the whole process.
 
     By default glibc gives tensors of more than 32 MB, and whatever other threads free, back to the system, which clears
     the pages again: a third to a half of a training step on a CPU.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-        libc.mallopt(option, value)
-    return True
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+            libc.mallopt(option, value)
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, EarlyStopping
+from ignite.handlers import Checkpoint, EarlyStopping, global_step_from_engine
 from monai.engines import default_prepare_batch
 
 from . import metrics
@@ -46,18 +47,13 @@ class PrepareBatch:
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
 
-    def __call__(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **_: Any,
-    ) -> Any:
+    def __call__(self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
         """Image and label, as MONAI's trainer takes them."""
         moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items()}
         return default_prepare_batch(self.transforms(moved), device)
 
 
+@dataclass(kw_only=True)
 class Setup:
     """What a training is given: data, folder, budget. It is checked before slices are read and a network is built.
 
@@ -65,27 +61,23 @@ class Setup:
     the MONAI workflow that runs the config, or nothing.
     """
 
-    def __init__(
-        self,
-        *,
-        training_data: Sequence[Mapping[str, Any]],
-        validation_data: Sequence[Mapping[str, Any]],
-        dataset_dir: str,
-        ckpt_dir: str,
-        workflow: Sequence[Any],
-        batch_size: int,
-        world_size: int = 1,
-        amp: bool = False,
-        resume: bool | str = False,
-        allow_different: bool | str = False,
-    ) -> None:
-        self.training_data, self.validation_data, self.dataset_dir = training_data, validation_data, dataset_dir
-        self.folder, self.workflow, self.amp = Path(ckpt_dir), workflow, amp
-        self.batch_size, self.world_size = batch_size, world_size
+    training_data: Sequence[Mapping[str, Any]]
+    validation_data: Sequence[Mapping[str, Any]]
+    dataset_dir: str
+    ckpt_dir: str
+    workflow: Sequence[Any]
+    batch_size: int
+    world_size: int = 1
+    amp: bool = False
+    resume: bool | str = False
+    allow_different: bool | str = False
+
+    def __post_init__(self) -> None:
+        self.folder, self.is_first = Path(self.ckpt_dir), idist.get_rank() == 0
         # MONAI's command line reads True as a switch and true as text.
-        self.resume, self.allow_different = (str(switch).lower() == "true" for switch in (resume, allow_different))
-        self.config: dict[str, Any] = dict(workflow[0].parser.config) if workflow else {}
-        self.is_first = idist.get_rank() == 0
+        self.resume = str(self.resume).lower() == "true"
+        self.allow_different = str(self.allow_different).lower() == "true"
+        self.config: dict[str, Any] = dict(self.workflow[0].parser.config) if self.workflow else {}
         self.facts: dict[str, Any] = {}
 
     def check(self) -> None:
@@ -188,12 +180,12 @@ class Setup:
         weights = self.folder / Path(WEIGHTS).name
         if self.is_first and weights.is_file() and shipped == sha256_file(weights):
             _LOG.warning(
-                "the weights that the bundle came with are in %s, and the end of this training replaces them: pass "
-                "another --ckpt_dir to keep them",
-                self.folder,
+                f"the weights that the bundle came with are in {self.folder}, and the end of this training replaces "
+                "them: pass another --ckpt_dir to keep them"
             )
 
 
+@dataclass(kw_only=True)
 class Training:
     """One training in one folder.
 
@@ -204,38 +196,28 @@ class Training:
     ``early_stop_patience`` is the number of validations without a better DSC before training stops; 0: never.
     """
 
-    def __init__(
-        self,
-        *,
-        setup: Setup,
-        trainer: Any,
-        evaluator: Any,
-        ema: WeightAverage,
-        lr_scheduler: Any,
-        seed: int,
-        image_size: int,
-        early_stop_patience: int = 0,
-    ) -> None:
-        self.setup, self.trainer, self.evaluator, self.ema = setup, trainer, evaluator, ema
-        self.lr_scheduler, self.seed, self.image_size = lr_scheduler, seed, image_size
-        self.folder, self.is_first = setup.folder, setup.is_first
-        self.saver = DurableSaver(self.folder)
-        self.early_stop = EarlyStopping(
-            patience=early_stop_patience or 10**9,
-            score_function=metrics.validation_dsc,
-            trainer=trainer,
-        )
+    setup: Setup
+    trainer: Any
+    evaluator: Any
+    ema: WeightAverage
+    lr_scheduler: Any
+    seed: int
+    image_size: int
+    early_stop_patience: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder, self.is_first, self.saver = self.setup.folder, self.setup.is_first, DurableSaver(self.setup.folder)
+        self.early_stop = EarlyStopping(self.early_stop_patience or 10**9, metrics.validation_dsc, self.trainer)
         # What a resumed training goes on from.
         self.checkpoint_objects = {
-            "trainer": trainer,
-            "network": ema.model,
-            "ema": ema,
-            "optimizer": trainer.optimizer,
-            "lr_scheduler": lr_scheduler,
+            "trainer": self.trainer,
+            "network": self.ema.model,
+            "ema": self.ema,
+            "optimizer": self.trainer.optimizer,
+            "lr_scheduler": self.lr_scheduler,
             "early_stop": self.early_stop,
-            **({"scaler": trainer.scaler} if trainer.scaler else {}),
+            **({"scaler": self.trainer.scaler} if self.trainer.scaler else {}),
         }
-        self._resumed_network: Mapping[str, Any] | None = None
 
     def run(self) -> None:
         """Train; one training at a time in a folder, which the first of several processes holds for all."""
@@ -273,7 +255,8 @@ class Training:
                 f"cannot resume with other settings than the checkpoint holds: {', '.join(differing.values())}. They "
                 "would not take effect, also with --allow_different. Set them back, or begin a new training."
             )
-        self._resumed_network = state["network"]
+        network = state["network"]  # once more at the start, where a CheckpointLoader may have loaded others
+        self.trainer.add_event_handler(Events.STARTED, lambda: self.ema.model.load_state_dict(network))
 
     def _restored_settings(self) -> dict[str, Any]:
         """Settings that come back with a checkpoint, whatever the config says."""
@@ -287,12 +270,8 @@ class Training:
 
     def _attach(self) -> None:
         """Attach the record of the beginning, checkpoints, best weights and early stop."""
-        checkpoint = Checkpoint(
-            self.checkpoint_objects,
-            self.saver,
-            global_step_transform=lambda engine, _: engine.state.epoch,
-            n_saved=2,
-        )
+        epoch = global_step_from_engine(self.trainer)
+        checkpoint = Checkpoint(self.checkpoint_objects, self.saver, n_saved=2, global_step_transform=epoch)
         # After the handlers of the config, of which one may refuse the training.
         self.trainer.add_event_handler(Events.STARTED, self._begin)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
@@ -300,8 +279,6 @@ class Training:
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
 
     def _begin(self) -> None:
-        if self._resumed_network is not None:  # a CheckpointLoader among the handlers has loaded others
-            self.ema.model.load_state_dict(self._resumed_network)
         if self.is_first:
             self._say("running")
             write_durably(self.folder / BEGAN, as_text(self._with_weights()).encode())

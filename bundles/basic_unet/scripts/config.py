@@ -29,10 +29,7 @@ REMOVED = {
 
 
 def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
-    """Refuse keys of earlier versions, which MONAI would accept and nothing would read.
-
-    ``workflow`` holds the MONAI workflow that runs the config, or nothing.
-    """
+    """Refuse keys of earlier versions, which MONAI would accept and nothing would read."""
     found = [key for key in removed if workflow and key in workflow[0].parser]
     if found:
         raise PipelineError("\n".join(f"{key}: is no key of this version. Use {removed[key]}." for key in found))
@@ -58,5 +55,4 @@ def config_without_overrides(path: Path) -> dict[str, Any]:
         return {}
     parser = ConfigParser(ConfigParser.load_config_file(path))
     parser.resolve_macro_and_relative_ids()  # type: ignore[no-untyped-call]
-    config: dict[str, Any] = parser.get()
-    return config
+    return dict(parser.get())

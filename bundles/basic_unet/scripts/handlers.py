@@ -23,9 +23,6 @@ from .faults import PipelineError
 from .finite import first_three, not_finite, prediction_fault
 from .manifest import FLAIR
 
-RANK_STEP = 10007
-"""Between the seeds of two processes that train together."""
-
 
 class Attach:
     """Lets a list of handlers name an object to which other parts of the config refer as well.
@@ -115,10 +112,7 @@ class CheckLogits:
 
 
 class SeedEpochs:
-    """Seed each epoch by its number, so that a resumed training draws what an undisturbed one draws.
-
-    Each process draws slices of its own; ``rank`` is its number, from 0.
-    """
+    """Seed each epoch by its number and the process's rank: a resumed training draws what an undisturbed one draws."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
         self.seed, self.rank = seed, rank
@@ -128,7 +122,7 @@ class SeedEpochs:
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
 
     def _seed(self, engine: Engine) -> None:
-        set_determinism(seed=self.seed + engine.state.epoch - 1 + RANK_STEP * self.rank)
+        set_determinism(seed=self.seed + engine.state.epoch - 1 + 10007 * self.rank)  # as multi_gpu_train.json does
 
 
 class ClipGradients:
@@ -199,10 +193,7 @@ class StopAtNaNPrediction:
 
 
 class ShareBuffers:
-    """Give the first process's batch statistics to all, before they validate.
-
-    Otherwise each process would validate with the statistics of its own slices.
-    """
+    """Give the first process's batch statistics to all before they validate: each has those of its own slices."""
 
     def attach(self, engine: Engine) -> None:
         """Share when a validation starts."""
@@ -223,7 +214,6 @@ class Progress:
     def __init__(self, evaluator: Any, batch_size: int, val_interval: int, quiet: bool = False) -> None:
         self.evaluator, self.batch_size, self.val_interval, self.quiet = evaluator, batch_size, val_interval, quiet
         self._start, self._done_before = 0.0, 0
-        self._log = logging.getLogger("train")
 
     def attach(self, engine: Engine) -> None:
         """Measure, show the bar, and print the line after it."""
@@ -258,7 +248,7 @@ class Progress:
         rate = (state.iteration - self._done_before) * self.batch_size / took
         metrics = sorted(self.evaluator.state.metrics.items()) if state.epoch % self.val_interval == 0 else []
         losses = "  ".join(f"{name} {value:.4f}" for name, value in metrics)
-        self._log.info(
+        logging.getLogger("train").info(
             f"epoch {state.epoch}/{state.max_epochs}  train_loss {state.metrics['train_loss']:.4f}  "
             f"{rate:.0f} slices/s  left {self.time_left(state)}  {losses}"
         )
@@ -314,10 +304,7 @@ class ValidationPictures:
                 self._seen.append((dsc, str(source.get("patient", "unknown")), picture))
 
     def picture(self, flair: torch.Tensor, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One slice with its contours, (3, H, W) from 0 to 1.
-
-        ``flair`` is (H, W) from 0 to 255; the masks are (1, H, W) of 0 and 1.
-        """
+        """One slice, (3, H, W) from 0 to 1, of FLAIR, (H, W) from 0 to 255, and two masks, (1, H, W)."""
         grey = flair.float() / 255
         red, green = (torch.maximum(grey, self.contour(mask)[0]) for mask in (pred, label))
         return torch.stack([red, green, grey])

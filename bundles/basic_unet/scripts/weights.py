@@ -12,7 +12,6 @@ from .files import content_of, matches_checksum, sha256_bytes
 from .records import RECORD, read_record
 
 WEIGHTS = "models/model.pt"
-METADATA = "configs/metadata.json"
 MAX_WEIGHTS_BYTES = 4 * 2**30
 
 
@@ -32,7 +31,7 @@ class Weights:
 def shipped_sha256(bundle: Path) -> str | None:
     """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none."""
     try:
-        return str(json.loads((bundle / METADATA).read_bytes())["weights"]["sha256"]).lower()
+        return str(json.loads((bundle / "configs" / "metadata.json").read_bytes())["weights"]["sha256"]).lower()
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

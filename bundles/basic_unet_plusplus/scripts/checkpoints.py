@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 
 from .faults import PipelineError
 from .files import checksum_path, matches_checksum, sha256_bytes, write_with_checksum
-
-_CHECKPOINT = re.compile(r"checkpoint_\d+\.pt")
 
 
 class DurableSaver(BaseSaveHandler):
@@ -43,8 +40,9 @@ class DurableSaver(BaseSaveHandler):
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     """Checkpoints of a training that has not ended, the newest first."""
-    found = [path for path in Path(folder).glob("checkpoint_*.pt") if _CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("checkpoint_")), reverse=True)
+    epochs = {path: path.stem.removeprefix("checkpoint_") for path in Path(folder).glob("checkpoint_*.pt")}
+    found = [path for path, epoch in epochs.items() if epoch.isdecimal()]
+    return sorted(found, key=lambda path: int(epochs[path]), reverse=True)
 
 
 def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[str, Any]:
@@ -59,7 +57,6 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[s
         if checksum_path(path).is_file() and matches_checksum(path, sha256_bytes(data)):
             for fault in faults:
                 logging.getLogger("train").warning("%s; going on from %s", fault, path.name)
-            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-            return state
+            return dict(torch.load(io.BytesIO(data), map_location=device, weights_only=True))
         faults.append(f"{path.name}: damaged (its SHA-256 is not in {path.name}.sha256 beside it)")
     raise PipelineError(f"nothing to resume, every checkpoint is damaged: {'; '.join(faults)}")

@@ -24,10 +24,7 @@ def first_three(places: Sequence[str]) -> str:
 
 
 def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
-    """A message where logits of any shape are not finite, empty where they are.
-
-    A sigmoid would make 1 of an infinite logit, and a threshold an empty mask of NaN.
-    """
+    """A message where logits, of any shape, hold NaN or Inf, else empty. A sigmoid and a threshold would hide them."""
     if bool(torch.isfinite(logits).all()):
         return ""
     return (
