@@ -7,21 +7,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.command_line import add_bundle_arguments, run_cli
+from pipeline.command_line import add_bundle_arguments, run_cli, show_messages
 from pipeline.errors import PipelineError
-from pipeline.model.predictions import FIGURES
-from pipeline.scoring.evaluation import (
-    EvaluationRequest,
-    EvaluationResult,
-    lock_results,
-    prepare_evaluation,
-    run_evaluation,
-)
 from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.results import MAP_FOLDER, MASK_FOLDER, scores_table
 from pipeline.scripts.files import write_durably
 from pipeline.scripts.manifest import MASK_SUFFIX, SECTIONS, UNCERTAINTY_SUFFIX
+
+if TYPE_CHECKING:
+    from pipeline.scoring.evaluation import EvaluationResult
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -86,15 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         PipelineError: What the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
     """
+    show_messages()
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
-    request = EvaluationRequest(
-        manifest=args.manifest,
-        bundles=tuple(args.bundle),
-        out=args.out,
-        weights=tuple(args.weights),
-        folds=tuple(args.folds),
+    from pipeline.scoring.evaluation import evaluate_volumes
+
+    result = evaluate_volumes(
+        args.manifest,
+        args.bundle,
+        args.out,
+        weights=args.weights,
+        folds=args.folds,
         fold=args.fold,
         split=args.split,
         protocol=args.protocol,
@@ -104,23 +103,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         trust=args.trust,
         seed=args.seed,
         command=_command(sys.argv[1:] if argv is None else argv),
+        draw=lambda result: _draw(result, args.out, figures=args.figures, all_slices=args.all_slices),
     )
-    evaluation = prepare_evaluation(request)
-    with lock_results(request.out):
-        print(*evaluation.notes, sep="\n")
-        result = run_evaluation(evaluation)
-        _draw(request, result, figures=args.figures, all_slices=args.all_slices)
     print(scores_table(result.scores, result.summary))
     print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
     print(f"results: {args.out}; next: python -m pipeline.report {shlex.quote(str(args.out))}")
     return 0
 
 
-def _draw(request: EvaluationRequest, result: EvaluationResult, *, figures: bool, all_slices: bool) -> None:
+def _draw(result: EvaluationResult, out: Path, *, figures: bool, all_slices: bool) -> None:
     """Remove pictures of other masks; draw the chart of DSC and each patient's slices where they are asked for."""
+    from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import DSC_FIGURE, Case, draw_cases, remove_outdated
 
-    out = request.out
     cases = [
         Case(
             name=volume.patient,

@@ -6,23 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.command_line import add_bundle_arguments, run_cli
+from pipeline.command_line import add_bundle_arguments, run_cli, show_messages
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.model.predictions import (
-    FIGURES,
-    PREDICTIONS_NAME,
-    TABLE_NAME,
-    PredictionPlan,
-    PredictionRequest,
-    PredictionResult,
-    find_volumes,
-    lock_predictions,
-    predictions_table,
-    prepare_predictions,
-    run_predictions,
-)
 from pipeline.scripts.manifest import MASK_SUFFIX, UNCERTAINTY_SUFFIX
+
+if TYPE_CHECKING:
+    from pipeline.model.predictions import PredictionResult
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     add_bundle_arguments(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, help=f"folder for NAME_mask.nii.gz, {TABLE_NAME} and {PREDICTIONS_NAME}"
+        "--out", type=Path, required=True, help="folder for NAME_mask.nii.gz, predictions.csv and predictions.json"
     )
     parser.add_argument(
         "--probability",
@@ -82,30 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         PipelineError: What the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
     """
+    show_messages()
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices and --no-figures (expected one of them).")
-    request = PredictionRequest(
-        inputs=tuple(args.inputs),
-        bundles=tuple(args.bundle),
-        out=args.out,
-        weights=tuple(args.weights),
-        backend=args.backend,
-        trust=args.trust,
+    from pipeline.model.predictions import predict_volumes, predictions_table
+
+    result = predict_volumes(
+        args.inputs,
+        args.bundle,
+        args.out,
+        weights=args.weights,
         flips=args.tta,
         probability=args.probability,
         uncertainty=args.uncertainty,
+        backend=args.backend,
+        trust=args.trust,
         allow_gaps=args.allow_gaps,
         pseudonymise=args.pseudonymise,
         overwrite=args.overwrite,
+        draw=lambda result: _draw(result, args.out, figures=args.figures, all_slices=args.all_slices),
     )
-    inputs, key = find_volumes(request)
-    with lock_predictions(request.out):
-        plan = prepare_predictions(request, inputs, key)
-        print(*plan.notes, sep="\n")
-        result = run_predictions(plan)
-        _draw(plan, result, figures=args.figures, all_slices=args.all_slices)
-    print(*result.notes, sep="\n")
     print(predictions_table(result.predictions))
     print(f"Research only, not for clinical use. Masks and table: {args.out}")
     if result.faults:
@@ -113,15 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _draw(plan: PredictionPlan, result: PredictionResult, *, figures: bool, all_slices: bool) -> None:
+def _draw(result: PredictionResult, out: Path, *, figures: bool, all_slices: bool) -> None:
     """Remove pictures of other masks, and draw those of these where they are asked for."""
+    from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import Case, draw_cases, remove_outdated
 
-    out = plan.request.out
     cases = [
         Case(
             name=found.volume,
-            image=plan.inputs.volumes[found.volume],
+            image=result.images[found.volume],
             mask=out / f"{found.volume}{MASK_SUFFIX}",
             uncertainty=out / f"{found.volume}{UNCERTAINTY_SUFFIX}",
         )

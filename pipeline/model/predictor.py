@@ -6,20 +6,19 @@ import itertools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import nifti_bytes, refuse_unusable, save_map, save_mask
 from pipeline.model.bundle import Bundle, load_bundle, refuse_single_pass
 from pipeline.scripts.volumes import check_image
-
-if TYPE_CHECKING:
-    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,8 +27,8 @@ MAX_VOLUMES_AT_ONCE = 3
 """One volume is read, one is in the network, one is finished."""
 _NETWORK = threading.Lock()
 """Reading and finishing of volumes overlap, networks take turns."""
-COLUMNS_AXIS = 3
-"""Dimension of a batch (1, C, H, W, D) that a left-right flip mirrors: the image columns."""
+AS_IT_IS, LEFT_RIGHT = (), (3,)
+"""Dimensions of a batch (1, C, H, W, D) that are mirrored for a pass: none, or the image columns."""
 
 
 @dataclass(frozen=True)
@@ -119,26 +118,12 @@ class Predictor:
         return VolumePrediction(mean, mask, disagreement(passes), agreement)
 
     def passes(self, image: str | Path) -> list[Map]:
-        """The probability of a lesion by each pass: each bundle's own and, with flips, that of the mirrored volume.
-
-        Args:
-            image: A NIfTI file, (H, W, D, 3).
-
-        Returns:
-            One array (H, W, D) float32, 0 to 1, for each pass, on the grid of ``image``.
-        """
-        flips = (False, True) if self.flips else (False,)
-        return [_probability(bundle, Path(image), flip) for bundle in self.bundles for flip in flips]
+        """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file (H, W, D, 3)."""
+        flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
+        return [_probability(bundle, Path(image), mirrored) for bundle in self.bundles for mirrored in flips]
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
-        """The mask by threshold and component rule of the first bundle's config.
-
-        Args:
-            probability: (H, W, D) float32, 0 to 1.
-
-        Returns:
-            (H, W, D) uint8, 0 and 1.
-        """
+        """The mask of a probability, both (H, W, D), by threshold and component rule of the first bundle's config."""
         import torch
 
         mask = self.bundles[0].to_mask({"pred": torch.from_numpy(probability)[None]})["pred"]
@@ -146,15 +131,15 @@ class Predictor:
 
 
 def save_prediction(
-    prediction: VolumePrediction, image: Path, mask: Path, *, probability: Path | None, uncertainty: Path | None
+    prediction: VolumePrediction, image: Path, mask: Path, uncertainty: Path, probability: Path | None = None
 ) -> None:
-    """Write a prediction as NIfTI files that open aligned with the image."""
+    """Write a prediction as NIfTI files that open aligned with the image; a map of before goes where there is none."""
     if probability:
         save_map(prediction.probability, probability, image)
-    if uncertainty and prediction.uncertainty is not None:
-        save_map(prediction.uncertainty, uncertainty, image)
-    elif uncertainty:
+    if prediction.uncertainty is None:
         uncertainty.unlink(missing_ok=True)
+    else:
+        save_map(prediction.uncertainty, uncertainty, image)
     save_mask(prediction.mask, mask, image)
 
 
@@ -163,25 +148,16 @@ def disagreement(passes: Sequence[Map]) -> Map:
 
     Source: test-time augmentation as in Wang et al., Neurocomputing 338 (2019), ensembles as in Lakshminarayanan et
     al., NeurIPS 2017.
-
-    Args:
-        passes: Two or more arrays (H, W, D) float32.
-
-    Returns:
-        (H, W, D) float32.
     """
     deviation: Map = np.stack(passes).std(axis=0, dtype=np.float32)
     return deviation
 
 
 def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
-    """Mean DSC between every two passes' masks: 1 where all agree, near 0 where each marks something else.
+    """Mean DSC between every two passes' masks, 0 to 1; None for fewer than two masks, or where no pass marks a voxel.
 
     One number for a volume, known without its truth. Source: Roy, Conjeti, Navab, Wachinger, NeuroImage 195 (2019),
     there for Monte Carlo samples; here for networks and flips.
-
-    Returns:
-        0 to 1; None for fewer than two masks, or where no pass marks a voxel.
     """
     pairs = [(one.astype(bool), two.astype(bool)) for one, two in itertools.combinations(masks, 2)]
     sizes = [(int((one & two).sum()), int(one.sum()) + int(two.sum())) for one, two in pairs]
@@ -194,10 +170,6 @@ def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str)
 
     While a network works on one, the next is read and the one before is finished.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tqdm import tqdm
-
     with ThreadPoolExecutor(MAX_VOLUMES_AT_ONCE) as pool:
         waiting = [pool.submit(work, item) for item in items]
         try:
@@ -207,16 +179,21 @@ def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str)
             raise
 
 
-def _probability(bundle: Bundle, image: Path, flip: bool) -> Map:
+def _probability(bundle: Bundle, image: Path, mirrored: tuple[int, ...]) -> Map:
     import torch
 
     from pipeline.scripts.finite import prediction_fault
 
-    data = _preprocessed(bundle, image)
+    try:
+        data = bundle.preprocessing({"image": str(image)})
+    except (RuntimeError, ValueError, OSError) as error:
+        refuse_unusable(image)
+        cause = error.__cause__ or error
+        raise PipelineError(f"{image}: {bundle.name} cannot read it ({cause}). Check the volume.") from error
     batch = data["image"][None].to(bundle.device)
     with torch.inference_mode():
         with _NETWORK:
-            logits = _mirrored(bundle.inferer(_mirrored(batch, flip), bundle.network), flip)
+            logits = bundle.inferer(batch.flip(mirrored), bundle.network).flip(mirrored)
         # Before the sigmoid, which makes 1 of an infinite logit.
         if fault := prediction_fault(logits, [image.name]):
             refuse_unusable(image)
@@ -225,17 +202,3 @@ def _probability(bundle: Bundle, image: Path, flip: bool) -> Map:
         data["pred"] = logits[0]
         probability = bundle.to_probability(data)["pred"]
     return np.asarray(probability[0].cpu(), dtype=np.float32)
-
-
-def _preprocessed(bundle: Bundle, image: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = bundle.preprocessing({"image": str(image)})
-    except (RuntimeError, ValueError, OSError) as error:
-        refuse_unusable(image)
-        cause = error.__cause__ or error
-        raise PipelineError(f"{image}: {bundle.name} cannot read it ({cause}). Check the volume.") from error
-    return data
-
-
-def _mirrored(batch: torch.Tensor, flip: bool) -> torch.Tensor:
-    return batch.flip(COLUMNS_AXIS) if flip else batch

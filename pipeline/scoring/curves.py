@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,15 @@ def read_events(folder: Path, steps_per_epoch: int = 1) -> dict[str, Curve]:
         found = {tag: {e.step: e.value for e in accumulator.Scalars(tag)} for tag in TAGS if tag in known}
     except Exception as error:  # damaged records raise anything
         raise PipelineError(f"{folder}: no readable event files ({error}). Remove or restore them.") from error
-    scale = {tag: 1 if tag == "train_loss" else steps_per_epoch for tag in TAGS}
-    return {
-        tag: _thinned([(step * scale[tag], value) for step, value in sorted(points.items())])
-        for tag, points in found.items()
-    }
+    return {tag: _thinned(points, 1 if tag == "train_loss" else steps_per_epoch) for tag, points in found.items()}
 
 
-def _thinned(points: Sequence[tuple[int, float]]) -> Curve:
+def _thinned(points: Mapping[int, float], scale: int) -> Curve:
     import numpy as np
 
-    finite = [(step, value) for step, value in points if np.isfinite(value)]
+    finite = [(float(step * scale), value) for step, value in sorted(points.items()) if np.isfinite(value)]
     if len(finite) <= MAX_POINTS:
-        return [(float(step), float(value)) for step, value in finite]
+        return finite
     return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in np.array_split(np.array(finite), MAX_POINTS)]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from pipeline.errors import PipelineError
 from pipeline.scoring.results import VolumeScore
@@ -27,21 +28,11 @@ MARKED = 0.01
 
 
 def as_mask(volume: NDArray[Any], name: str) -> Mask:
-    """A volume of 0 and 1 as booleans.
-
-    Args:
-        volume: (H, W, D), any number type or bool.
-        name: What the volume is, for messages.
-    """
-    if volume.dtype == np.bool_:
-        return volume
-    if not np.isfinite(volume).all():
-        raise PipelineError(
-            f"{name}: NaN or Inf among the voxels (expected 0 and 1). A prediction like this has no DSC."
-        )
+    """A volume of 0 and 1, (H, W, D), as booleans; messages call it by ``name``."""
     if not ((volume == 0) | (volume == 1)).all():
         raise PipelineError(
-            f"{name}: values from {volume.min()} to {volume.max()} (expected 0 and 1). Threshold it first."
+            f"{name}: values from {volume.min()} to {volume.max()} (expected 0 and 1; NaN or Inf has no DSC). "
+            "Threshold it first."
         )
     return volume.astype(np.bool_)
 
@@ -97,12 +88,8 @@ def _hd95_px(predicted: Mask, true: Mask) -> float | None:
     from medpy.metric.binary import hd95
 
     # Surfaces lie inside the box of both masks: cropping to it (and a rim of air) changes no distance.
-    either = np.pad(predicted | true, 1)
-    box = tuple(
-        slice(max(int(where.min()) - 1, 0), int(where.max()) + 2)
-        for where in (np.flatnonzero(either.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    )
-    return float(hd95(np.pad(predicted, 1)[box], np.pad(true, 1)[box]))
+    box = find_objects((predicted | true).astype(np.uint8))[0]
+    return float(hd95(np.pad(predicted[box], 1), np.pad(true[box], 1)))
 
 
 def reliability(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[tuple[int, float, int], ...]:

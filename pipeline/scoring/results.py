@@ -64,12 +64,12 @@ RATIO_COLUMNS = ("dsc", "hd95_px", "sensitivity", "precision")
 COUNT_COLUMNS = ("tp_voxels", "fp_voxels", "fn_voxels")
 SCORE_COLUMNS = ("patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "lesion_voxels")
 """Columns of ``scores.csv``; ``agreement`` follows where it was asked for."""
-_STATISTICS = ("scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min")
+_STATISTICS = ["scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"]
 """Keys that come into a summary at the end, when all volumes are scored."""
-_SUMMARY_KEYS = (
+_SUMMARY_KEYS = [
     *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
     *_STATISTICS,
-)
+]
 _SUMMARY_FORMS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: type(value) is int and value >= 0,
     "protocol": lambda value: isinstance(value, str),
@@ -88,7 +88,7 @@ def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
     import pandas as pd
 
     rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
-    columns = [*SCORE_COLUMNS, *(["agreement"] if any(score.agreement is not None for score in scores) else [])]
+    columns = [*SCORE_COLUMNS, *["agreement"] * any(score.agreement is not None for score in scores)]
     table = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
     write_durably(folder / SCORES_NAME, table.encode())
 
@@ -102,17 +102,17 @@ def read_summary(folder: str | Path) -> Summary:
     """The ``summary.json`` of an evaluation."""
     path = Path(folder) / SUMMARY_NAME
     try:
-        summary: Summary = json.loads(path.read_bytes())
-        missing = [key for key in _SUMMARY_KEYS if key not in summary]
+        summary: Summary = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise PipelineError(f"{path}: no readable summary ({error}). Write it by pipeline.evaluate.") from error
-    if missing == list(_STATISTICS):
+    missing = [key for key in _SUMMARY_KEYS if key not in summary]
+    if missing == _STATISTICS:
         raise PipelineError(f"{path}: of an evaluation that did not come to its end. Run it again.")
-    if missing:
-        raise PipelineError(f"{path}: {', '.join(missing)} missing. Write it by pipeline.evaluate.")
-    odd = [key for key, fits in _SUMMARY_FORMS.items() if not fits(summary[key])]
+    odd = missing + [key for key, fits in _SUMMARY_FORMS.items() if key in summary and not fits(summary[key])]
     if odd:
-        raise PipelineError(f"{path}: {', '.join(odd)} of another form than pipeline.evaluate writes. Evaluate again.")
+        raise PipelineError(
+            f"{path}: {', '.join(odd)} missing, or of another form than pipeline.evaluate writes. Evaluate again."
+        )
     return summary
 
 
@@ -135,12 +135,12 @@ def read_scores(folder: str | Path) -> list[VolumeScore]:
     try:
         with warnings.catch_warnings(action="error"):  # pandas drops the cells of a row that is too long
             table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False, encoding="utf-8")
-            return [_score_of({str(key): str(value) for key, value in row.items()}) for row in table.to_dict("records")]
+            return [_score_of(row) for row in table.to_dict("records")]
     except (OSError, ValueError, KeyError, TypeError, Warning) as error:
         raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
 
 
-def _score_of(row: Mapping[str, str]) -> VolumeScore:
+def _score_of(row: Mapping[Any, str]) -> VolumeScore:
     ratios = {key: float(row[key]) if row[key] else None for key in RATIO_COLUMNS}
     counts = {key: int(row[key]) for key in COUNT_COLUMNS}
     agreement = float(row["agreement"]) if row.get("agreement") else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.scoring.metrics import MARKED, TENTHS
+from pipeline.scoring.metrics import MARKED
 from pipeline.scoring.results import VolumeScore
 
 BOOTSTRAP_RESAMPLES = 10_000
@@ -16,22 +16,25 @@ BOOTSTRAP_RESAMPLES = 10_000
 def calibration(scores: Sequence[VolumeScore]) -> dict[str, Any] | None:
     """How far probabilities are frequencies, over all voxels of all volumes that are ``MARKED`` at all."""
     known = [score.reliability for score in scores if score.reliability]
-    voxels, expected, lesion = np.sum(known, axis=0).T if known else np.zeros((3, TENTHS))
-    if not voxels.sum():
+    if not known or not np.any(known):
         return None
+    tenths = np.sum(known, axis=0)
     bins = [
         {"voxels": int(n), "probability": p / n if n else None, "lesion": t / n if n else None}
-        for n, p, t in zip(voxels.tolist(), expected.tolist(), lesion.tolist(), strict=True)
+        for n, p, t in tenths.tolist()
     ]
+    voxels, expected, lesion = tenths.T
     error = float(np.abs(expected - lesion).sum() / voxels.sum())
     return {"expected_calibration_error": error, "marked_from": MARKED, "bins": bins}
 
 
-def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = BOOTSTRAP_RESAMPLES) -> tuple[float, float]:
-    """95 % interval of the mean by the percentile bootstrap over volumes (Efron 1979)."""
-    draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), size=(resamples, len(values)))
-    low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | list[None]:
+    """95 % interval of the mean by the percentile bootstrap over volumes (Efron 1979); None and None for no volume."""
+    if not values:
+        return [None, None]
+    draws = np.random.default_rng(seed).choice(values, size=(BOOTSTRAP_RESAMPLES, len(values)))
+    ends: list[float] = np.percentile(draws.mean(axis=1), (2.5, 97.5)).tolist()
+    return ends
 
 
 def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> dict[str, Any]:
@@ -55,11 +58,10 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
 
     apart = [second[patient] - first[patient] for patient in first if patient in second]
     differing = [difference for difference in apart if difference]
-    low, high = bootstrap_interval(apart, seed) if apart else (None, None)
     return {
         "patients": len(apart),
         "mean": float(np.mean(apart)) if apart else None,
-        "mean_95": [low, high],
+        "mean_95": bootstrap_interval(apart, seed),
         "better": sum(difference > 0 for difference in apart),
         "worse": sum(difference < 0 for difference in apart),
         "wilcoxon_p": float(wilcoxon(differing).pvalue) if differing else None,
@@ -84,7 +86,6 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
     """
     dsc = [score.dsc for score in scores if score.dsc is not None]
     hd95 = [score.hd95_px for score in scores if score.hd95_px is not None]
-    low, high = bootstrap_interval(dsc, seed) if dsc else (None, None)
     return {
         "volumes": len(scores),
         "scored": len(dsc),
@@ -92,7 +93,7 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
         "false_positive_volumes": [s.patient for s in scores if not s.lesion_voxels and s.predicted_voxels],
         "dsc_mean": float(np.mean(dsc)) if dsc else None,
         "dsc_median": float(np.median(dsc)) if dsc else None,
-        "dsc_mean_95": [low, high],
+        "dsc_mean_95": bootstrap_interval(dsc, seed),
         "dsc_min": min(dsc, default=None),
         "hd95_px_median": float(np.median(hd95)) if hd95 else None,
         "tp_voxels": sum(score.tp_voxels for score in scores),

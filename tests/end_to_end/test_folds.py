@@ -42,7 +42,7 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
     summary = json.loads((tmp_path / "folds" / "summary.json").read_text())
     assert (summary["split"], summary["volumes"], summary["seen_in_training"]) == ("all", 8, [])
     assert [entry["fold"] for entry in summary["bundles"]] == [0, 1]
-    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
     groups = [{fold: f"{name}{fold}" for fold in (0, 1)} for name in "ab"]
     by_fold = {volume.fold: bundles_for(groups, volume) for volume in volumes}
     assert by_fold == {0: ["a0", "b0"], 1: ["a1", "b1"], None: ["a0", "a1", "b0", "b1"]}
@@ -70,7 +70,7 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
     shutil.rmtree(tmp_path / "run" / "fold_2")
     shutil.copytree(tmp_path / "run" / "fold_1", tmp_path / "run" / "fold_0")
     assert evaluate.main([*given, str(tmp_path / "swapped"), "--folds", str(tmp_path / "run")]) == 0
-    assert "were trained on" in capsys.readouterr().out
+    assert "were trained on" in capsys.readouterr().err
     with pytest.raises(PipelineError, match="holds weights of folds none"):
         evaluate.main([*given, str(tmp_path / "none"), "--folds", str(tmp_path)])
     with pytest.raises(PipelineError, match="--weights and --folds"):

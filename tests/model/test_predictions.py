@@ -261,7 +261,7 @@ def test_gaps_are_a_warning_where_allowed(lively, slices, tmp_path: Path, capsys
     (folder / two / f"{two}_4.tif").unlink()
     found = run(lively, tmp_path / "out", folder, "--allow-gaps")
     assert found[two]["slices"] == whole - 1
-    assert f"warning: {two}: gap: slice(s) 4 missing" in capsys.readouterr().out
+    assert f"warning: {two}: gap: slice(s) 4 missing" in capsys.readouterr().err
 
 
 def test_uncertainty_is_the_deviation_of_the_passes(lively, manifest: Path, tmp_path: Path, capsys) -> None:

@@ -15,7 +15,7 @@ from pipeline.model.bundle import load_bundle
 from pipeline.model.predictor import Predictor
 from pipeline.pages.report import write_report
 from pipeline.scoring.curves import read_curves
-from pipeline.scoring.evaluation import EvaluationRequest, EvaluationResult, evaluate_volumes, prepare_evaluation
+from pipeline.scoring.evaluation import EvaluationResult, evaluate_volumes
 from pipeline.scoring.protocols import largest_component
 from pipeline.scripts.files import sha256_file, write_durably
 from tests.conftest import lively_weights
@@ -25,12 +25,6 @@ def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, **options: 
     """The evaluation of the weights in a folder, by the library."""
     bundle, weights = trained
     return evaluate_volumes(manifest, [bundle], out, weights=(weights / "model.pt",), **options)
-
-
-def notes_of(trained: tuple[Path, Path], manifest: Path, out: Path) -> str:
-    """What a person is told before the scores."""
-    bundle, weights = trained
-    return "\n".join(prepare_evaluation(EvaluationRequest(manifest, (bundle,), out, (weights / "model.pt",))).notes)
 
 
 def test_the_reference_protocol_drops_end_slices_before_the_component_rule(trained, manifest, tmp_path: Path) -> None:
@@ -128,7 +122,7 @@ def test_results_name_no_path_of_the_machine(trained, manifest, tmp_path: Path) 
         assert str(tmp_path.parent) not in (tmp_path / "out" / name).read_text()
 
 
-def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phantoms, tmp_path: Path) -> None:
+def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phantoms, tmp_path: Path, caplog) -> None:
     assert evaluated(trained, manifest, tmp_path / "unseen").summary["seen_in_training"] == []
     other = tmp_path / "other"
     build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
@@ -136,21 +130,43 @@ def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phant
     trained_on = {volume.patient for volume in read_manifest(manifest).sections["training"]}
     validated = {volume.patient for volume in read_manifest(other).sections["validation"]}
     assert set(seen) == trained_on & validated != set()
-    notes = notes_of(trained, other, tmp_path / "seen")
-    assert f"warning: {len(seen)} of {len(validated)} patients were trained on" in notes
-    assert all(patient in notes for patient in seen)
+    assert f"{len(seen)} of {len(validated)} patients were trained on" in caplog.text
+    assert all(patient in caplog.text for patient in seen)
 
 
-def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path: Path) -> None:
+def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "pipeline")
     shutil.copy(trained[1] / "model.pt", tmp_path)
     summary = evaluated((trained[0], tmp_path), manifest, tmp_path / "out").summary
     assert not summary["bundles"][0]["recorded"]
-    assert "no training.json beside the weights" in notes_of((trained[0], tmp_path), manifest, tmp_path / "out")
+    assert "no training.json beside the weights" in caplog.text
+
+
+def test_an_unknown_protocol_is_an_error_that_names_the_known_ones(trained, manifest, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"'other'.*native or reference"):
+        evaluated(trained, manifest, tmp_path / "out", protocol="other")
+
+
+def test_pictures_of_other_masks_go_and_new_ones_are_drawn_under_the_lock(trained, manifest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    drawn = []
+
+    def draw(result: EvaluationResult) -> None:
+        (out / "figures").mkdir()
+        drawn.append(result.summary["dsc_mean"])
+        with pytest.raises(PipelineError, match="another run writes there"):
+            evaluated(trained, manifest, out)
+
+    result = evaluated(trained, manifest, out, draw=draw)
+    assert drawn == [result.summary["dsc_mean"]]
+    assert (out / "figures").is_dir()
+    evaluated(trained, manifest, out)
+    assert not (out / "figures").exists()
 
 
 def test_the_folder_of_the_results_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PipelineError, match="is a file"):
+    with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
         evaluated(trained, manifest, tmp_path / "file")
     with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
         write_durably(tmp_path / "file" / "scores.csv", b"")
