@@ -28,13 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given and given[0] in COMMANDS:
         command = importlib.import_module(f"pipeline.{given[0]}")
         return int(command.main(given[1:]))
+    commands = "\n".join(f"  {name:<9} {meaning}" for name, meaning in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         usage="%(prog)s [--version] COMMAND ...",
         description="FLAIR-abnormality segmentation in brain MRI. Research only, not for clinical use.",
-        epilog="commands:\n"
-        + "\n".join(f"  {name:<9} {meaning}" for name, meaning in COMMANDS.items())
-        + "\n\npython -m pipeline COMMAND --help tells a command's options.",
+        epilog=f"commands:\n{commands}\n\npython -m pipeline COMMAND --help tells a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lgg-flair-pipeline {__version__}")

@@ -9,10 +9,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.model.backends import BACKENDS, TORCH
 from pipeline.scripts.faults import is_users_fault, machine_fault_line
@@ -23,18 +21,13 @@ MEMORY_REMEDY = "Free some, or give fewer volumes or bundles at once."
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
 
-    Args:
-        main: A function that takes the arguments (None: those of the process) and returns the exit status.
-        argv: The arguments, without the program's name.
-
-    Returns:
-        The status of ``main``; 2 for a ``PipelineError`` and where memory or disk ran out; 130 when interrupted from
-        the keyboard, 143 when asked to end (SIGTERM), both with what was unfinished cleared away; 141 when the reader
-        of the output went away (``... | head``).
+    The status is 2 as well where memory or disk ran out. It is 130 when interrupted from the keyboard and 143 when
+    asked to end (SIGTERM), both with what was unfinished cleared away. It is 141 when the reader of the output went
+    away (``... | head``). ``argv`` are the arguments without the program's name; for None those of the process.
     """
     # What is left at the end goes with the process: to look for unused objects among it takes a second.
     atexit.register(gc.freeze)
-    ended = _ends_by(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main(argv)
         sys.stdout.flush()
@@ -55,8 +48,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         print("\n".join([f"error: {line}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 2
     finally:
-        if ended is not None:
-            signal.signal(signal.SIGTERM, ended)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return status
 
 
@@ -82,21 +74,12 @@ class _Terminated(BaseException):
     """Raised where the process is, by the signal that asks it to end."""
 
 
-def _ends_by(number: signal.Signals) -> Any:
-    """Let a signal raise ``_Terminated``; what it did before, None where this thread cannot say."""
-
-    def end(*_: object) -> None:
-        raise _Terminated
-
-    return signal.signal(number, end) if threading.current_thread() is threading.main_thread() else None
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which every command names its networks, ``--bundle`` first.
-
-    Args:
-        parser: The command's parser, changed in place.
-    """
+    """Add the options by which every command names its networks, ``--bundle`` first."""
     parser.add_argument(
         "--bundle", type=Path, action="append", required=True, help="bundle folder; given several times: averaged"
     )

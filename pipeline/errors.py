@@ -10,11 +10,7 @@ __all__ = ["ManifestError", "PipelineError"]
 
 
 class ManifestError(PipelineError):
-    """Every fault of a folder of slices, collected before it is raised.
-
-    Args:
-        faults: Path relative to the source folder (or a patient id) -> its messages, in order of discovery.
-    """
+    """Every fault of a folder of slices: path below the folder, or a patient's id -> its messages."""
 
     def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
         self.faults = {subject: list(messages) for subject, messages in faults.items()}

@@ -1,4 +1,4 @@
-"""Paths as they are given, folders for results, and many finished files put under their names together."""
+"""Paths as they are given, and many finished files put under their names together."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     return (Path(paths),) if isinstance(paths, (str, Path)) else tuple(map(Path, paths))
 
 
-def refuse_file(out: Path) -> None:
-    """Refuse a file where a folder of results is to be."""
-    if out.exists() and not out.is_dir():
-        raise PipelineError(f"{out}: is a file (expected a folder, or a name for a new one). Choose another --out.")
+def named_path(name: str | Path, folder: str, suffix: str = "") -> Path:
+    """A file with this suffix, or a folder without one: as given, or by its name below ``folder``."""
+    is_kind = Path.is_file if suffix else Path.is_dir
+    for path in (Path(name), Path(folder, f"{name}{suffix}")):
+        if is_kind(path):
+            return path
+    known = sorted(path.stem for path in Path(folder).glob(f"*{suffix}") if is_kind(path) and path.stem != "template")
+    raise PipelineError(
+        f"{name}: neither a path nor below {folder}/ (found there: {', '.join(known) or 'nothing'}). "
+        "Run from the repository's root, or give a path."
+    )
 
 
 def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
     """Put finished files under their names: all of them, or none where the disk refuses in between.
 
-    Args:
-        staged: Finished file -> its name, on the same disk; the order is kept.
-        aside: A folder for what they replace meanwhile, made and removed again.
-
-    Raises:
-        PipelineError: The disk refuses; what was there before is there again.
+    ``staged`` is finished file -> its name on the same disk. ``aside`` is a folder for what they replace meanwhile.
     """
     done: list[tuple[Path, Path | None]] = []
     try:
@@ -58,15 +60,7 @@ def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file under a second name, without its bytes where the disk can: the files here are replaced, never changed.
-
-    Args:
-        source: The file.
-        target: The second name, replaced where another file bears it; its folder is made where it is missing.
-
-    Raises:
-        PipelineError: The disk refuses.
-    """
+    """Put a file under a second name, by a link where the disk can: the files here are replaced, never changed."""
     with writing_errors(target):
         if target.exists() and target.samefile(source):
             return

@@ -1,4 +1,4 @@
-"""Command line: a bundle's folder -> one reproducible zip with its SHA-256, ready to be given away."""
+"""The command that checks a bundle and puts it into one reproducible zip, with its SHA-256 beside it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pipeline.model.packing import pack_bundle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a bundle, write its zip and the zip's SHA-256.
-
-    Raises:
-        PipelineError: What the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
-    """
-    parser = argparse.ArgumentParser(prog="python -m pipeline.pack", description=(__doc__ or "").strip())
+    """Check a bundle, write its zip and the zip's SHA-256."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.pack",
+        description="A bundle's folder -> one reproducible zip with its SHA-256, ready to be given away.",
+    )
     parser.add_argument("bundle", help="folder, or name below bundles/")
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the zip (default: dist)")
     parser.add_argument("--trust", action="store_true", help="load the bundle though it is not this project's own")

@@ -1,4 +1,4 @@
-"""Command line: bundle, experiment, recipe, fold -> the plain ``monai.bundle run`` command, printed and run."""
+"""The command that trains: it prints and runs the plain ``monai.bundle run`` command, or one for each fold."""
 
 from __future__ import annotations
 
@@ -10,63 +10,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import run_cli
-from pipeline.model.training import ALL_FOLDS, TrainingPlan, TrainingRequest, best_validation_dsc, plan_training
+from pipeline.command_line import run_cli, show_messages
+from pipeline.model.training import ALL_FOLDS, TrainingPlan, plan_training
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments; whatever else is given overrides the config."""
+    """The command line's arguments, as ``plan_training`` names them; whatever else is given overrides the config."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.train",
         usage="%(prog)s [options] [--KEY VALUE ...]",
         description="Train a bundle. Any other --KEY VALUE overrides the bundle's config. Research only.",
         allow_abbrev=False,
     )
-    parser.add_argument("--bundle", default="basic_unet", help="folder, or name below bundles/ (default: basic_unet)")
-    parser.add_argument(
-        "--experiment", action="append", default=[], help="file, or name below experiments/; repeatable"
-    )
-    parser.add_argument("--recipe", help="file, or name below recipes/")
-    parser.add_argument("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
-    parser.add_argument("--fold", help="validate on this fold, train on the others; all: every fold in turn")
-    parser.add_argument("--resume", action="store_true", help="go on where a training was interrupted")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="train a --bundle that is not this project's own: its configs can run any code",
-    )
-    parser.add_argument("--out", type=Path, help="folder for weights and curves (default: runs/NAME)")
+    add = parser.add_argument
+    add("--bundle", default="basic_unet", help="folder, or name below bundles/ (default: basic_unet)")
+    add("--experiment", action="append", default=[], help="file, or name below experiments/; repeatable")
+    add("--recipe", help="file, or name below recipes/")
+    add("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
+    add("--fold", help="validate on this fold, train on the others; all: every fold in turn")
+    add("--resume", action="store_true", help="go on where a training was interrupted")
+    trust_help = "train a --bundle that is not this project's own: its configs can run any code"
+    add("--trust", action="store_true", help=trust_help)
+    add("--out", type=Path, help="folder for weights and curves (default: runs/NAME)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print and run the training's command, or one for each fold.
-
-    Raises:
-        PipelineError: An unknown bundle, file or key, a fold that the manifest does not have, or another training in
-            the folder.
-    """
+    """Print and run the training's command, or one for each fold."""
+    show_messages()
     parser = arguments()
-    args, rest = parser.parse_known_args(argv)
+    args, overrides = parser.parse_known_args(argv)
     options = [text.removeprefix("--") for text in parser.format_help().split() if text.startswith("--")]
-    plan = plan_training(
-        TrainingRequest(
-            bundle=args.bundle,
-            manifest=args.manifest,
-            experiments=tuple(args.experiment),
-            recipe=args.recipe,
-            fold=args.fold,
-            resume=args.resume,
-            out=args.out,
-            overrides=tuple(rest),
-            trust=args.trust,
-            option_names=tuple(options),
-        )
-    )
-    for run in plan.runs:
-        if run.note:
-            print(run.note)
-        status = _run(run.command) if run.command else 0
+    plan = plan_training(**vars(args), overrides=overrides, option_names=options)
+    for command in plan.commands.values():
+        status = _run(command) if command else 0
         if status:
             return status
     print(_next(args, plan))
@@ -81,7 +58,7 @@ def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     scores = str(plan.out / "scores")
     evaluate = ["python", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--bundle", str(plan.bundle)]
     commands = [[*evaluate, *what, "--out", scores, "--figures"], ["python", "-m", "pipeline.report", scores]]
-    best = ", ".join(f"{dsc:.4f}" for dsc in best_validation_dsc(plan))
+    best = ", ".join(f"{dsc:.4f}" for dsc in plan.best_validation_dsc())
     start = f"best validation DSC {best}; " if best else ""
     return f"{start}next: {' && '.join(map(shlex.join, commands))}"
 
@@ -106,14 +83,12 @@ def _run(command: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
-    if status < 0:
-        why = "perhaps memory ran out; " if -status == signal.SIGKILL else ""
-        name = signal.Signals(-status).name
-        print(
-            f"\nerror: the training was killed ({name}): {why}the same command with --resume goes on", file=sys.stderr
-        )
-        return 128 - status
-    return status
+    if status >= 0:
+        return status
+    why = "perhaps memory ran out; " if -status == signal.SIGKILL else ""
+    name = signal.Signals(-status).name
+    print(f"\nerror: the training was killed ({name}): {why}the same command with --resume goes on", file=sys.stderr)
+    return 128 - status
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from pipeline import train
 from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.model.training_config import as_recorded
+from pipeline.model.training_config import config_with
 from tests.conftest import ROOT
 
 BASIC = ROOT / "bundles" / "basic_unet"
 
 
 def train_config(bundle: Path = BASIC) -> dict[str, Any]:
-    return json.loads((bundle / "configs" / "train.json").read_text())
+    return config_with(bundle / "configs" / "train.json", [], {})
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_command_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp
     assert ["--resume" in command for command in commands] == [False, True]
     assert commands[1][commands[1].index("--ckpt_dir") + 1] == str(tmp_path / "fold_1")
     (tmp_path / "fold_0").mkdir()
-    config = {**as_recorded(train_config()), "fold": 0, "seed": 5}
+    config = {**train_config(), "fold": 0, "seed": 5}
     record = {"config": config, "weights": {}, "manifest_sha256": read_manifest(folded).sha256}
     (tmp_path / "fold_0" / "training.json").write_text(json.dumps(record))
     assert train.main([*given, "--fold", "all", "--seed", "5", "--learning_rate", "4e-3"]) == 0
@@ -198,7 +198,7 @@ def test_the_last_line_says_how_to_score_and_show(commands, folded: Path, tmp_pa
     assert f"--folds {out} --fold 1 --out {out}/scores" in capsys.readouterr().out.splitlines()[-1]
     for fold, dsc in ((0, 0.5), (1, 0.75)):
         (out / f"fold_{fold}").mkdir()
-        config = {**as_recorded(train_config()), "fold": fold}
+        config = {**train_config(), "fold": fold}
         record = {"config": config, "weights": {}, "manifest_sha256": read_manifest(folded).sha256}
         (out / f"fold_{fold}" / "training.json").write_text(json.dumps({**record, "best_validation_dsc": dsc}))
     assert train.main([*given, "--fold", "all"]) == 0

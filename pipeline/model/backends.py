@@ -25,12 +25,9 @@ PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "
 
 
 def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
-    """Compile a network.
+    """A network in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32, as a backend runs it on the CPU.
 
-    Args:
-        network: A network on the CPU, in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32.
-        backend: A key of ``BACKENDS``; ``torch`` gives the network itself.
-        side_px: Height and width of the slices that it will be given; their number is free.
+    ``torch`` gives the network itself. The others take slices of ``side_px`` pixels square alone, any number of them.
     """
     if backend == TORCH:
         return network
@@ -38,11 +35,10 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
 
     import torch
 
-    lacking = [package for package in PACKAGES[backend] if find_spec(package) is None]
-    if lacking:
+    if not all(map(find_spec, PACKAGES[backend])):
+        needed = " and ".join(PACKAGES[backend])
         raise PipelineError(
-            f"--backend {backend}: needs the packages {' and '.join(PACKAGES[backend])} (not installed: "
-            f"{', '.join(lacking)}). Install them with pip install -e '.[backends]'."
+            f"--backend {backend}: needs the packages {needed}. Install them with pip install -e '.[backends]'."
         )
     try:
         run = _session(_as_onnx(network, side_px), backend)

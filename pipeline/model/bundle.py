@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CONFIG = "configs/inference.json"
 SECTIONS_FOR_PREDICTION = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
 """Keys of the config by which a bundle predicts."""
+PROVENANCE = ("name", "weights_sha256", "config_sha256", "settings", "recorded", "training")
+"""What a result file tells of a bundle."""
 TRAINING_FACTS = ("seed", "manifest_sha256", "device", "threads", "amp")
 """Keys of a training's record that name the source of a figure."""
 TRAINING_CONFIG = ("image_size", "batch_size", "max_epochs", "steps_per_epoch", "learning_rate", "loss", "optimizer")
@@ -57,7 +59,7 @@ class Bundle:
         training: Seed, manifest, machine, budget and method of the training; empty where they are not recorded.
         training_patients: Ids of the patients that were trained on; empty where they are not recorded.
         backend: The name of what runs the network, a key of ``BACKENDS``.
-        replaced: Whether the weights in the bundle's folder are others than its metadata names, left by a training.
+        replaced: The weights in the bundle's folder are others than its metadata names, left by a training.
     """
 
     name: str
@@ -78,14 +80,7 @@ class Bundle:
 
     def provenance(self) -> dict[str, Any]:
         """What the predictions come from, for a file beside them."""
-        return {
-            "name": self.name,
-            "weights_sha256": self.weights_sha256,
-            "config_sha256": self.config_sha256,
-            "settings": self.settings,
-            "recorded": self.recorded,
-            "training": self.training,
-        }
+        return {key: getattr(self, key) for key in PROVENANCE}
 
     def as_trained(self) -> str:
         """One line that says by which settings the network sees the slices, and where they come from."""
@@ -124,11 +119,11 @@ def load_bundles(
     return [load_bundle(folder, file, backend, trust=trust) for folder, file in zip(bundles, files, strict=True)]
 
 
-def config_of(bundle: str | Path) -> Path:
-    """The config by which a bundle predicts."""
-    config = Path(bundle) / CONFIG
+def config_of(bundle: str | Path, name: str = CONFIG) -> Path:
+    """A bundle's config, by default the one by which it predicts."""
+    config = Path(bundle) / name
     if not config.is_file():
-        raise PipelineError(f"{bundle}: found no {CONFIG}. Name a bundle's folder, such as bundles/basic_unet.")
+        raise PipelineError(f"{bundle}: found no {name}. Name a bundle's folder, such as bundles/basic_unet.")
     return config
 
 
@@ -160,22 +155,26 @@ def load_bundle(
     config = config_of(folder)
     if backend not in BACKENDS:
         raise PipelineError(f"backend {backend!r} (expected {', '.join(BACKENDS)}).")
-    content, config_sha256 = _trusted_config(folder, config, trust=trust)
-    # Imports make thousands of objects, none of which is thrown away: looking for that takes a fifth of the time.
-    collecting = gc.isenabled()
-    gc.disable()
+    refuse_links(folder)
+    try:
+        data = config.read_bytes()  # once: what is hashed is what is used
+        content = dict(json.loads(data))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it from where it came.") from error
+    if not trust:
+        refuse_foreign(folder, {CONFIG: data})
+    gc.disable()  # imports throw away none of the thousands of objects they make: to look for some takes a fifth more
     try:
         import torch
         from monai.bundle import ConfigParser
         from monai.transforms import Compose
     finally:
-        if collecting:
-            gc.enable()
+        gc.enable()
 
     from pipeline.scripts.inferers import ShrinkingInferer
     from pipeline.scripts.machine import keep_freed_memory
 
-    _use_scripts(None if trust else Path(pipeline.scripts.__file__))
+    _use_scripts(own=not trust)
     keep_freed_memory()
     parser = ConfigParser()
     parser.read_config(content)
@@ -189,12 +188,7 @@ def load_bundle(
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
     if "scripts_path" in parser:
         _resolved(parser, "scripts_path", config)
-    try:
-        device = torch.device(_resolved(parser, "device", config))
-    except (RuntimeError, TypeError) as error:
-        raise PipelineError(
-            f"{config}: 'device' names no device of this machine ({error}). Name cpu or cuda."
-        ) from error
+    device = _resolved(parser, "device", config, torch.device)
     given = read_weights(Path(weights) if weights else folder / WEIGHTS, folder, "--weights")
     state = read_state(given.data, given.path, device)
     settings = changed_settings(trained_settings(given.record, given.path), parser.get())
@@ -206,11 +200,11 @@ def load_bundle(
         device=device,
         network=compiled(network.eval(), backend, int(parser.get("image_size", 0))),
         preprocessing=_resolved(parser, "preprocessing", config),
-        inferer=ShrinkingInferer(_resolved(parser, "inferer", config)),
-        to_probability=Compose(_resolved(parser, "to_probability", config)),
-        to_mask=Compose(_resolved(parser, "to_mask", config)),
+        inferer=_resolved(parser, "inferer", config, ShrinkingInferer),
+        to_probability=_resolved(parser, "to_probability", config, Compose),
+        to_mask=_resolved(parser, "to_mask", config, Compose),
         weights_sha256=given.sha256,
-        config_sha256=config_sha256,
+        config_sha256=sha256_bytes(data),
         settings=settings,
         recorded=bool(given.record),
         training=_training_facts(given.record),
@@ -220,34 +214,17 @@ def load_bundle(
     )
 
 
-def _trusted_config(folder: Path, config: Path, *, trust: bool) -> tuple[dict[str, Any], str]:
-    """The content of a bundle's config and its SHA-256; what was hashed is what is returned, the file is read once."""
-    refuse_links(folder)
-    try:
-        data = config.read_bytes()
-        content = dict(json.loads(data))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it from where it came.") from error
-    if not trust:
-        refuse_foreign(folder, {CONFIG: data})
-    return content, sha256_bytes(data)
-
-
-def _use_scripts(package: Path | None) -> None:
-    """Have ``scripts`` mean this package or, for None, the one that a bundle puts on the path.
+def _use_scripts(*, own: bool) -> None:
+    """Have ``scripts`` mean this package's own, or the one that a bundle puts on the path.
 
     A bundle of this project holds the same files as the package, so the package's own are taken: whatever else lies in
     the bundle's folder is not imported. Another bundle's ``scripts`` may have been imported before.
     """
     for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
         del sys.modules[name]
-    if package is None:
-        return
-    spec = importlib.util.spec_from_file_location("scripts", package, submodule_search_locations=[str(package.parent)])
-    if spec is None or spec.loader is None:
-        raise PipelineError(f"{package}: cannot be imported. Install the package again.")
-    sys.modules["scripts"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    if own:
+        sys.modules["scripts"] = module = types.ModuleType("scripts")
+        module.__path__ = pipeline.scripts.__path__
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,9 +244,11 @@ def _training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "config": method} if method else facts
 
 
-def _resolved(parser: ConfigParser, key: str, config: Path) -> Any:
+def _resolved(parser: ConfigParser, key: str, config: Path, kind: Callable[[Any], Any] | None = None) -> Any:
+    """What a key of the config builds, handed to ``kind`` where that is given."""
     try:
-        return parser.get_parsed_content(key)
+        built = parser.get_parsed_content(key)
+        return kind(built) if kind else built
     except Exception as error:  # a config's own code can raise anything
         cause = error.__cause__ or error
         raise PipelineError(

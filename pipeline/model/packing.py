@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.files import named_path
 from pipeline.model.bundle import load_bundle
 from pipeline.scripts.files import sha256_bytes, write_durably
 from pipeline.scripts.records import RECORD
@@ -17,6 +18,7 @@ from pipeline.scripts.weights import shipped_sha256
 MAX_ZIP_BYTES = 25_000_000
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Earliest time a zip can hold; the same for every file, so that the same content gives the same bytes."""
+EDITED_IN = "its configs/ (or, where it has a network.yaml, there, then `make bundles`)"
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
 PACKED_FILES = (
     *("LICENSE", "configs/*.json", "configs/logging.conf", "docs/**/*", "scripts/**/*.py", "models/model.pt"),
@@ -26,13 +28,7 @@ PACKED_FILES = (
 
 @dataclass(frozen=True)
 class PackedBundle:
-    """A zip of a bundle.
-
-    Args:
-        path: The zip; ``NAME.sha256`` beside it holds its hash.
-        sha256: SHA-256 of the zip.
-        size_bytes: Its size.
-    """
+    """A zip of a bundle; ``NAME.sha256`` beside it holds its hash."""
 
     path: Path
     sha256: str
@@ -58,8 +54,8 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
         >>> pack_bundle("basic_unet").path
         PosixPath('dist/basic_unet_v0.1.0.zip')
     """
-    folder = _folder_of(bundle)
-    data = zip_bytes(folder)
+    folder = named_path(bundle, "bundles")
+    data = _zip_bytes(folder)
     if len(data) > MAX_ZIP_BYTES:
         raise PipelineError(
             f"{folder}: {len(data)} bytes packed (expected at most {MAX_ZIP_BYTES}). Use a smaller network."
@@ -68,14 +64,14 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
     if loaded.settings:
         raise PipelineError(
             f"{folder}: its weights were trained with another {', '.join(loaded.settings)} than its config says, and "
-            f"programs that take bundles read the config. Train with the config's own, or change {_source_of(folder)}."
+            f"programs that take bundles read the config. Train with the config's own, or change {EDITED_IN}."
         )
     named = shipped_sha256(folder)
     if named not in (None, loaded.weights_sha256):
         raise PipelineError(
             f"{folder}: configs/metadata.json tells of other weights (SHA-256 {named}) than models/model.pt "
             f"({loaded.weights_sha256}). Enter this SHA-256 and the figures of these weights, or remove `weights` and "
-            f"`eval_metrics`, in {_source_of(folder)}."
+            f"`eval_metrics`, in {EDITED_IN}."
         )
     version = json.loads((folder / "configs" / "metadata.json").read_bytes())["version"]
     target = Path(out) / f"{folder.resolve().name}_v{version}.zip"
@@ -85,42 +81,20 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
     return PackedBundle(target, sha256, len(data))
 
 
-def _folder_of(bundle: str | Path) -> Path:
-    folder = Path(bundle) if Path(bundle).is_dir() else Path("bundles") / bundle
-    if not folder.is_dir():
-        known = sorted(path.parent.name for path in Path("bundles").glob("*/network.yaml"))
-        raise PipelineError(
-            f"{bundle}: neither a folder nor a name below bundles/ (found there: {', '.join(known) or 'none'}). "
-            "Run from the repository's root, or give a path."
-        )
-    return folder
+def _zip_bytes(bundle: Path) -> bytes:
+    """The zip of a bundle, below one folder of its name: no checkpoints, logs, caches or sources of the configs.
 
-
-def _source_of(bundle: Path) -> str:
-    """Where a bundle's configs and metadata are edited: in their source, where there is one."""
-    if (bundle / "network.yaml").is_file() and (bundle.parent / "template").is_dir():
-        return "its network.yaml, then `make bundles`"
-    return "its configs/"
-
-
-def packed_files(bundle: Path) -> list[Path]:
-    """Files of a bundle that go into its zip, sorted: no checkpoints, logs, caches or sources of the configs."""
+    Stored, not compressed: weights hardly shrink, and the bytes do not depend on the machine's zlib.
+    """
     missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
     if missing:
         raise PipelineError(
             f"{bundle}: found no {', '.join(missing)} (a bundle needs it). Add it; a training writes the weights."
         )
-    return sorted({path for pattern in PACKED_FILES for path in bundle.glob(pattern) if path.is_file()})
-
-
-def zip_bytes(bundle: Path) -> bytes:
-    """The zip of a bundle, below one folder of the bundle's name.
-
-    Stored, not compressed: weights hardly shrink, and the bytes do not depend on the machine's zlib.
-    """
+    found = sorted({path for pattern in PACKED_FILES for path in bundle.glob(pattern) if path.is_file()})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for path in packed_files(bundle):
+        for path in found:
             entry = zipfile.ZipInfo((Path(bundle.resolve().name) / path.relative_to(bundle)).as_posix(), EPOCH)
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, path.read_bytes())

@@ -26,14 +26,7 @@ COMPILED = "scripts/__pycache__/"
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a bundle that holds a link to a folder, or a link to a file outside of it.
-
-    Args:
-        folder: The bundle's folder.
-
-    Raises:
-        PipelineError: Such a link, or a folder in the bundle that cannot be listed.
-    """
+    """Refuse a bundle that holds a link to a folder, or a link to a file outside of it."""
     root = os.path.realpath(folder)
     for path in _paths(folder):
         inside = os.path.realpath(path).startswith(root + os.sep)
@@ -43,20 +36,11 @@ def refuse_links(folder: Path) -> None:
 
 
 def code_hashes(folder: Path, read: Mapping[str, bytes] | None = None) -> dict[str, str]:
-    """SHA-256 of every file of a bundle that can run code: its configs, its scripts, and what Python could import.
+    """Path below a bundle -> SHA-256, of every file that can run code: configs, scripts, what Python could import.
 
-    Metadata, documentation and weights run nothing. What Python has compiled of the scripts is left out; a prediction
-    does not import it, and ``clear_compiled`` removes it before a training.
-
-    Args:
-        folder: The bundle's folder.
-        read: Path below the bundle -> its content, for files that were read already and will be used as read.
-
-    Returns:
-        Path below the bundle, with forward slashes -> SHA-256.
-
-    Raises:
-        PipelineError: A file or folder that cannot be read.
+    Metadata, documentation and weights run nothing. What Python has compiled of the scripts is left out: a prediction
+    does not import it, and ``clear_compiled`` removes it before a training. ``read`` is path below the bundle ->
+    content, for files that were read already and will be used as read.
     """
     hashes = {}
     for path in _paths(folder):
@@ -72,42 +56,17 @@ def code_hashes(folder: Path, read: Mapping[str, bytes] | None = None) -> dict[s
     return hashes
 
 
-def foreign_files(folder: Path, read: Mapping[str, bytes] | None = None) -> tuple[str, list[str], bool]:
-    """What tells a bundle from the one of this project that it is most alike.
-
-    Args:
-        folder: The bundle's folder.
-        read: As for ``code_hashes``.
-
-    Returns:
-        The name of this project's bundle; the files that differ from it, are added or are missing (none for a bundle of
-        this project); and whether the two have any file in common.
-
-    Raises:
-        PipelineError: A file or folder that cannot be read.
-    """
-    found = set(code_hashes(folder, read).items())
-    known: dict[str, dict[str, str]] = json.loads(KNOWN.read_bytes())
-    name = min(known, key=lambda bundle: len(set(known[bundle].items()) ^ found))
-    own = set(known[name].items())
-    return name, sorted({path for path, _ in own ^ found}), bool(own & found)
-
-
 def refuse_foreign(folder: Path, read: Mapping[str, bytes] | None = None) -> None:
-    """Refuse a bundle that is not, in all that can run code, one of this project's.
-
-    Args:
-        folder: The bundle's folder.
-        read: As for ``code_hashes``.
-
-    Raises:
-        PipelineError: It is not; the message names the files that differ and says how to go on.
-    """
-    name, files, alike = foreign_files(folder, read)
+    """Refuse a bundle whose code, as ``code_hashes`` finds it, is not that of one of this project's bundles."""
+    found = code_hashes(folder, read).items()
+    known: dict[str, dict[str, str]] = json.loads(KNOWN.read_bytes())
+    name = min(known, key=lambda bundle: len(known[bundle].items() ^ found))
+    own = known[name].items()
+    files = sorted({path for path, _ in own ^ found})
     if not files:
         return
-    first = ", ".join(shown(file) for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    what = f"differs from this project's {name} in {first}" if alike else "is none of this project's bundles"
+    first = ", ".join(map(shown, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    what = f"differs from this project's {name} in {first}" if own & found else "is none of this project's bundles"
     raise PipelineError(
         f"{folder}: {what}. A config can run any code on this machine: read configs/ and scripts/, and pass --trust if "
         "you trust where the bundle comes from."
@@ -115,14 +74,7 @@ def refuse_foreign(folder: Path, read: Mapping[str, bytes] | None = None) -> Non
 
 
 def clear_compiled(folder: Path) -> None:
-    """Remove what Python has compiled of a bundle's scripts, so that it is made anew from the text that was hashed.
-
-    Args:
-        folder: The bundle's folder.
-
-    Raises:
-        PipelineError: It cannot be removed.
-    """
+    """Remove what Python has compiled of a bundle's scripts, so that it is made anew from the text that was hashed."""
     compiled = folder / COMPILED
     shutil.rmtree(compiled, ignore_errors=True)
     if compiled.exists():
@@ -130,13 +82,9 @@ def clear_compiled(folder: Path) -> None:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """All files and folders below a bundle, sorted; links are listed and not followed.
+    """All files and folders below a bundle, sorted; links are listed and not followed."""
 
-    Raises:
-        PipelineError: A folder that cannot be listed: what stands in it could be opened by name all the same.
-    """
-
-    def fail(error: OSError) -> None:
+    def fail(error: OSError) -> None:  # what stands in the folder could be opened by name all the same
         raise PipelineError(f"{error.filename}: cannot be listed ({error.strerror}). Mend its permissions.") from error
 
     walk = os.walk(folder, onerror=fail)

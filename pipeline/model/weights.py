@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,16 +44,10 @@ def read_state(data: bytes, path: Path, device: torch.device) -> dict[str, torch
 
 def load_state(network: torch.nn.Module, state: dict[str, torch.Tensor], weights: Path, folder: Path) -> None:
     """Put weights into a network."""
-    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    problems = [f"missing {key}" for key in own.keys() - given.keys()]
-    problems += [f"unexpected {key}" for key in given.keys() - own.keys()]
-    problems += [f"{k}: {given[k]} (expected {own[k]})" for k in own.keys() & given.keys() if own[k] != given[k]]
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in sorted(problems)[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        what = textwrap.shorten(str(error), 600, placeholder=" ...")
         raise PipelineError(
-            f"{weights}: weights of another architecture than {folder} ({len(problems)} keys differ):\n{shown}{more}\n"
-            "Choose the bundle they were trained with."
-        )
-    network.load_state_dict(state)
+            f"{weights}: weights of another architecture than {folder}. {what} Choose the bundle of their training."
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from pipeline.model.training_config import merged
+from pipeline.model.training_config import config_with
 from pipeline.scoring.evaluation import evaluate_volumes
 from tests.conftest import ROOT, TINY
 
@@ -37,8 +36,8 @@ def test_experiment_trains_and_is_scored(file: Path, manifest: Path, run_config:
 
 def built(experiment: str, *keys: str, **overrides: Any) -> list[Any]:
     """Parts of basic_unet's training with an experiment on top."""
-    own = json.loads((BASIC / "configs" / "train.json").read_text())
-    config = merged(own, ROOT / "experiments" / f"{experiment}.yaml")
+    file = ROOT / "experiments" / f"{experiment}.yaml"
+    config = config_with(BASIC / "configs" / "train.json", [file], {})
     parser = ConfigParser({**config, "device": "cpu", "bundle_root": str(BASIC), **overrides})
     parser.get_parsed_content("scripts_path")
     return [parser.get_parsed_content(key) for key in keys]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.model.training import TrainingRequest, plan_training
+from pipeline.model.training import plan_training
 from pipeline.scripts.faults import fault_line
 from tests.conftest import ROOT, TINY
 
@@ -39,7 +39,7 @@ def test_a_second_training_in_one_folder_is_refused(trained, manifest, run_confi
             run_config(trained[0] / "configs" / "train.json", **overrides)
         assert "another run writes there" in str(failure.value.__cause__)
         with pytest.raises(PipelineError, match="another run writes there"):
-            plan_training(TrainingRequest(bundle=str(trained[0]), manifest=manifest, out=tmp_path))
+            plan_training(trained[0], manifest, out=tmp_path)
         (tmp_path / "checkpoint_1.pt").unlink()
         other.communicate("")
     run_config(trained[0] / "configs" / "train.json", **overrides)  # the other is gone, its lock with it
