@@ -77,11 +77,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict and score a section; write the table, the summary and the masks.
-
-    Raises:
-        PipelineError: What the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
-    """
+    """Predict and score a section; write the table, the summary and the masks."""
     show_messages()
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:

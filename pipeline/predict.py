@@ -68,11 +68,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict every volume; write masks, table and summary.
-
-    Raises:
-        PipelineError: What the caller can mend, each with its remedy; ``run_cli`` prints it and exits with 2.
-    """
+    """Predict every volume; write masks, table and summary."""
     show_messages()
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:

@@ -16,7 +16,7 @@ from pipeline.cohort.pseudonyms import check_place, key_for
 from pipeline.cohort.reading import build_images
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import path_list
-from pipeline.imaging.nifti import refuse_unusable, voxel_ml
+from pipeline.imaging.nifti import refuse_unusable, save_map, voxel_ml
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
@@ -234,16 +234,12 @@ def _predicted(predictor: Predictor, name: str, image: Path, out: Path, *, keep_
     """Predict one volume and write its mask and maps."""
     refuse_unusable(image)
     prediction = predictor.predict(image)
+    save_prediction(prediction, image, out / f"{name}{MASK_SUFFIX}", out / f"{name}{UNCERTAINTY_SUFFIX}")
     probability = out / f"{name}{PROBABILITY_SUFFIX}"
-    if not keep_probability:
+    if keep_probability:
+        save_map(prediction.probability, probability, image)
+    else:
         probability.unlink(missing_ok=True)  # of an earlier run
-    save_prediction(
-        prediction,
-        image,
-        out / f"{name}{MASK_SUFFIX}",
-        out / f"{name}{UNCERTAINTY_SUFFIX}",
-        probability if keep_probability else None,
-    )
     ml, voxels = voxel_ml(image), int(prediction.mask.sum())
     return Prediction(
         volume=name,

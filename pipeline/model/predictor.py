@@ -130,12 +130,8 @@ class Predictor:
         return np.asarray(mask[0], dtype=np.uint8)
 
 
-def save_prediction(
-    prediction: VolumePrediction, image: Path, mask: Path, uncertainty: Path, probability: Path | None = None
-) -> None:
-    """Write a prediction as NIfTI files that open aligned with the image; a map of before goes where there is none."""
-    if probability:
-        save_map(prediction.probability, probability, image)
+def save_prediction(prediction: VolumePrediction, image: Path, mask: Path, uncertainty: Path) -> None:
+    """Write mask and uncertainty aligned with the image; a map of before goes where there is none."""
     if prediction.uncertainty is None:
         uncertainty.unlink(missing_ok=True)
     else:

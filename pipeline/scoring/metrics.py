@@ -95,9 +95,8 @@ def _hd95_px(predicted: Mask, true: Mask) -> float | None:
 def reliability(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[tuple[int, float, int], ...]:
     """Counts for a reliability diagram, by tenths of probability, of voxels that are ``MARKED`` at all.
 
-    Args:
-        probability: (H, W, D), 0 to 1.
-        truth: (H, W, D), 0 and 1.
+    ``probability`` is (H, W, D), 0 to 1, ``truth`` (H, W, D), 0 and 1. The counts of each tenth are its voxels, the sum
+    of their probabilities and the lesion voxels among them.
     """
     marked = probability >= MARKED
     values = probability[marked].astype(np.float64)
