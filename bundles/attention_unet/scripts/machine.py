@@ -14,7 +14,8 @@ from .faults import PipelineError
 
 def amp_by_default(device: torch.device | str) -> bool:
     """True where 16 bits are faster than 32: on CUDA, and on CPUs with AVX512-BF16 (all with AMX have it)."""
-    return torch.device(device).type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not there in the oldest torch that is allowed
+    return torch.device(device).type == "cuda" or bool(capabilities.get("avx512_bf16"))
 
 
 def cuda_amp(amp: bool, device: torch.device | str) -> bool:

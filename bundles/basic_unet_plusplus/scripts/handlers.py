@@ -68,8 +68,7 @@ class WeightAverage(EMAHandler):
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights, for a checkpoint."""
-        state: dict[str, Any] = self.ema_model.state_dict()
-        return state
+        return self.ema_model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with these weights when the training starts."""
