@@ -14,7 +14,7 @@ from .faults import PipelineError
 
 def amp_by_default(device: torch.device | str) -> bool:
     """True where 16 bits are faster than 32: on CUDA, and on CPUs with AVX512-BF16 (all with AMX have it)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not there in the oldest torch that is allowed
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch since 2.10
     return torch.device(device).type == "cuda" or bool(capabilities.get("avx512_bf16"))
 
 
