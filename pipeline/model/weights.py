@@ -47,7 +47,7 @@ def load_state(network: torch.nn.Module, state: dict[str, torch.Tensor], weights
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        what = textwrap.shorten(str(error), 600, placeholder=" ...")
+        what = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise PipelineError(
             f"{weights}: weights of another architecture than {folder}. {what} Choose the bundle of their training."
         ) from error
