@@ -1,115 +1,275 @@
-"""What is given to be predicted -> image volumes by name: NIfTI files, folders of them or of slices, manifests."""
+"""What is given to be predicted -> one image volume a patient: files, folders of any layout, DICOM, slices, manifests."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cohort.listing import list_files
 from pipeline.cohort.manifest import read_manifest, verify_volume
 from pipeline.cohort.names import id_fault, is_junk_folder
-from pipeline.cohort.reading import slices_by_patient
+from pipeline.cohort.sequences import Sequences, group
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.imaging.formats import NIFTI_SUFFIXES, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
 
-BUILT_MARK = ".built_from_slices"
+if TYPE_CHECKING:
+    from pipeline.imaging.dicom import Series
+
+BUILT_MARK = ".built_volumes"
 """Stands beside ``volumes/`` from before the first volume is built: what lies in it is no input."""
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+RESULT_SUFFIXES = ("_mask", "_label", "_probability", "_uncertainty", "_seg", "_dseg")
+"""Ends of the names, without suffix, of volumes that are no images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a patient's image comes from.
+
+    Args:
+        image: The NIfTI volume that the networks read; built first where one of the others is given.
+        sequences: FLAIR and T1 in files of their own, or FLAIR in a format other than NIfTI.
+        dicom: A folder or zip that holds a DICOM series.
+        series: SeriesInstanceUID of FLAIR in ``dicom``.
+    """
+
+    image: Path
+    sequences: Sequences | None = None
+    dicom: Path | None = None
+    series: str = ""
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the NIfTI volume is made of something else."""
+        return self.sequences is not None or self.dicom is not None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Name -> image volume, which of ``slice_folders`` is still to be built; ``skipped`` are NIfTI files not taken."""
+    """Patient -> where the image comes from; folders of slices that are still to be built; file -> why it is not used."""
 
-    volumes: dict[str, Path]
-    slice_folders: tuple[Path, ...]
-    skipped: tuple[Path, ...]
+    sources: Mapping[str, Source]
+    slice_folders: tuple[Path, ...] = ()
+    skipped: Mapping[Path, str] = field(default_factory=dict)
 
 
-def find_inputs(paths: Sequence[Path], out: Path) -> Inputs:
-    """The volumes that paths stand for."""
-    found: list[tuple[str, Path]] = []
-    slice_folders, skipped = [], []
+def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> Inputs:
+    """The volumes that paths stand for.
+
+    Args:
+        paths: Volume files, zips of DICOM, folders of volumes, DICOM or slices, manifests or their folders.
+        out: The folder of the results, in which volumes are built.
+        series: A SeriesNumber or SeriesInstanceUID to take for FLAIR.
+
+    Raises:
+        PipelineError: Nothing is found, two volumes have one name, or it cannot be told which file holds what.
+    """
+    found: list[tuple[str, Source]] = []
+    slice_folders: list[Path] = []
+    skipped: dict[Path, str] = {}
     for path in paths:
         if path.name == MANIFEST_NAME or (path / MANIFEST_NAME).is_file():
             volumes = read_manifest(path).volumes
             for volume in volumes:
                 verify_volume(volume)
-            found += [(volume.patient, volume.image) for volume in volumes]
+            found += [(volume.patient, Source(volume.image)) for volume in volumes]
         elif path.is_dir():
-            images, others = _nifti_files(path)
-            found += _of_folder(path, images, out)
-            skipped += [other for other in others if images and out not in other.parents]
-            slice_folders += [] if images else [path]
-        elif path.name.endswith(NIFTI_SUFFIXES):
-            found.append((path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_image"), path))
+            _look_into(path, out, series, found, slice_folders, skipped)
+        elif path.is_file() and path.name.lower().endswith(".zip"):
+            found += _of_dicom(path, [path], out, series, skipped)
+        elif is_volume_name(path.name):
+            name = stem_of(path.name).removesuffix("_image")
+            found.append((name, _source(name, Sequences(path), out)))
         else:
             raise PipelineError(
-                f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected .nii.gz, .nii, a folder of "
-                "slices or volumes, or a manifest). Check the path."
+                f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of "
+                "DICOM, a folder of volumes, DICOM or slices, or a manifest). Check the path."
             )
     if not found:
         raise PipelineError(f"{', '.join(map(str, paths))}: no volume in it. Build the manifest of other slices.")
-    for name, path in found:
+    _refuse_names(found)
+    return Inputs(dict(found), tuple(slice_folders), skipped)
+
+
+def name_sequences(flair: Path, pre: Path | None, post: Path | None, out: Path) -> Inputs:
+    """FLAIR, pre- and post-contrast T1 as they are named, of one patient."""
+    name = stem_of(flair.name)
+    found = [(name, _source(name, Sequences(flair, pre, post), out))]
+    for path in filter(None, (flair, pre, post)):
+        if not path.is_file():
+            raise PipelineError(f"{path}: no such file. Check the path.")
+    _refuse_names(found)
+    return Inputs(dict(found))
+
+
+def build_volume(source: Source) -> None:
+    """Build the NIfTI volume of a source that has none yet.
+
+    Raises:
+        PipelineError: A file cannot be read, or the series does not make one volume.
+    """
+    from pipeline.imaging.formats import join_sequences
+    from pipeline.imaging.nifti import save_image
+
+    if source.sequences:
+        save_image(join_sequences(source.sequences.flair, source.sequences.pre, source.sequences.post), source.image)
+    elif source.dicom:
+        import tempfile
+
+        from pipeline.imaging.dicom import convert, refuse_gaps, series_of
+        from pipeline.imaging.formats import read_volume
+
+        with series_of(source.dicom, source.series) as series, tempfile.TemporaryDirectory() as folder:
+            refuse_gaps(series)
+            save_image(read_volume(convert(series, Path(folder))), source.image)
+
+
+def _source(name: str, sequences: Sequences, out: Path) -> Source:
+    """A NIfTI file that stands alone is read as it is."""
+    alone = not sequences.pre and not sequences.post and sequences.flair.name.lower().endswith(NIFTI_SUFFIXES)
+    return Source(sequences.flair) if alone else Source(_built(out, name), sequences=sequences)
+
+
+def _built(out: Path, name: str) -> Path:
+    return out / VOLUMES / f"{name}{IMAGE_SUFFIX}"
+
+
+def _refuse_names(found: Sequence[tuple[str, Source]]) -> None:
+    for name, source in found:
         fault = id_fault(name)
         if fault:
             raise PipelineError(
-                f"{path}: its name without {IMAGE_SUFFIX} {fault} (expected a letter or digit, then letters, digits, "
-                "'_', '-', '.' and space). Rename the file."
+                f"{shown(source.dicom or source.image)}: the name {shown(name)!r} {fault} (expected a letter or digit, "
+                "then letters, digits, '_', '-', '.' and space). Rename the file or folder."
             )
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
-        files = ", ".join(str(path) for name, path in found if name == twice[0])
+        files = ", ".join(str(_origin(source)) for name, source in found if name == twice[0])
         raise PipelineError(f"two volumes of the name {twice[0]} ({files}). Rename one, or predict them apart.")
-    return Inputs(dict(found), tuple(slice_folders), tuple(skipped))
 
 
-def _of_folder(folder: Path, images: Sequence[Path], out: Path) -> list[tuple[str, Path]]:
-    """Volumes of a folder; where it holds none, those that will be built of its slices."""
-    slices, faults, _ = slices_by_patient(list_files(folder))
-    patients = sorted(name for name, files in slices.items() if any(file.kind == "image" for file in files))
-    if images and patients:
-        raise PipelineError(
-            f"{folder}: holds volumes ({images[0].relative_to(folder)}, {len(images)} in all) and slices (of "
-            f"{len(patients)} patients, {patients[0]} the first). Predict them apart: give the folders one by one."
+def _origin(source: Source) -> Path:
+    return source.sequences.flair if source.sequences else source.dicom or source.image
+
+
+def _look_into(
+    folder: Path,
+    out: Path,
+    series: str | None,
+    found: list[tuple[str, Source]],
+    slice_folders: list[Path],
+    skipped: dict[Path, str],
+) -> None:
+    """Add what a folder holds: volumes, or DICOM, or slices; a mixture is refused."""
+    from pipeline.cohort.reading import slices_by_patient
+
+    volumes, dicom = _files_of(folder, out)
+    images = [path for path in volumes if stem_of(path.name).endswith("_image")]
+    patients, others, unclear = group(set(volumes) - set(images))
+    if unclear:
+        raise ManifestError(
+            {
+                name: [f"two files may be the same sequence: {files}. Name them by --flair, --pre and --post."]
+                for name, files in unclear.items()
+            }
         )
-    if not images and not patients:
+    listing = list_files(folder)
+    slices, faults, _ = slices_by_patient(listing)
+    sliced = sorted(name for name, files in slices.items() if any(file.kind == "image" for file in files))
+    kinds = {
+        "volumes": len(images) + len(patients),
+        "DICOM files": len(dicom),
+        "slices of patients": len(sliced),
+    }
+    several = [f"{number} {kind}" for kind, number in kinds.items() if number]
+    if len(several) > 1:
+        raise PipelineError(f"{folder}: holds {' and '.join(several)}. Predict them apart: give the folders one by one.")
+    if not several:
         if faults:
             raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
+        named = ", ".join(shown(path.name) for path in list(others)[:5])
         raise PipelineError(
-            f"{folder}: neither *{IMAGE_SUFFIX} nor PATIENT_NUMBER.tif below it, and no {MANIFEST_NAME} in it. Name "
-            "the volumes one by one, or the folder of the slices or of a manifest."
-        )
-    if images:
-        return [(image.name.removesuffix(IMAGE_SUFFIX), image) for image in images]
-    return [(name, out / VOLUMES / f"{name}{IMAGE_SUFFIX}") for name in patients]
+            f"{folder}: no FLAIR in it that is told by its name"
+            + (f" (found {named}{', ...' if len(others) > 5 else ''}). Give the FLAIR file itself, or --flair FILE."
+               if others else ": no volume, DICOM or PATIENT_NUMBER.tif. Check the path.")
+        )  # fmt: skip
+    skipped |= others
+    found += [(stem_of(path.name).removesuffix("_image"), _source("", Sequences(path), out)) for path in images]
+    found += [(name, _source(name, sequences, out)) for name, sequences in patients.items()]
+    if dicom:
+        found += _of_dicom(folder, dicom, out, series, skipped)
+    elif sliced:
+        slice_folders.append(folder)
+        found += [(name, Source(_built(out, name))) for name in sliced]
 
 
-def _nifti_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Image volumes below a folder, and other NIfTI files; what a prediction has built of slices is passed over."""
+def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path]]:
+    """Volume files and DICOM files below a folder; what a prediction has built or written there is passed over."""
+    from pipeline.imaging.dicom import is_dicom
 
     def fail(error: OSError) -> None:
         raise PipelineError(f"{error.filename}: the folder cannot be read ({error.strerror}). Mend its permissions.")
 
-    images: list[Path] = []
-    others: list[Path] = []
-    for parent, _, files in os.walk(folder, onerror=fail):
+    volumes: list[Path] = []
+    dicom: list[Path] = []
+    for parent, names, files in os.walk(folder, onerror=fail):
         place = Path(parent)
-        if place.name == VOLUMES and (place.parent / BUILT_MARK).is_file():
-            continue
-        hidden = any(is_junk_folder(part) for part in place.relative_to(folder).parts)
-        for path in (place / name for name in files if name.endswith(NIFTI_SUFFIXES)):
-            taken = path.name.endswith(IMAGE_SUFFIX) and not hidden and not path.name.startswith("._")
-            if taken and path.is_symlink():
-                target = Path(os.path.realpath(path))
-                if not target.is_file() or Path(os.path.realpath(folder)) not in target.parents:
+        names[:] = sorted(name for name in names if not is_junk_folder(name))
+        built = place.name == VOLUMES and (place.parent / BUILT_MARK).is_file()
+        for path in (place / name for name in sorted(files) if not name.startswith(".")):
+            if built or out == place:
+                continue
+            if is_volume_name(path.name):
+                if path.is_symlink():
+                    _refuse_link(path, folder)
+                volumes.append(path)
+            elif not path.is_symlink() and path.is_file() and is_dicom(path):
+                dicom.append(path)
+    return volumes, dicom
+
+
+def _refuse_link(path: Path, folder: Path) -> None:
+    target = Path(os.path.realpath(path))
+    if not target.is_file() or not target.is_relative_to(os.path.realpath(folder)):
+        raise PipelineError(
+            f"{path}: a symbolic link out of the folder, or to nothing (not followed). Replace it by the file itself."
+        )
+
+
+def _of_dicom(
+    place: Path, files: Sequence[Path], out: Path, wanted: str | None, skipped: dict[Path, str]
+) -> list[tuple[str, Source]]:
+    """The FLAIR series of each study in a folder or zip; the studies are named by their folders, never by a header."""
+    from pipeline.imaging.dicom import choose_flair, find_series, is_dicom, unpacked
+
+    with unpacked(place) if place.is_file() else nullcontext(place) as root:
+        found, others = find_series(files if root == place else [path for path in root.rglob("*") if is_dicom(path)])
+        if not found:
+            raise PipelineError(f"{place}: no DICOM image in it ({len(others)} other files). Check the path.")
+        studies: dict[str, list[Series]] = {}
+        for series in found:
+            studies.setdefault(series.study, []).append(series)
+        if wanted and len(studies) > 1:
+            raise PipelineError(f"{place}: {len(studies)} studies (expected one with --series). Give their folders apart.")
+        sources = []
+        for study in studies.values():
+            flair = choose_flair(study, place, wanted)
+            name = place.stem if place.is_file() else place.resolve().name
+            if len(studies) > 1:
+                folders = {file.relative_to(root).parts[0] for series in study for file in series.files}
+                if len(folders) > 1 or any(series.files[0].parent == root for series in study):
                     raise PipelineError(
-                        f"{path}: a symbolic link out of the folder, or to nothing (not followed). Replace it by the "
-                        "file itself."
+                        f"{place}: {len(studies)} studies that do not lie in a folder each. Sort them into folders, one a "
+                        "patient; the folders' names are used for the results."
                     )
-            (images if taken else others).append(path)
-    return sorted(images), sorted(others)
+                name = folders.pop()
+            sources.append((name, Source(_built(out, name), dicom=place, series=flair.uid)))
+            skipped |= {file: f"series {series}, not FLAIR" for series in study if series is not flair for file in series.files}
+        skipped |= others
+    return sources

@@ -14,9 +14,20 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.imaging.tiff import Pixels
 from pipeline.scripts.files import write_durably
-from pipeline.scripts.volumes import AFFINE, open_nifti, read_voxels, voxel_fault
+from pipeline.scripts.manifest import CHANNELS
+from pipeline.scripts.volumes import (
+    AFFINE,
+    check_image,
+    label_fault,
+    open_nifti,
+    oriented,
+    read_voxels,
+    turn_of,
+    voxel_fault,
+)
 
 DESCRIPTION = b"spacing unknown; research only"
+_MM = {"meter": 1000, "micron": 0.001}
 
 
 def nifti_bytes(volume: Pixels) -> bytes:
@@ -38,54 +49,63 @@ def _gzipped(image: nib.Nifti1Image) -> bytes:
     return buffer.getvalue()
 
 
+def save_image(image: nib.Nifti1Image, path: Path) -> None:
+    """Write an image volume with its affine and unit; of the header's other fields nothing is kept.
+
+    Args:
+        image: (I, J, K) or (I, J, K, 3), numbers.
+        path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
+    """
+    clean = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)  # type: ignore[no-untyped-call]
+    clean.header.set_xyzt_units(image.header.get_xyzt_units()[0])
+    clean.header["descrip"] = b"research only"
+    write_durably(path, _gzipped(clean))
+
+
 def load_label(path: Path) -> Pixels:
-    """Read a label volume or a predicted mask.
+    """Read a label volume or a predicted mask; whatever its orientation, it comes as the networks see volumes.
 
     Returns:
-        (H, W, D) uint8, 0 background, 1 FLAIR abnormality.
+        (H, W, D) uint8, 0 background, 1 FLAIR abnormality; rows to posterior, columns to the patient's left, slices
+        upwards.
     """
     volume = read_voxels(path)
+    volume = volume[..., 0] if volume.shape[3:] == (1,) else volume
     if volume.ndim != 3:
         raise PipelineError(f"{path}: shape {volume.shape} (expected (H, W, D)). Give the label volume, not the image.")
-    if not np.isin(volume, (0, 1)).all():
-        odd = ", ".join(str(value) for value in np.setdiff1d(volume, (0, 1))[:5])
-        raise PipelineError(f"{path}: voxel values {odd} (expected 0 and 1). Binarise the label.")
-    return volume.astype(np.uint8, copy=False)
+    fault = label_fault(volume)
+    if fault:
+        raise PipelineError(f"{path}: {fault}")
+    return oriented((volume > 0).astype(np.uint8), open_nifti(path).affine)
 
 
 def load_image(path: Path) -> NDArray[Any]:
-    """Read an image volume.
+    """Read an image volume; whatever its orientation, it comes as the networks see volumes.
 
     Returns:
-        (H, W, D, 3), numbers of the file's type, channels pre-contrast, FLAIR, post-contrast.
+        (H, W, D, 3), numbers of the file's type, channels pre-contrast, FLAIR, post-contrast, all three FLAIR where the
+        file holds nothing else; rows to posterior, columns to the patient's left, slices upwards.
     """
+    check_image(path)
     volume = read_voxels(path)
-    if volume.ndim != 4 or volume.shape[3] != 3:
-        raise PipelineError(f"{path}: shape {volume.shape} (expected (H, W, D, 3)). Give the image volume.")
-    return volume
+    channels = volume.reshape(*volume.shape[:3], -1)
+    return oriented(np.broadcast_to(channels, (*volume.shape[:3], len(CHANNELS))), open_nifti(path).affine)
 
 
 def refuse_unusable(path: Path) -> None:
-    """Refuse an image volume that is damaged, or in which there is no head to find.
-
-    Args:
-        path: A NIfTI image volume, (H, W, D, 3).
-    """
-    fault = voxel_fault(load_image(path))
+    """Refuse an image volume that is damaged, or in which there is no head to find."""
+    check_image(path)
+    fault = voxel_fault(read_voxels(path))
     if fault:
-        raise PipelineError(f"{path}: {fault}. Check the volume.")
+        raise PipelineError(f"{path}: {fault}.")
 
 
 def load_map(path: Path) -> NDArray[np.float32]:
-    """Read a probability or uncertainty volume.
-
-    Returns:
-        (H, W, D) float32.
-    """
+    """Read a probability or uncertainty volume, (H, W, D) float32, in the orientation of ``load_image``."""
     volume = read_voxels(path)
     if volume.ndim != 3 or not np.isfinite(volume).all():
         raise PipelineError(f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)).")
-    return volume.astype(np.float32, copy=False)
+    return oriented(volume.astype(np.float32, copy=False), open_nifti(path).affine)
 
 
 def shown_in_grey(channel: NDArray[Any]) -> Pixels:
@@ -102,12 +122,18 @@ def shown_in_grey(channel: NDArray[Any]) -> Pixels:
     return grey
 
 
-def voxel_ml(path: Path) -> float | None:
-    """Volume of a voxel in ml; None where the spacing is not known."""
-    header = open_nifti(path).header
-    if header.get_xyzt_units()[0] != "mm" or header["descrip"].tobytes().startswith(DESCRIPTION):
+def spacing_mm(path: Path) -> tuple[float, float, float] | None:
+    """Distance of rows, columns and slices in mm, in the orientation of ``load_image``; None where it is not known.
+
+    It comes from the affine. NIfTI files whose header names no unit are taken to be in mm, as other programs do.
+    """
+    image = open_nifti(path)
+    unit = image.header.get_xyzt_units()[0]
+    if image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None
-    return float(np.prod(header.get_zooms()[:3])) / 1000
+    sizes = nib.affines.voxel_sizes(image.affine) * _MM.get(unit, 1)
+    rows, columns, slices = (float(sizes[int(axis)]) for axis in np.argsort(turn_of(image.affine)[:, 0]))
+    return rows, columns, slices
 
 
 def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:

@@ -1,0 +1,130 @@
+"""Volume files of several formats, and sequences in files of their own -> one NIfTI image that the networks can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.scripts.faults import shown
+from pipeline.scripts.manifest import CHANNELS
+from pipeline.scripts.volumes import MAX_VALUES, open_nifti, read_voxels
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *_ITK_READERS)
+"""Ends of the names of files that hold a volume, in lower case."""
+_LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+"""ITK counts to the patient's left and to posterior, NIfTI to the right and to anterior."""
+
+
+def is_volume_name(name: str) -> bool:
+    """Whether a file's name ends as that of a volume does, in capitals or not."""
+    return name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def stem_of(name: str) -> str:
+    """A volume file's name without its suffix, such as ``sub-01_FLAIR`` of ``sub-01_FLAIR.nii.gz``."""
+    found = next((end for end in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if name.lower().endswith(end)), "")
+    return name[: len(name) - len(found)]
+
+
+def read_volume(path: Path) -> nib.Nifti1Image:
+    """A volume of any format in ``VOLUME_SUFFIXES``, voxels as stored, the affine from voxel to right, anterior, superior.
+
+    Args:
+        path: The file; (I, J, K) or (I, J, K, C).
+
+    Raises:
+        PipelineError: The file is missing, damaged, too large, or no volume.
+    """
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        image = open_nifti(path)
+        return nib.Nifti1Image(read_voxels(path), image.affine, image.header)  # type: ignore[no-untyped-call]
+    voxels, affine = _read_itk(path)
+    image = nib.Nifti1Image(voxels, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels and affine of a file that ITK reads."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(_ITK_READERS[path.suffix.lower()])
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file. Check the path.")
+    try:
+        reader.ReadImageInformation()
+        size = reader.GetSize()
+        if reader.GetDimension() != 3:
+            raise PipelineError(f"{path}: {reader.GetDimension()} dimensions (expected 3). Give one volume.")
+        if np.prod(size) * reader.GetNumberOfComponents() > MAX_VALUES:
+            raise PipelineError(
+                f"{path}: the header claims {' x '.join(map(str, size))} voxels (expected at most {MAX_VALUES}). "
+                "Replace the file, or crop or resample the volume."
+            )
+        found = reader.Execute()
+    except RuntimeError as error:
+        raise PipelineError(f"{path}: no readable volume ({shown(str(error).rpartition('ERROR: ')[2])}). Export or copy it again.") from error
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(found.GetDirection()).reshape(3, 3) * found.GetSpacing()
+    affine[:3, 3] = found.GetOrigin()
+    voxels = np.moveaxis(SimpleITK.GetArrayFromImage(found), (0, 1, 2), (2, 1, 0))
+    return voxels, _LPS_TO_RAS @ affine
+
+
+def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> nib.Nifti1Image:
+    """FLAIR and T1 in files of their own as one volume on FLAIR's grid.
+
+    Pre- and post-contrast T1 are interpolated linearly onto FLAIR's grid by the files' affines: they are not registered.
+    FLAIR stands in for a missing one, as in the published data.
+
+    Args:
+        flair: The FLAIR volume, (I, J, K).
+        pre: The pre-contrast T1 volume, on any grid.
+        post: The post-contrast T1 volume, on any grid.
+
+    Returns:
+        (I, J, K, 3) float32, pre-contrast, FLAIR, post-contrast; (I, J, K) where FLAIR is alone.
+
+    Raises:
+        PipelineError: A file cannot be read, holds several volumes, or a T1 does not overlap FLAIR.
+    """
+    image = _single(flair)
+    if not pre and not post:
+        return image
+    channels = [_on_grid(path, image, flair) if path else image.get_fdata(dtype=np.float32) for path in (pre, flair, post)]
+    joined = nib.Nifti1Image(np.stack(channels, axis=-1), image.affine)  # type: ignore[no-untyped-call]
+    joined.header.set_xyzt_units(image.header.get_xyzt_units()[0])
+    return joined
+
+
+def _single(path: Path) -> nib.Nifti1Image:
+    image = read_volume(path)
+    if image.shape[3:] == (1,):
+        image = image.slicer[..., 0]
+    if len(image.shape) != 3:
+        raise PipelineError(f"{path}: shape {image.shape} (expected one sequence, (I, J, K)). Split the file.")
+    if not np.isfinite(image.dataobj).all():
+        raise PipelineError(f"{path}: NaN or Inf among the voxels. Replace them, by 0 outside of the head.")
+    return image
+
+
+def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> NDArray[np.float32]:
+    if path == flair:
+        return grid.get_fdata(dtype=np.float32)
+    moved = nibabel.processing.resample_from_to(_single(path), (grid.shape, grid.affine), order=1, mode="grid-constant")
+    voxels: NDArray[np.float32] = moved.get_fdata(dtype=np.float32)
+    if not voxels.any():
+        raise PipelineError(
+            f"{path}: by its affine it lies outside of {flair.name}. Check that both are of one patient and one scan."
+        )
+    return voxels

@@ -1,0 +1,57 @@
+"""Names of volume files: which patient, which sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cohort.sequences import Sequences, group, role_of
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("BraTS-GLI-00001-000-t2f.nii.gz", ("BraTS-GLI-00001-000", "flair")),
+        ("BraTS-GLI-00001-000-t1n.nii.gz", ("BraTS-GLI-00001-000", "pre")),
+        ("BraTS-GLI-00001-000-t1c.nii.gz", ("BraTS-GLI-00001-000", "post")),
+        ("BraTS-GLI-00001-000-t2w.nii.gz", None),
+        ("BraTS-GLI-00001-000-seg.nii.gz", None),
+        ("BraTS2021_00000_flair.nii.gz", ("BraTS2021_00000", "flair")),
+        ("BraTS2021_00000_t1ce.nii.gz", ("BraTS2021_00000", "post")),
+        ("BraTS2021_00000_t1.nii.gz", ("BraTS2021_00000", "pre")),
+        ("sub-01_FLAIR.nii.gz", ("sub-01", "flair")),
+        ("sub-01_ses-2_acq-ax_FLAIR.NII.GZ", ("sub-01_ses-2", "flair")),
+        ("sub-01_acq-mprage_T1w.nii.gz", ("sub-01", "pre")),
+        ("sub-01_ce-gadolinium_T1w.nii.gz", ("sub-01", "post")),
+        ("sub-01_T2w.nii.gz", None),
+        ("sub-01_desc-lesion_mask.nii.gz", None),
+        ("patient 1 T2_FLAIR.nrrd", ("patient 1", "flair")),
+        ("flair.mha", ("folder", "flair")),
+        ("start1.nii.gz", None),
+        ("a_image.nii.gz", None),
+    ],
+)
+def test_a_name_tells_patient_and_sequence(name: str, expected: tuple[str, str] | None) -> None:
+    assert role_of(Path("folder", name)) == expected
+
+
+def test_files_become_patients() -> None:
+    paths = [Path("a", name) for name in ("x-t2f.nii", "x-t1n.nii", "x-seg.nii", "y_flair.nii", "z_t1.nii")]
+    patients, skipped, unclear = group(paths)
+    assert patients == {
+        "x": Sequences(Path("a/x-t2f.nii"), pre=Path("a/x-t1n.nii")),
+        "y": Sequences(Path("a/y_flair.nii")),
+    }
+    assert skipped == {
+        Path("a/x-seg.nii"): "its name tells neither FLAIR nor T1",
+        Path("a/z_t1.nii"): "no FLAIR of z beside it",
+    }
+    assert not unclear
+
+
+def test_two_of_one_sequence_are_not_guessed() -> None:
+    names = ("sub-1_run-1_FLAIR.nii.gz", "sub-1_run-2_FLAIR.nii.gz", "sub-2_FLAIR.nii.gz")
+    patients, _, unclear = group([Path(name) for name in names])
+    assert set(patients) == {"sub-2"}
+    assert unclear == {"sub-1": "sub-1_run-1_FLAIR.nii.gz and sub-1_run-2_FLAIR.nii.gz"}

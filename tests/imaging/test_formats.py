@@ -1,0 +1,112 @@
+"""MHA, NRRD and NIfTI volumes read alike; T1 brought onto FLAIR's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.imaging.formats import join_sequences, read_volume, stem_of
+
+OBLIQUE = np.array([[0.1, -0.9, 0.2, 40], [-0.85, -0.1, 0.1, 50], [0.1, 0.2, 4.0, -20], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def voxels() -> NDArray[np.int16]:
+    return np.random.default_rng(0).integers(0, 900, (12, 10, 6), dtype=np.int16)
+
+
+def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> Path:
+    """Write by ITK what NIfTI would hold as ``voxels`` and ``affine``."""
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(voxels.T))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+def rotation() -> NDArray[np.float64]:
+    """An oblique affine with perpendicular axes, as scanners give them: ITK takes no others."""
+    turn, _ = np.linalg.qr(OBLIQUE[:3, :3])
+    affine = OBLIQUE.copy()
+    affine[:3, :3] = turn * (0.9, 0.9, 4.0)
+    return affine
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".MHA", ".mhd", ".nrrd", ".nhdr", ".nii", ".nii.gz", ".NII.GZ"])
+def test_every_format_gives_the_same_voxels_in_the_same_places(
+    suffix: str, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    path = tmp_path / f"scan{suffix.lower()}"
+    if "nii" in suffix.lower():
+        nib.save(nib.Nifti1Image(voxels, rotation()), path)
+    else:
+        save_itk(path, voxels, rotation())
+    path = path.rename(tmp_path / f"scan{suffix}")
+    found = read_volume(path)
+    assert np.array_equal(found.dataobj, voxels)
+    assert np.allclose(found.affine, rotation(), atol=1e-5)
+    assert stem_of(path.name) == "scan"
+
+
+def test_slope_and_intercept_count(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    image = nib.Nifti1Image(voxels, np.eye(4))
+    image.header.set_slope_inter(2, 5)
+    nib.save(image, tmp_path / "a.nii")
+    raw = nib.load(tmp_path / "a.nii")
+    assert np.allclose(read_volume(tmp_path / "a.nii").get_fdata(), raw.get_fdata())
+
+
+def test_what_is_no_volume_is_refused_in_a_line(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
+    (tmp_path / "a.mha").write_bytes(b"ObjectType = Image\nnothing")
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels[0]), str(tmp_path / "flat.mha"))
+    for name, message in (("a.mha", "no readable volume"), ("none.nrrd", "no such file"), ("flat.mha", "2 dimensions")):
+        with pytest.raises(PipelineError, match=message) as error:
+            read_volume(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_t1_of_another_grid_is_brought_onto_that_of_flair(tmp_path: Path) -> None:
+    """A ramp stays the same ramp in mm, whatever grid it is sampled on; an absent T1 is FLAIR."""
+    fine = np.diag([-1.0, -1, 2, 1])
+    places = np.stack(np.meshgrid(*map(np.arange, (20, 18, 10)), indexing="ij"), axis=-1)
+    ramp = 100 + nib.affines.apply_affine(fine, places)[..., 1].astype(np.float32)
+    nib.save(nib.Nifti1Image(ramp, fine), tmp_path / "flair.nii.gz")
+    coarse = np.array([[0, 2.0, 0, -38], [0, 0, 3.0, -51], [1.5, 0, 0, 0], [0, 0, 0, 1]])
+    places = np.stack(np.meshgrid(*map(np.arange, (13, 20, 18)), indexing="ij"), axis=-1)
+    nib.save(
+        nib.Nifti1Image((100 + nib.affines.apply_affine(coarse, places)[..., 1]).astype(np.float32), coarse),
+        tmp_path / "t1.nii.gz",
+    )
+    joined = join_sequences(tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", None)
+    pre, flair, post = np.moveaxis(np.asarray(joined.dataobj), -1, 0)
+    assert joined.shape == (20, 18, 10, 3)
+    assert np.array_equal(flair, ramp)
+    assert np.array_equal(post, ramp)
+    assert np.allclose(pre, ramp, atol=1e-3)
+    assert np.allclose(joined.affine, fine)
+
+
+def test_flair_alone_stays_one_channel(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
+    nib.save(nib.Nifti1Image(voxels[..., None], np.eye(4)), tmp_path / "flair.nii")
+    assert join_sequences(tmp_path / "flair.nii", None, None).shape == voxels.shape
+
+
+def test_t1_that_lies_elsewhere_is_refused(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
+    far = np.eye(4)
+    far[:3, 3] = 500
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "flair.nii")
+    nib.save(nib.Nifti1Image(voxels, far), tmp_path / "t1.nii")
+    with pytest.raises(PipelineError, match=r"t1\.nii: by its affine it lies outside of flair\.nii"):
+        join_sequences(tmp_path / "flair.nii", None, tmp_path / "t1.nii")
+    nib.save(nib.Nifti1Image(np.stack([voxels] * 2, -1), np.eye(4)), tmp_path / "two.nii")
+    with pytest.raises(PipelineError, match=r"expected one sequence"):
+        join_sequences(tmp_path / "two.nii", tmp_path / "t1.nii", None)
