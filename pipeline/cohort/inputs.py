@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cohort.listing import list_files
 from pipeline.cohort.manifest import read_manifest, verify_volume
@@ -18,8 +18,11 @@ from pipeline.errors import ManifestError, PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
+from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.imaging.dicom import Series
 
 BUILT_MARK = ".built_volumes"
@@ -97,8 +100,11 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
     return Inputs(dict(found), tuple(slice_folders), skipped)
 
 
-def name_sequences(flair: Path, pre: Path | None, post: Path | None, out: Path) -> Inputs:
+def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, out: Path) -> Inputs:
     """FLAIR, pre- and post-contrast T1 as they are named, of one patient."""
+    if len(given) != 1 or not is_volume_name(given[0].name):
+        raise PipelineError("T1 of its own goes with one FLAIR file (expected one). Give --flair FILE.")
+    flair = given[0]
     name = stem_of(flair.name)
     found = [(name, _source(name, Sequences(flair, pre, post), out))]
     for path in filter(None, (flair, pre, post)):
@@ -128,6 +134,16 @@ def build_volume(source: Source) -> None:
         with series_of(source.dicom, source.series) as series, tempfile.TemporaryDirectory() as folder:
             refuse_gaps(series)
             save_image(read_volume(convert(series, Path(folder))), source.image)
+
+
+def write_segmentation_of(source: Source, mask: NDArray[Any], path: Path) -> None:
+    """Write a mask, on the grid of ``source.image``, as DICOM SEG of the series that the image was made of."""
+    from pipeline.imaging.dicom import series_of, write_segmentation
+
+    if source.dicom is None:
+        raise PipelineError(f"{source.image}: not made of DICOM (expected a DICOM series). Leave --dicom-seg out.")
+    with series_of(source.dicom, source.series) as series:
+        write_segmentation(path, mask, open_nifti(source.image).affine, series)
 
 
 def _source(name: str, sequences: Sequences, out: Path) -> Source:
@@ -189,7 +205,9 @@ def _look_into(
     }
     several = [f"{number} {kind}" for kind, number in kinds.items() if number]
     if len(several) > 1:
-        raise PipelineError(f"{folder}: holds {' and '.join(several)}. Predict them apart: give the folders one by one.")
+        raise PipelineError(
+            f"{folder}: holds {' and '.join(several)}. Predict them apart: give the folders one by one."
+        )
     if not several:
         if faults:
             raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
@@ -256,7 +274,9 @@ def _of_dicom(
         for series in found:
             studies.setdefault(series.study, []).append(series)
         if wanted and len(studies) > 1:
-            raise PipelineError(f"{place}: {len(studies)} studies (expected one with --series). Give their folders apart.")
+            raise PipelineError(
+                f"{place}: {len(studies)} studies (expected one with --series). Give their folders apart."
+            )
         sources = []
         for study in studies.values():
             flair = choose_flair(study, place, wanted)
@@ -270,6 +290,8 @@ def _of_dicom(
                     )
                 name = folders.pop()
             sources.append((name, Source(_built(out, name), dicom=place, series=flair.uid)))
-            skipped |= {file: f"series {series}, not FLAIR" for series in study if series is not flair for file in series.files}
+            skipped |= {
+                file: f"series {series}, not FLAIR" for series in study if series is not flair for file in series.files
+            }
         skipped |= others
     return sources

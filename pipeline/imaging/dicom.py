@@ -114,7 +114,7 @@ def series_of(place: Path, uid: str) -> Iterator[Series]:
 
 def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
     """The image series among DICOM files, by number, and the files that are no images, each with the reason."""
-    import pydicom
+    import pydicom.errors
     from pydicom.errors import InvalidDicomError
 
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
@@ -122,7 +122,15 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
     for path in sorted(files):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        except (InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
+        except (
+            InvalidDicomError,
+            OSError,
+            EOFError,
+            ValueError,
+            AttributeError,
+            KeyError,
+            NotImplementedError,
+        ) as error:
             others[path] = f"no readable DICOM file ({shown(error)})"
             continue
         if "Rows" not in header or str(header.get("Modality", "")) in _NO_IMAGES:
@@ -295,7 +303,7 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
         PipelineError: The mask is empty: DICOM SEG holds no empty segment.
     """
     import highdicom as hd
-    import pydicom
+    import pydicom.errors
     from pydicom.sr.codedict import codes
 
     from pipeline import __version__

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
-from pipeline.scripts.manifest import CHANNELS
-from pipeline.scripts.volumes import MAX_VALUES, open_nifti, read_voxels
+from pipeline.scripts.volumes import AFFINE, MAX_VALUES, open_nifti, read_voxels
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
@@ -73,11 +72,20 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
             )
         found = reader.Execute()
     except RuntimeError as error:
-        raise PipelineError(f"{path}: no readable volume ({shown(str(error).rpartition('ERROR: ')[2])}). Export or copy it again.") from error
+        raise PipelineError(
+            f"{path}: no readable volume ({shown(str(error).rpartition('ERROR: ')[2])}). Export or copy it again."
+        ) from error
+    return _of_itk(found)
+
+
+def _of_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels (I, J, K) or (I, J, K, C) and affine of a SimpleITK image."""
+    import SimpleITK
+
     affine = np.eye(4)
-    affine[:3, :3] = np.array(found.GetDirection()).reshape(3, 3) * found.GetSpacing()
-    affine[:3, 3] = found.GetOrigin()
-    voxels = np.moveaxis(SimpleITK.GetArrayFromImage(found), (0, 1, 2), (2, 1, 0))
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    voxels = np.moveaxis(SimpleITK.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))
     return voxels, _LPS_TO_RAS @ affine
 
 
@@ -101,7 +109,9 @@ def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> nib.Nift
     image = _single(flair)
     if not pre and not post:
         return image
-    channels = [_on_grid(path, image, flair) if path else image.get_fdata(dtype=np.float32) for path in (pre, flair, post)]
+    channels = [
+        _on_grid(path, image, flair) if path else image.get_fdata(dtype=np.float32) for path in (pre, flair, post)
+    ]
     joined = nib.Nifti1Image(np.stack(channels, axis=-1), image.affine)  # type: ignore[no-untyped-call]
     joined.header.set_xyzt_units(image.header.get_xyzt_units()[0])
     return joined
@@ -128,3 +138,31 @@ def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> NDArray[np.float
             f"{path}: by its affine it lies outside of {flair.name}. Check that both are of one patient and one scan."
         )
     return voxels
+
+
+def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib.Nifti1Image:
+    """A volume of any kind as a NIfTI image.
+
+    Args:
+        image: A file of a format in ``VOLUME_SUFFIXES``, a nibabel or SimpleITK image, a MONAI MetaTensor (C, I, J, K),
+            or an array (I, J, K) or (I, J, K, 3).
+        affine: (4, 4), voxel to right, anterior, superior in mm, of an array or tensor without one of its own; None for
+            ``AFFINE``.
+
+    Raises:
+        PipelineError: The file cannot be read.
+        TypeError: The image is none of these.
+    """
+    if isinstance(image, (str, Path)):
+        return read_volume(Path(image))
+    if isinstance(image, nib.spatialimages.SpatialImage):
+        return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)  # type: ignore[no-untyped-call]
+    if type(image).__module__.partition(".")[0] == "SimpleITK":
+        return nib.Nifti1Image(*_of_itk(image))  # type: ignore[no-untyped-call]
+    if hasattr(image, "detach"):  # a tensor
+        own = image.affine.cpu().numpy() if affine is None and hasattr(image, "affine") else affine
+        return as_nifti(np.moveaxis(image.detach().cpu().numpy(), 0, -1), own)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{type(image).__name__} (expected a path, an image of nibabel or SimpleITK, or an array)")
+    voxels = image if image.dtype.kind in "ui" and image.dtype.itemsize < 4 else image.astype(np.float32)
+    return nib.Nifti1Image(voxels, AFFINE if affine is None else np.asarray(affine))  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
@@ -27,6 +28,8 @@ from pipeline.scripts.volumes import (
 )
 
 DESCRIPTION = b"spacing unknown; research only"
+THICK_MM = 2.5
+"""Slices further apart than this, and than twice the pixels, are thick."""
 _MM = {"meter": 1000, "micron": 0.001}
 
 
@@ -47,6 +50,22 @@ def _gzipped(image: nib.Nifti1Image) -> bytes:
     with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=buffer, mtime=0) as file:
         file.write(image.to_bytes())
     return buffer.getvalue()
+
+
+def oddities(path: Path) -> list[str]:
+    """What a person wants to know of an image volume before its mask is used: each a line, in general none."""
+    image, spacing = open_nifti(path), spacing_mm(path)
+    found = []
+    if spacing and max(spacing) > max(THICK_MM, 2 * min(spacing)) and max(spacing) > spacing[2]:
+        plane = ("coronal", "sagittal")[int(np.argmax(spacing))]
+        found.append(
+            f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which are made of few rows here, "
+            "so that the mask is coarse"
+        )
+    stated, true = (float(np.prod(sizes)) for sizes in (image.header.get_zooms()[:3], voxel_sizes(image.affine)))
+    if abs(stated - true) > 0.01 * true:
+        found.append(f"the header's voxel size {stated:.3g} mm3 contradicts its affine, {true:.3g} mm3, which is used")
+    return found
 
 
 def save_image(image: nib.Nifti1Image, path: Path) -> None:
@@ -131,7 +150,7 @@ def spacing_mm(path: Path) -> tuple[float, float, float] | None:
     unit = image.header.get_xyzt_units()[0]
     if image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None
-    sizes = nib.affines.voxel_sizes(image.affine) * _MM.get(unit, 1)
+    sizes = voxel_sizes(image.affine) * _MM.get(unit, 1)
     rows, columns, slices = (float(sizes[int(axis)]) for axis in np.argsort(turn_of(image.affine)[:, 0]))
     return rows, columns, slices
 

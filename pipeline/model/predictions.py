@@ -5,30 +5,43 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 
-from pipeline.cohort.inputs import BUILT_MARK, Inputs, find_inputs
+from pipeline.cohort.inputs import (
+    BUILT_MARK,
+    Inputs,
+    Source,
+    build_volume,
+    find_inputs,
+    name_sequences,
+    write_segmentation_of,
+)
 from pipeline.cohort.pseudonyms import check_place, key_for
 from pipeline.cohort.reading import build_images
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import path_list
-from pipeline.imaging.nifti import refuse_unusable, save_map, voxel_ml
+from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
-from pipeline.scripts.volumes import image_faults
+from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
 
 logger = logging.getLogger(__name__)
 
 TABLE_NAME = "predictions.csv"
 PREDICTIONS_NAME = "predictions.json"
+SEGMENTATION_SUFFIX = "_seg.dcm"
 FIGURES = "figures"
 """Folder of pictures, in results of any kind."""
 
@@ -41,8 +54,12 @@ class Prediction:
         volume: The volume's name.
         lesion_voxels: Voxels of the mask.
         lesion_ml: Volume of the mask in ml; None where the voxel's size is not known.
-        lesion_slices: Slices with a voxel of the mask.
-        slices: Slices of the volume.
+        lesion_slices: Axial slices with a voxel of the mask.
+        slices: Axial slices of the volume.
+        box: First and last voxel of the mask along each axis of the file, ``i i j j k k``, counted from 0; empty where
+            the mask is.
+        centroid_mm: Mean place of the mask's voxels to right, anterior, superior in mm, by the affine; empty where the
+            mask is.
         image: The file that was read.
         image_sha256: SHA-256 of that file.
         agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
@@ -54,6 +71,8 @@ class Prediction:
     lesion_ml: float | None
     lesion_slices: int
     slices: int
+    box: tuple[int, ...]
+    centroid_mm: tuple[float, ...]
     image: str
     image_sha256: str
     agreement: float | None = None
@@ -88,6 +107,11 @@ def predict_volumes(
     allow_gaps: bool = False,
     pseudonymise: str | Path | None = None,
     overwrite: bool = False,
+    all_components: bool = False,
+    series: str | None = None,
+    pre: str | Path | None = None,
+    post: str | Path | None = None,
+    dicom_seg: bool = False,
     draw: Callable[[PredictionResult], None] | None = None,
 ) -> PredictionResult:
     """Predict volumes without truth; write masks, maps, ``predictions.csv`` and ``predictions.json``.
@@ -95,7 +119,8 @@ def predict_volumes(
     A volume that cannot be predicted does not keep the others from it.
 
     Args:
-        inputs: NIfTI volumes, folders of them or of slices, manifests or their folders.
+        inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, manifests or their
+            folders.
         bundles: The bundles' folders; the probabilities of several are averaged.
         out: The folder of the results.
         weights: One weights file for each bundle, or none for the bundles' own.
@@ -107,6 +132,11 @@ def predict_volumes(
         allow_gaps: Accept missing slice numbers in folders of slices.
         pseudonymise: A CSV of names and pseudonyms, read and extended; None keeps the names.
         overwrite: Replace results that are there.
+        all_components: Keep every connected component of a mask, not the largest alone.
+        series: SeriesNumber or SeriesInstanceUID to take for FLAIR in DICOM.
+        pre: Pre-contrast T1 of the one FLAIR file that ``inputs`` names, on any grid.
+        post: Post-contrast T1 of it.
+        dicom_seg: Also write ``NAME_seg.dcm`` for DICOM inputs. DICOM demands the patient's identity in that file.
         draw: Draws pictures of the result into ``figures/``, before another run may write to the folder.
 
     Returns:
@@ -124,21 +154,25 @@ def predict_volumes(
     given, bundles, weights, out = path_list(inputs), path_list(bundles), path_list(weights), Path(out)
     if uncertainty:
         refuse_single_pass(len(bundles), flips=flips)
-    found, key = find_inputs(given, out), dict[str, str]()
+    if pre or post:
+        found = name_sequences(given, pre and Path(pre), post and Path(post), out)
+    else:
+        found = find_inputs(given, out, series)
+    key: dict[str, str] = {}
     if pseudonymise:
         check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
         found, key = _pseudonymised(found, Path(pseudonymise), out)
     if not overwrite:
-        _refuse_what_is_there(out, found.volumes)
+        _refuse_what_is_there(out, found.sources)
     for bundle in bundles:
         config_of(bundle)
     refuse_unequal("--weights", weights, bundles)
     with locked(out, (VOLUMES, FIGURES)):
+        if found.slice_folders or any(source.is_built for source in found.sources.values()):
+            write_durably(out / BUILT_MARK, b"volumes/ here was built of other files; it is no input of a prediction\n")
         for folder in found.slice_folders:
-            write_durably(out / BUILT_MARK, b"volumes/ here was built of slices; it is no input of a prediction\n")
             build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
-        if unreadable := image_faults(found.volumes.values()):
-            raise ManifestError({str(path): [fault] for path, fault in unreadable.items()})
+        refuse_faults({"image": source.image} for source in found.sources.values() if not source.is_built)
         networks = load_bundles(bundles, weights, backend, trust=trust)
         for network in networks:
             logger.info(network.as_trained())
@@ -146,9 +180,10 @@ def predict_volumes(
         for name in (TABLE_NAME, PREDICTIONS_NAME):
             with writing_errors(out / name):
                 (out / name).unlink(missing_ok=True)
-        predictor = Predictor(networks, flips=flips, uncertainty=uncertainty)
-        predictions, faults = _all_predicted(predictor, found.volumes, out, keep_probability=probability)
-        labels = {str(path): _label(name, path, key) for name, path in found.volumes.items()}
+        predictor = Predictor(networks, flips=flips, uncertainty=uncertainty, all_components=all_components)
+        keep = _Kept(out, probability=probability, dicom_seg=dicom_seg)
+        predictions, faults = _all_predicted(predictor, found.sources, keep)
+        labels = {str(source.image): _label(name, source, key) for name, source in found.sources.items()}
         predictions = [replace(one, image=labels[one.image]) for one in predictions]
         rows = [asdict(prediction) for prediction in predictions]
         summary = {
@@ -161,10 +196,12 @@ def predict_volumes(
             "failed": {labels[path]: text.replace(path, labels[path]) for path, text in faults.items()},
         }
         write_durably(out / PREDICTIONS_NAME, (json.dumps(summary, indent=2) + "\n").encode())
-        table = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+        lists = {name: [" ".join(map(str, row[name])) for row in rows] for name in ("box", "centroid_mm")}
+        table = pd.DataFrame(rows).assign(**lists).to_csv(index=False, lineterminator="\n")
         write_durably(out / TABLE_NAME, table.encode())
         _log_counts(found, len(predictions), named=not key)
-        result = PredictionResult(tuple(predictions), faults, found.volumes)
+        images = {name: source.image for name, source in found.sources.items()}
+        result = PredictionResult(tuple(predictions), faults, images)
         if draw:
             draw(result)
     return result
@@ -195,30 +232,42 @@ def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
 def _pseudonymised(inputs: Inputs, path: Path, out: Path) -> tuple[Inputs, dict[str, str]]:
     """The volumes by their pseudonyms, and the key with all of them in it."""
     built = out / VOLUMES
-    for name in inputs.volumes:
+    for name in inputs.sources:
         for place in (out, built):
             if any(place.glob(f"{glob.escape(name)}_*.nii.gz")):
                 raise PipelineError(f"{place}: holds results under the patients' own names. Choose another --out.")
-    key = key_for(path, inputs.volumes)
+    key = key_for(path, inputs.sources)
     renamed = {
-        key[name]: built / f"{key[name]}{IMAGE_SUFFIX}" if image.parent == built else image
-        for name, image in inputs.volumes.items()
+        key[name]: replace(source, image=built / f"{key[name]}{IMAGE_SUFFIX}")
+        if source.image.parent == built
+        else source
+        for name, source in inputs.sources.items()
     }
-    return replace(inputs, volumes=dict(sorted(renamed.items()))), key  # the order of the names would tell of them
+    return replace(inputs, sources=dict(sorted(renamed.items()))), key  # the order of the names would tell of them
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is written of each volume, and where."""
+
+    out: Path
+    probability: bool
+    dicom_seg: bool
 
 
 def _all_predicted(
-    predictor: Predictor, volumes: Mapping[str, Path], out: Path, *, keep_probability: bool
+    predictor: Predictor, sources: Mapping[str, Source], keep: _Kept
 ) -> tuple[list[Prediction], dict[str, str]]:
     """What was found in the volumes, and file -> fault of those that could not be predicted."""
 
     def attempt(name: str) -> Prediction | PipelineError:
         try:
-            return _predicted(predictor, name, volumes[name], out, keep_probability=keep_probability)
+            return _predicted(predictor, name, sources[name], keep)
         except PipelineError as error:
             return error
 
-    outcomes = dict(zip(volumes.values(), overlapped(attempt, [*volumes], "predict"), strict=True))
+    images = [source.image for source in sources.values()]
+    outcomes = dict(zip(images, overlapped(attempt, [*sources], "predict"), strict=True))
     predictions = [one for one in outcomes.values() if isinstance(one, Prediction)]
     faults = {
         str(path): str(one).removeprefix(f"{path}: ")
@@ -230,43 +279,54 @@ def _all_predicted(
     return predictions, faults
 
 
-def _predicted(predictor: Predictor, name: str, image: Path, out: Path, *, keep_probability: bool) -> Prediction:
+def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> Prediction:
     """Predict one volume and write its mask and maps."""
-    refuse_unusable(image)
+    image, out = source.image, keep.out
+    build_volume(source)
+    for oddity in oddities(image):
+        logger.warning("%s: %s", shown(name), oddity)
     prediction = predictor.predict(image)
     save_prediction(prediction, image, out / f"{name}{MASK_SUFFIX}", out / f"{name}{UNCERTAINTY_SUFFIX}")
     probability = out / f"{name}{PROBABILITY_SUFFIX}"
-    if keep_probability:
+    if keep.probability:
         save_map(prediction.probability, probability, image)
     else:
         probability.unlink(missing_ok=True)  # of an earlier run
-    ml, voxels = voxel_ml(image), int(prediction.mask.sum())
+    if keep.dicom_seg and source.dicom:
+        write_segmentation_of(source, prediction.mask, out / f"{name}{SEGMENTATION_SUFFIX}")
+    affine, spacing = open_nifti(image).affine, spacing_mm(image)
+    places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
+    axial = oriented(prediction.mask, affine).any(axis=(0, 1))
     return Prediction(
         volume=name,
         lesion_voxels=voxels,
-        lesion_ml=None if ml is None else voxels * ml,
-        lesion_slices=int(prediction.mask.any(axis=(0, 1)).sum()),
-        slices=prediction.mask.shape[2],
+        lesion_ml=None if spacing is None else voxels * math.prod(spacing) / 1000,
+        lesion_slices=int(axial.sum()),
+        slices=len(axial),
+        box=tuple(np.stack([places.min(0), places.max(0)], 1).ravel().tolist()) if voxels else (),
+        centroid_mm=tuple(np.round(apply_affine(affine, places.mean(0)), 1).tolist()) if voxels else (),
         image=str(image),
         image_sha256=sha256_file(image),
         agreement=prediction.agreement,
     )
 
 
-def _label(name: str, image: Path, key: Mapping[str, str]) -> str:
+def _label(name: str, source: Source, key: Mapping[str, str]) -> str:
     """What results call an image: no folder of this machine and, under a pseudonym, no name of the patient's."""
-    if key:
+    image = source.image
+    if key or source.is_built:
         return f"{name}{IMAGE_SUFFIX}"
     return image.name if image.is_absolute() else str(image)
 
 
 def _log_counts(inputs: Inputs, used: int, *, named: bool) -> None:
     """Account for every volume that was found, as used, skipped or refused."""
-    volumes, skipped = len(inputs.volumes), inputs.skipped
+    volumes, skipped = len(inputs.sources), inputs.skipped
     logger.info(
         f"volumes: {volumes + len(skipped)} found = {used} used + {len(skipped)} skipped + {volumes - used} refused"
     )
     if skipped and named:
-        first = ", ".join(shown(path.name) for path in skipped[:5])
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        logger.info(f"skipped, of a folder *{IMAGE_SUFFIX} is taken; others have to be named: {first}{more}")
+        for reason, files in groupby(sorted(skipped, key=skipped.__getitem__), key=skipped.__getitem__):
+            names = [shown(path.name) for path in files]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            logger.info(f"skipped, {reason}: {', '.join(names[:3])}{more}")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.nifti import nifti_bytes, refuse_unusable, save_map, save_mask
+from pipeline.imaging.formats import NIFTI_SUFFIXES, as_nifti
+from pipeline.imaging.nifti import refuse_unusable, save_map, save_mask
 from pipeline.model.bundle import Bundle, load_bundle, refuse_single_pass
-from pipeline.scripts.volumes import check_image
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ MAX_VOLUMES_AT_ONCE = 3
 _NETWORK = threading.Lock()
 """Reading and finishing of volumes overlap, networks take turns."""
 AS_IT_IS, LEFT_RIGHT = (), (3,)
-"""Dimensions of a batch (1, C, H, W, D) that are mirrored for a pass: none, or the image columns."""
+"""Dimensions of a batch (1, 3, H, W, D) that are mirrored for a pass: none, or the image columns."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Predictor:
         flips: Average with the prediction of the left-right mirrored volume (test-time augmentation).
         uncertainty: Also give uncertainty map and agreement; needs several passes.
         trust: Also run bundles that are not this project's: their configs can run any code.
+        all_components: Keep every connected component of the mask, not the largest alone.
 
     Raises:
         PipelineError: There is no bundle, a bundle cannot be loaded, or an uncertainty is asked for of a single pass.
@@ -79,6 +80,7 @@ class Predictor:
         flips: bool = False,
         uncertainty: bool = False,
         trust: bool = False,
+        all_components: bool = False,
     ) -> None:
         bundles = [bundles] if isinstance(bundles, (Bundle, str, Path)) else list(bundles)
         if not bundles:
@@ -87,28 +89,31 @@ class Predictor:
             refuse_single_pass(len(bundles), flips=flips)
         self.flips = flips
         self.uncertainty = uncertainty
+        self.all_components = all_components
         self.bundles = [one if isinstance(one, Bundle) else load_bundle(one, trust=trust) for one in bundles]
 
-    def predict(self, image: str | Path | NDArray[np.uint8]) -> VolumePrediction:
+    def predict(self, image: Any, affine: NDArray[np.floating[Any]] | None = None) -> VolumePrediction:
         """Predict one volume.
 
         Args:
-            image: A NIfTI file or an array, (H, W, D, 3), channels pre-contrast, FLAIR, post-contrast. An array's rows
-                run to posterior, its columns to the patient's left, its slices upwards.
+            image: FLAIR (I, J, K), or (I, J, K, 3) with channels pre-contrast, FLAIR, post-contrast: a NIfTI, MHA or
+                NRRD file, a nibabel or SimpleITK image, a MONAI MetaTensor (C, I, J, K), or an array.
+            affine: (4, 4), voxel to right, anterior, superior in mm, of an array. Without it the array's rows run to
+                posterior, its columns to the patient's left, its slices upwards.
 
         Returns:
             Probability and mask on the volume's own grid; uncertainty and agreement where they were asked for.
 
         Raises:
-            PipelineError: The volume is unreadable, of another orientation or shape, or a prediction holds NaN
-                or Inf.
+            PipelineError: The volume is unreadable, of another shape, holds NaN, Inf or nothing above 0, or a
+                prediction holds NaN or Inf.
         """
-        if isinstance(image, np.ndarray):
+        if not isinstance(image, (str, Path)) or not str(image).lower().endswith(NIFTI_SUFFIXES):
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "array_image.nii.gz"
-                path.write_bytes(nifti_bytes(image))
+                path = Path(folder) / "volume_image.nii"
+                as_nifti(image, affine).to_filename(path)
                 return self.predict(path)
-        check_image(Path(image))
+        refuse_unusable(Path(image))
         passes = self.passes(image)
         mean: Map = np.stack(passes).mean(axis=0, dtype=np.float32)
         mask = self.mask_of(mean)
@@ -118,15 +123,19 @@ class Predictor:
         return VolumePrediction(mean, mask, disagreement(passes), agreement)
 
     def passes(self, image: str | Path) -> list[Map]:
-        """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file (H, W, D, 3)."""
+        """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file (H, W, D) or (H, W, D, 3)."""
         flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
         return [_probability(bundle, Path(image), mirrored) for bundle in self.bundles for mirrored in flips]
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
         """The mask of a probability, both (H, W, D), by threshold and component rule of the first bundle's config."""
         import torch
+        from monai.transforms import Compose, KeepLargestConnectedComponentd
 
-        mask = self.bundles[0].to_mask({"pred": torch.from_numpy(probability)[None]})["pred"]
+        to_mask = self.bundles[0].to_mask
+        if self.all_components:
+            to_mask = Compose([t for t in to_mask.transforms if not isinstance(t, KeepLargestConnectedComponentd)])
+        mask = to_mask({"pred": torch.from_numpy(probability)[None]})["pred"]
         return np.asarray(mask[0], dtype=np.uint8)
 
 

@@ -32,6 +32,7 @@ from pipeline.scoring.results import (
 from pipeline.scoring.statistics import summarise
 from pipeline.scripts.files import locked, write_durably
 from pipeline.scripts.manifest import IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
+from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def evaluate_volumes(
     volumes = _of_fold(select(cohort, split), cohort, fold)
     for volume in volumes:
         verify_volume(volume)
+    refuse_faults({"image": volume.image, "label": volume.label} for volume in volumes)
     if folds:
         pairs = zip(bundles, folds, strict=True)
         groups = [load_folds(bundle, runs, cohort.folds, backend, only=fold, trust=trust) for bundle, runs in pairs]
@@ -251,6 +253,8 @@ def _log_notes(
 def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path) -> VolumeScore:
     """Predict one volume, keep what a report needs of it, and score it."""
     prediction = predictor.predict(volume.image)
+    affine = open_nifti(volume.image).affine
+    mask, probability = (oriented(each, affine) for each in (prediction.mask, prediction.probability))
     truth = load_label(volume.label)
     save_prediction(
         prediction,
@@ -261,8 +265,8 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path) -> V
     link_or_copy(volume.image, out / VOLUMES / f"{volume.patient}{IMAGE_SUFFIX}")
     # The label is copied: people correct labels in place, and a link would be the manifest's own.
     write_durably(out / VOLUMES / f"{volume.patient}{LABEL_SUFFIX}", volume.label.read_bytes())
-    score = score_volume(volume.patient, *view(protocol, prediction.mask, prediction.probability, truth))
-    return replace(score, reliability=reliability(prediction.probability, truth), agreement=prediction.agreement)
+    score = score_volume(volume.patient, *view(protocol, mask, probability, truth))
+    return replace(score, reliability=reliability(probability, truth), agreement=prediction.agreement)
 
 
 def _training_curves(

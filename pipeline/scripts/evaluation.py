@@ -16,7 +16,7 @@ from .faults import PipelineError
 from .machine import keep_freed_memory
 from .manifest import IMAGE_SUFFIX, refuse_changed_volumes
 from .records import changed_settings, trained_settings
-from .volumes import image_faults
+from .volumes import refuse_faults
 from .weights import read_weights
 
 _LOG = logging.getLogger("train")
@@ -51,10 +51,14 @@ class Evaluation:
             raise PipelineError(f"{self.dataset_dir}: holds no *{IMAGE_SUFFIX}. Pass --dataset_dir FOLDER.")
         self._check_weights()
         refuse_changed_volumes(self.dataset_dir, self.data)
-        faults = image_faults(Path(item["image"]) for item in self.data if isinstance(item["image"], (str, Path)))
-        if faults:
-            raise PipelineError("\n".join(f"{path}: {fault}" for path, fault in faults.items()))
-        self.evaluator.run()
+        files = [item for item in self.data if isinstance(item["image"], (str, Path))]
+        refuse_faults(files)
+        try:
+            self.evaluator.run()
+        except Exception as error:
+            # What a volume without a head leads to is any error of any transform.
+            refuse_faults(files, voxels=True)
+            raise error
         _LOG.info("%d volumes: %s", len(self.data), self.output_dir)
 
     def _check_weights(self) -> None:

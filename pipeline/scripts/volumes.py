@@ -7,7 +7,7 @@ import gzip
 import math
 import stat
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,27 +163,34 @@ def oriented(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
 
 
 def turn_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """nibabel's orientation transform from a volume as stored to the axes of ``AFFINE``."""
+    """Nibabel's orientation transform from a volume as stored to the axes of ``AFFINE``."""
     turn: NDArray[np.float64] = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(AFFINE))
     return turn
 
 
-def image_faults(paths: Iterable[Path]) -> dict[Path, str]:
-    """``check_image`` of many volumes.
+def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -> None:
+    """Refuse volumes that the networks cannot read; all faults are told at once.
 
     Args:
-        paths: The files.
+        items: "image" is a NIfTI file, "label" another where there is one.
+        voxels: Also read the voxels of the images.
 
-    Returns:
-        File -> fault, of those that are refused.
+    Raises:
+        PipelineError: A line for each image or label that is refused.
     """
-    faults = {}
-    for path in paths:
+    faults = []
+    for item in items:
+        image = Path(item["image"])
         try:
-            check_image(path)
+            check_image(image)
+            if "label" in item:
+                check_label(Path(item["label"]), image)
+            if voxels and (fault := voxel_fault(read_voxels(image))):
+                raise PipelineError(f"{image}: {fault}.")
         except PipelineError as error:
-            faults[path] = str(error).removeprefix(f"{path}: ")
-    return faults
+            faults.append(str(error))
+    if faults:
+        raise PipelineError("\n".join(faults))
 
 
 def voxel_fault(voxels: NDArray[Any]) -> str:

@@ -10,8 +10,33 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, NormalizeIntensity
 
+from .faults import PipelineError
+from .volumes import label_fault
+
 HEAD_ABOVE = 0.1  # after the clip to 0 to 1, voxels above it count as head, the others as air
 MIN_DEVIATION = 0.01  # a head with less contrast is not divided by its deviation
+
+
+class BinaryLabeld(MapTransform):
+    """Labels as 0 and 1. What marks the lesion may be any one value, such as 255; several values are refused.
+
+    Args:
+        keys: Names of the labels, (1, H, W, D).
+    """
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The labels as 0 and 1.
+
+        Raises:
+            PipelineError: A label holds several values or NaN.
+        """
+        result = dict(data)
+        for key in self.keys:
+            label = result[key]
+            if fault := label_fault(label.numpy()):
+                raise PipelineError(f"{label.meta.get('filename_or_obj', 'label')}: {fault}")
+            result[key] = (label > 0).to(label.dtype)
+        return result
 
 
 class NormalizePercentilesd(MapTransform):
@@ -21,7 +46,7 @@ class NormalizePercentilesd(MapTransform):
     stock MONAI transforms there because programs such as MONAI Deploy get the configs without this code.
 
     Args:
-        keys: Names of the images, (C, H, W, D).
+        keys: Names of the images, (3, H, W, D), or (1, H, W, D) FLAIR, which stands in for all three channels.
         percentiles: The two percentiles, such as 1 and 99.5; a flat channel becomes 0.
         normalize_head: Mean and deviation are those of the head, which is what lies above a tenth after the clip, and
             not of all voxels. How much air the box of the head holds differs from patient to patient.
@@ -39,7 +64,8 @@ class NormalizePercentilesd(MapTransform):
             image = result[key]
             limits = np.percentile(image.flatten(1).numpy(), self.percentiles, axis=1)
             low, high = torch.tensor(limits, dtype=image.dtype)[..., None, None, None]
-            result[key] = self.normalize((image - low).div_((high - low).clamp_min(1e-6)).clamp_(0, 1))
+            scaled = (image - low).div_((high - low).clamp_min(1e-6)).clamp_(0, 1)
+            result[key] = self.normalize(scaled.repeat(3 // len(scaled), 1, 1, 1))
         return result
 
 

@@ -7,7 +7,7 @@ import gzip
 import math
 import stat
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,23 @@ MAX_VALUES = 2**28
 
 AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 """(row, column, slice) -> (right, anterior, superior): rows grow to posterior, columns to the patient's left
-(radiological convention), slices to superior. The spacing of the published slices is unknown, hence 1."""
+(radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the published
+slices is unknown, hence 1."""
+
+MAX_SHIFT_MM = 0.1
+"""The most by which the affines of image and label may differ: programs round what they write."""
 
 _NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
 def open_nifti(path: Path) -> Any:
-    """A NIfTI-1 image with its header read and its voxels still on the disk.
+    """A NIfTI image with its header read and its voxels still on the disk.
 
     Args:
         path: The file, ``.nii`` or ``.nii.gz``.
 
     Raises:
-        PipelineError: The file is missing, is no NIfTI-1 file, or claims more than ``MAX_VALUES`` values.
+        PipelineError: The file is missing, is no NIfTI file, or claims more than ``MAX_VALUES`` values.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -47,7 +51,7 @@ def open_nifti(path: Path) -> Any:
     except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):
-        raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI-1). Convert it to .nii.gz.")
+        raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI). Convert it to .nii.gz.")
     if math.prod(image.shape) > MAX_VALUES:
         raise PipelineError(
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
@@ -94,46 +98,99 @@ def check_image(path: Path) -> None:
     """Refuse, by its header alone, a volume that the networks cannot read.
 
     Args:
-        path: A NIfTI image volume, (H, W, D, 3): pre-contrast, FLAIR, post-contrast.
+        path: A NIfTI image volume of any orientation: (H, W, D) FLAIR, or (H, W, D, 3) pre-contrast, FLAIR,
+            post-contrast.
 
     Raises:
-        PipelineError: The file is missing or no NIfTI file, has not three channels or no numbers, or has other axes
-            than ``AFFINE``.
+        PipelineError: The file is missing or no NIfTI file, is of another shape, holds no numbers, or its affine does
+            not tell the orientation.
     """
     image = open_nifti(path)
-    if len(image.shape) != 4 or image.shape[3] != 3 or 0 in image.shape:
+    if not (len(image.shape) == 3 or (len(image.shape) == 4 and image.shape[3] in (1, 3))) or 0 in image.shape:
         raise PipelineError(
-            f"{path}: shape {image.shape} (expected (H, W, D, 3): pre-contrast, FLAIR, post-contrast). "
-            "Stack the three sequences along the last axis; FLAIR stands in for one that is missing."
+            f"{path}: shape {image.shape} (expected (H, W, D) FLAIR, or (H, W, D, 3): pre-contrast, FLAIR, "
+            "post-contrast). Give the FLAIR volume alone, or stack the three sequences along the last axis."
         )
     if image.get_data_dtype().kind not in "uif":
         raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
-    if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
+    affine = image.affine[:3, :3]
+    if not np.isfinite(image.affine).all() or not np.linalg.det(affine) or np.isnan(nib.io_orientation(affine)).any():
         raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
-    axes, expected = (nib.aff2axcodes(affine) for affine in (image.affine, AFFINE))  # type: ignore[no-untyped-call]
-    if axes != expected:
+
+
+def check_label(path: Path, image: Path) -> None:
+    """Refuse, by the headers alone, a label volume on another grid than its image.
+
+    Args:
+        path: A NIfTI label volume, (H, W, D).
+        image: The image volume. Label and image may be stored in different orientations.
+
+    Raises:
+        PipelineError: The file is missing or no NIfTI file, or its voxels lie elsewhere than the image's.
+    """
+    (shape, affine), (expected, places) = (_grid(open_nifti(one)) for one in (path, image))
+    if shape != expected:
         raise PipelineError(
-            f"{path}: axes {', '.join(map(str, axes))} (expected {', '.join(expected)}: rows to posterior, columns to "
-            "the patient's left, slices to superior). Reorient the volume."
+            f"{path}: a label of {shape} voxels on an image of {expected} (rows, columns, slices). Resample the label."
+        )
+    far = float(np.abs(affine - places).max())
+    if far > MAX_SHIFT_MM:
+        raise PipelineError(
+            f"{path}: its affine differs from that of {image.name} by up to {far:.3g} mm a voxel, so that label and "
+            "image lie in different places. Resample the label onto the image's grid, or mend its header."
         )
 
 
-def image_faults(paths: Iterable[Path]) -> dict[Path, str]:
-    """``check_image`` of many volumes.
+def _grid(image: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape (H, W, D) and affine of a volume turned into the orientation of ``AFFINE``."""
+    turned = nib.Nifti1Image(np.broadcast_to(np.uint8(0), image.shape[:3]), image.affine)  # type: ignore[no-untyped-call]
+    turned = turned.as_reoriented(turn_of(image.affine))
+    return turned.shape, turned.affine
+
+
+def oriented(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
+    """A volume turned so that rows run to posterior, columns to the patient's left, slices upwards; nothing is resampled.
 
     Args:
-        paths: The files.
+        volume: (I, J, K) or (I, J, K, C), as stored.
+        affine: (4, 4), voxel to right, anterior, superior in mm. An oblique one is taken for the nearest axes.
 
     Returns:
-        File -> fault, of those that are refused.
+        (H, W, D) or (H, W, D, C), a view where that is possible.
     """
-    faults = {}
-    for path in paths:
+    turned: NDArray[Any] = nib.apply_orientation(volume, turn_of(affine))  # type: ignore[no-untyped-call]
+    return turned
+
+
+def turn_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Nibabel's orientation transform from a volume as stored to the axes of ``AFFINE``."""
+    turn: NDArray[np.float64] = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(AFFINE))
+    return turn
+
+
+def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -> None:
+    """Refuse volumes that the networks cannot read; all faults are told at once.
+
+    Args:
+        items: "image" is a NIfTI file, "label" another where there is one.
+        voxels: Also read the voxels of the images.
+
+    Raises:
+        PipelineError: A line for each image or label that is refused.
+    """
+    faults = []
+    for item in items:
+        image = Path(item["image"])
         try:
-            check_image(path)
+            check_image(image)
+            if "label" in item:
+                check_label(Path(item["label"]), image)
+            if voxels and (fault := voxel_fault(read_voxels(image))):
+                raise PipelineError(f"{image}: {fault}.")
         except PipelineError as error:
-            faults[path] = str(error).removeprefix(f"{path}: ")
-    return faults
+            faults.append(str(error))
+    if faults:
+        raise PipelineError("\n".join(faults))
 
 
 def voxel_fault(voxels: NDArray[Any]) -> str:
@@ -142,8 +199,23 @@ def voxel_fault(voxels: NDArray[Any]) -> str:
     Args:
         voxels: The image volume, of any shape.
     """
-    if not np.isfinite(voxels).all():
-        return "it holds NaN or Inf"
+    odd = voxels.size - int(np.isfinite(voxels).sum())
+    if odd:
+        return f"{odd} of {voxels.size} voxels are NaN or Inf. Replace them, by 0 outside of the head"
     if voxels.max() <= 0:
-        return "no voxel is above 0, and the head is what is brighter than a tenth of the maximum"
+        return "no voxel is above 0, and the head is what is brighter than a tenth of the maximum. Check the volume"
     return ""
+
+
+def label_fault(voxels: NDArray[Any]) -> str:
+    """The reason why a volume is no label, empty where it is one: 0, and one positive value for the lesion.
+
+    Args:
+        voxels: The label volume, of any shape.
+    """
+    top = voxels.max()
+    if np.isfinite(top) and top >= 0 and ((voxels == 0) | (voxels == top)).all():
+        return ""
+    values = np.unique(voxels)
+    first = ", ".join(f"{value:g}" for value in values[:5])
+    return f"voxel values {first}{', ...' if len(values) > 5 else ''} (expected 0 and one other). Binarise the label."

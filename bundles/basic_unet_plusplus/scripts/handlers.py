@@ -299,12 +299,14 @@ class ValidationPictures:
             dsc = float(2 * (pred * label).sum() / (pred.sum() + label.sum()))
             if not math.isnan(dsc):
                 z = int((label if label.any() else pred).sum(dim=(0, 1, 2)).argmax())
-                picture = self.picture(source["flair"][FLAIR, ..., z].cpu(), pred[..., z], label[..., z])
+                channels = source["flair"].cpu()
+                flair = channels[FLAIR if len(channels) > 1 else 0]
+                picture = self.picture(flair[..., z], pred[..., z], label[..., z])
                 self._seen.append((dsc, str(source.get("patient", "unknown")), picture))
 
     def picture(self, flair: torch.Tensor, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One slice, (3, H, W) from 0 to 1, of FLAIR, (H, W) from 0 to 255, and two masks, (1, H, W)."""
-        grey = flair.float() / 255
+        """One slice, (3, H, W) from 0 to 1, of FLAIR, (H, W), and two masks, (1, H, W)."""
+        grey = flair / flair.max().clamp_min(1)
         red, green = (torch.maximum(grey, self.contour(mask)[0]) for mask in (pred, label))
         return torch.stack([red, green, grey])
 

@@ -29,14 +29,15 @@ LEVELS = 255
 
 
 class ChannelFirstReader(NibabelReader):
-    """A volume of NIfTI (H, W, D, C) as (C, H, W, D), turned round by PyTorch in a quarter of MONAI's time."""
+    """A volume of NIfTI (H, W, D) or (H, W, D, C) as (C, H, W, D), turned by PyTorch in a quarter of MONAI's time."""
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Data and meta data of what ``read`` gave, of one file."""
         array, meta = super().get_data(img)
         meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
-        # PyTorch takes no array of the other byte order.
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if array.dtype != np.uint8:
+            array = array.astype(np.float32)  # PyTorch knows neither the other byte order nor much of uint16
+        array = array.reshape(*array.shape[:3], -1)
         return torch.from_numpy(array).movedim(-1, 0).contiguous().numpy(), meta
 
 
