@@ -1,4 +1,4 @@
-"""What is given to be predicted -> one image volume a patient: files, folders of any layout, DICOM, slices, manifests."""
+"""What is given to be predicted -> one image volume a patient: files, folders, DICOM, slices, manifests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Patient -> where the image comes from; folders of slices that are still to be built; file -> why it is not used."""
+    """Patient -> where the image comes from; folders of slices still to be built; file -> why it is not used."""
 
     sources: Mapping[str, Source]
     slice_folders: tuple[Path, ...] = ()
@@ -83,11 +83,16 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
                 verify_volume(volume)
             found += [(volume.patient, Source(volume.image)) for volume in volumes]
         elif path.is_dir():
-            _look_into(path, out, series, found, slice_folders, skipped)
+            content = _of_folder(path, out, series)
+            found += content.found
+            slice_folders += [path] if content.is_of_slices else []
+            skipped |= content.skipped
         elif path.is_file() and path.name.lower().endswith(".zip"):
-            found += _of_dicom(path, [path], out, series, skipped)
+            content = _of_dicom(path, [path], out, series)
+            found += content.found
+            skipped |= content.skipped
         elif is_volume_name(path.name):
-            name = stem_of(path.name).removesuffix("_image")
+            name = _name_of(path)
             found.append((name, _source(name, Sequences(path), out)))
         else:
             raise PipelineError(
@@ -161,7 +166,7 @@ def _refuse_names(found: Sequence[tuple[str, Source]]) -> None:
         fault = id_fault(name)
         if fault:
             raise PipelineError(
-                f"{shown(source.dicom or source.image)}: the name {shown(name)!r} {fault} (expected a letter or digit, "
+                f"{shown(_origin(source))}: the name {shown(name)!r} {fault} (expected a letter or digit, "
                 "then letters, digits, '_', '-', '.' and space). Rename the file or folder."
             )
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
@@ -174,61 +179,59 @@ def _origin(source: Source) -> Path:
     return source.sequences.flair if source.sequences else source.dicom or source.image
 
 
-def _look_into(
-    folder: Path,
-    out: Path,
-    series: str | None,
-    found: list[tuple[str, Source]],
-    slice_folders: list[Path],
-    skipped: dict[Path, str],
-) -> None:
-    """Add what a folder holds: volumes, or DICOM, or slices; a mixture is refused."""
+@dataclass(frozen=True)
+class _Content:
+    """What one path stands for: name and source of each patient, file -> why it is not used."""
+
+    found: list[tuple[str, Source]]
+    skipped: dict[Path, str]
+    is_of_slices: bool = False
+
+
+def _name_of(path: Path) -> str:
+    return stem_of(path.name).removesuffix("_image")
+
+
+def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
+    """What a folder holds: volumes, or DICOM, or slices; a mixture is refused."""
     from pipeline.cohort.reading import slices_by_patient
 
-    volumes, dicom = _files_of(folder, out)
+    volumes, dicom, hidden = _files_of(folder, out)
     images = [path for path in volumes if stem_of(path.name).endswith("_image")]
     patients, others, unclear = group(set(volumes) - set(images))
     if unclear:
+        advice = "Name them by --flair, --pre and --post"
         raise ManifestError(
-            {
-                name: [f"two files may be the same sequence: {files}. Name them by --flair, --pre and --post."]
-                for name, files in unclear.items()
-            }
+            {name: [f"which file is which cannot be told: {files}. {advice}."] for name, files in unclear.items()}
         )
-    listing = list_files(folder)
-    slices, faults, _ = slices_by_patient(listing)
+    slices, faults, _ = slices_by_patient(list_files(folder))
     sliced = sorted(name for name, files in slices.items() if any(file.kind == "image" for file in files))
-    kinds = {
-        "volumes": len(images) + len(patients),
-        "DICOM files": len(dicom),
-        "slices of patients": len(sliced),
-    }
+    kinds = {"volumes": len(images) + len(patients), "DICOM files": len(dicom), "patients in slices": len(sliced)}
     several = [f"{number} {kind}" for kind, number in kinds.items() if number]
     if len(several) > 1:
+        raise PipelineError(f"{folder}: holds {' and '.join(several)}. Give the folders one by one.")
+    if not several and faults:
+        raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
+    if not several and others:
+        names = ", ".join(shown(path.name) for path in list(others)[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise PipelineError(
-            f"{folder}: holds {' and '.join(several)}. Predict them apart: give the folders one by one."
+            f"{folder}: no file's name tells that it is FLAIR (found {names}{more}). Give the FLAIR files themselves."
         )
     if not several:
-        if faults:
-            raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
-        named = ", ".join(shown(path.name) for path in list(others)[:5])
-        raise PipelineError(
-            f"{folder}: no FLAIR in it that is told by its name"
-            + (f" (found {named}{', ...' if len(others) > 5 else ''}). Give the FLAIR file itself, or --flair FILE."
-               if others else ": no volume, DICOM or PATIENT_NUMBER.tif. Check the path.")
-        )  # fmt: skip
-    skipped |= others
-    found += [(stem_of(path.name).removesuffix("_image"), _source("", Sequences(path), out)) for path in images]
-    found += [(name, _source(name, sequences, out)) for name, sequences in patients.items()]
+        raise PipelineError(f"{folder}: no volume, DICOM or PATIENT_NUMBER.tif in it. Check the path.")
     if dicom:
-        found += _of_dicom(folder, dicom, out, series, skipped)
-    elif sliced:
-        slice_folders.append(folder)
-        found += [(name, Source(_built(out, name))) for name in sliced]
+        content = _of_dicom(folder, dicom, out, series)
+        return _Content(content.found, hidden | others | content.skipped)
+    if sliced:
+        return _Content([(name, Source(_built(out, name))) for name in sliced], hidden | others, is_of_slices=True)
+    found = [(_name_of(path), _source(_name_of(path), Sequences(path), out)) for path in images]
+    found += [(name, _source(name, sequences, out)) for name, sequences in patients.items()]
+    return _Content(found, hidden | others)
 
 
-def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path]]:
-    """Volume files and DICOM files below a folder; what a prediction has built or written there is passed over."""
+def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
+    """Volume files, DICOM files and hidden volume files below a folder; what a prediction built is passed over."""
     from pipeline.imaging.dicom import is_dicom
 
     def fail(error: OSError) -> None:
@@ -236,20 +239,22 @@ def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path]]:
 
     volumes: list[Path] = []
     dicom: list[Path] = []
+    hidden: dict[Path, str] = {}
     for parent, names, files in os.walk(folder, onerror=fail):
         place = Path(parent)
-        names[:] = sorted(name for name in names if not is_junk_folder(name))
-        built = place.name == VOLUMES and (place.parent / BUILT_MARK).is_file()
-        for path in (place / name for name in sorted(files) if not name.startswith(".")):
-            if built or out == place:
-                continue
-            if is_volume_name(path.name):
+        names.sort()
+        if place == out or (place.name == VOLUMES and (place.parent / BUILT_MARK).is_file()):
+            continue
+        for path in (place / name for name in sorted(files)):
+            if any(is_junk_folder(part) for part in path.relative_to(folder).parts):
+                hidden |= {path: "hidden, or of an operating system"} if is_volume_name(path.name) else {}
+            elif is_volume_name(path.name):
                 if path.is_symlink():
                     _refuse_link(path, folder)
                 volumes.append(path)
-            elif not path.is_symlink() and path.is_file() and is_dicom(path):
+            elif not path.is_symlink() and is_dicom(path):
                 dicom.append(path)
-    return volumes, dicom
+    return volumes, dicom, hidden
 
 
 def _refuse_link(path: Path, folder: Path) -> None:
@@ -260,38 +265,34 @@ def _refuse_link(path: Path, folder: Path) -> None:
         )
 
 
-def _of_dicom(
-    place: Path, files: Sequence[Path], out: Path, wanted: str | None, skipped: dict[Path, str]
-) -> list[tuple[str, Source]]:
+def _of_dicom(place: Path, files: Sequence[Path], out: Path, wanted: str | None) -> _Content:
     """The FLAIR series of each study in a folder or zip; the studies are named by their folders, never by a header."""
     from pipeline.imaging.dicom import choose_flair, find_series, is_dicom, unpacked
 
     with unpacked(place) if place.is_file() else nullcontext(place) as root:
-        found, others = find_series(files if root == place else [path for path in root.rglob("*") if is_dicom(path)])
-        if not found:
-            raise PipelineError(f"{place}: no DICOM image in it ({len(others)} other files). Check the path.")
+        series, skipped = find_series(files if root == place else [path for path in root.rglob("*") if is_dicom(path)])
+        if not series:
+            raise PipelineError(f"{place}: no DICOM image in it ({len(skipped)} other files). Check the path.")
         studies: dict[str, list[Series]] = {}
-        for series in found:
-            studies.setdefault(series.study, []).append(series)
+        for one in series:
+            studies.setdefault(one.study, []).append(one)
         if wanted and len(studies) > 1:
-            raise PipelineError(
-                f"{place}: {len(studies)} studies (expected one with --series). Give their folders apart."
-            )
-        sources = []
+            raise PipelineError(f"{place}: {len(studies)} studies (expected one with --series). Give one folder.")
+        found = []
         for study in studies.values():
             flair = choose_flair(study, place, wanted)
             name = place.stem if place.is_file() else place.resolve().name
             if len(studies) > 1:
-                folders = {file.relative_to(root).parts[0] for series in study for file in series.files}
-                if len(folders) > 1 or any(series.files[0].parent == root for series in study):
-                    raise PipelineError(
-                        f"{place}: {len(studies)} studies that do not lie in a folder each. Sort them into folders, one a "
-                        "patient; the folders' names are used for the results."
-                    )
-                name = folders.pop()
-            sources.append((name, Source(_built(out, name), dicom=place, series=flair.uid)))
-            skipped |= {
-                file: f"series {series}, not FLAIR" for series in study if series is not flair for file in series.files
-            }
-        skipped |= others
-    return sources
+                folders = {file.relative_to(root).parts[:-1] for one in study for file in one.files}
+                tops = {parts[0] if parts else "" for parts in folders}
+                name = tops.pop() if len(tops) == 1 else ""
+            if not name:
+                raise PipelineError(
+                    f"{place}: {len(studies)} studies that do not lie in a folder each. Sort them into folders, "
+                    "one a patient: the results bear the folders' names."
+                )
+            found.append((name, Source(_built(out, name), dicom=place, series=flair.uid)))
+            for one in study:
+                if one is not flair:
+                    skipped |= dict.fromkeys(one.files, f"series {one}, not FLAIR")
+    return _Content(found, skipped)

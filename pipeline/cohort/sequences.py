@@ -31,7 +31,7 @@ def role_of(path: Path) -> tuple[str, str] | None:
     """Patient and sequence that a file's name tells, such as ``("BraTS-GLI-00001-000", "flair")``.
 
     Args:
-        path: The file. Where its name is that of the sequence alone, such as ``flair.nii.gz``, its folder names the patient.
+        path: The file. The folder names the patient where the name tells the sequence alone, as ``flair.nii.gz``.
 
     Returns:
         The patient, and ``flair``, ``pre`` or ``post``; None where the name tells no sequence of these.

@@ -1,4 +1,4 @@
-"""DICOM series: found in a folder, FLAIR told from the others, geometry judged, converted to NIfTI; masks as DICOM SEG."""
+"""DICOM series: FLAIR told from the others, geometry judged, converted to NIfTI; masks as DICOM SEG."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ SPACING_TOLERANCE = 0.05
 """Share of the slice distance by which single distances may differ from it."""
 _PREAMBLE = 132
 _TAGS = [
-    "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "Modality",
-    "ImageType", "InversionTime", "EchoTime", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
+    "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName",
+    "Modality", "ImageType", "InversionTime", "EchoTime", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
     "ImagePositionPatient", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+_HEADER_ERRORS = (OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
+"""What pydicom raises for damaged headers, beside its own error."""
 _NO_IMAGES = ("DICOMDIR", "SR", "PR", "KO", "SEG", "RTSTRUCT")
 
 
@@ -114,7 +116,7 @@ def series_of(place: Path, uid: str) -> Iterator[Series]:
 
 def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
     """The image series among DICOM files, by number, and the files that are no images, each with the reason."""
-    import pydicom.errors
+    import pydicom
     from pydicom.errors import InvalidDicomError
 
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
@@ -122,15 +124,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
     for path in sorted(files):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        except (
-            InvalidDicomError,
-            OSError,
-            EOFError,
-            ValueError,
-            AttributeError,
-            KeyError,
-            NotImplementedError,
-        ) as error:
+        except (InvalidDicomError, *_HEADER_ERRORS) as error:
             others[path] = f"no readable DICOM file ({shown(error)})"
             continue
         if "Rows" not in header or str(header.get("Modality", "")) in _NO_IMAGES:
@@ -204,7 +198,7 @@ def refuse_gaps(series: Series) -> None:
     frames = [frame for header in series.headers for frame in _frames(header)]
     if any(None in frame for frame in frames):
         raise PipelineError(f"{name}: slices without position, orientation or pixel spacing. Export the series again.")
-    size, turn, spacing, _ = frames[0]
+    turn = frames[0][1]
     for what, index, tolerance in (("sizes", 0, 0.5), ("orientations", 1, 1e-3), ("pixel spacings", 2, 1e-3)):
         if any(np.abs(np.subtract(frame[index], frames[0][index])).max() > tolerance for frame in frames):
             raise PipelineError(f"{name}: slices of several {what} (expected one volume). Choose another --series.")
@@ -216,8 +210,8 @@ def refuse_gaps(series: Series) -> None:
     step = float(np.median(steps))
     if (steps < 0.01).any():
         raise PipelineError(
-            f"{name}: {int((steps < 0.01).sum())} slices lie where another does: several volumes in one series, such as "
-            "time points or echoes. Export one of them alone."
+            f"{name}: {int((steps < 0.01).sum())} slices lie where another does: several volumes in one series, "
+            "such as time points or echoes. Export one of them alone."
         )
     wide = np.flatnonzero(np.abs(steps - step) > max(SPACING_TOLERANCE * step, 0.01))
     if len(wide):
@@ -275,7 +269,7 @@ def convert(series: Series, folder: Path) -> Path:
         for number, path in enumerate(series.files):
             (source / f"{number:06}.dcm").symlink_to(path.resolve())
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
-        done = subprocess.run([dcm2niix.bin, *options], capture_output=True, text=True, check=False)
+        done = subprocess.run([dcm2niix.bin, *options], capture_output=True, text=True, check=False)  # noqa: S603
         made = sorted(target.glob("*.nii"))
         if done.returncode or len(made) != 1:
             told = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line or "arning" in line]
@@ -300,7 +294,7 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
         series: The series.
 
     Raises:
-        PipelineError: The mask is empty: DICOM SEG holds no empty segment.
+        PipelineError: The series is one file whose frames make no volume.
     """
     import highdicom as hd
     import pydicom.errors
@@ -310,10 +304,12 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
     from pipeline.scripts.files import write_durably
 
     sources = [pydicom.dcmread(file) for file in series.files]
-    if len(sources) == 1:
-        grid = hd.Image.from_dataset(sources[0]).get_volume_geometry()
-    else:
+    if len(sources) > 1:
         grid = hd.get_volume_from_series(sources).get_geometry()
+    else:  # an enhanced file of many frames
+        grid = hd.Image.from_dataset(sources[0]).get_volume_geometry()
+    if grid is None:
+        raise PipelineError(f"series {series}: its frames make no volume for DICOM SEG. Leave --dicom-seg out.")
     volume = hd.Volume(mask.astype(np.uint8), _LPS @ affine, coordinate_system="PATIENT").match_geometry(grid, tol=0.01)
     description = hd.seg.SegmentDescription(
         segment_number=1,

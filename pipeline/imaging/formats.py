@@ -1,4 +1,4 @@
-"""Volume files of several formats, and sequences in files of their own -> one NIfTI image that the networks can read."""
+"""Volume files of several formats, and sequences in files of their own -> one NIfTI image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stem_of(name: str) -> str:
 
 
 def read_volume(path: Path) -> nib.Nifti1Image:
-    """A volume of any format in ``VOLUME_SUFFIXES``, voxels as stored, the affine from voxel to right, anterior, superior.
+    """A volume of any format in ``VOLUME_SUFFIXES``, voxels as stored, the affine to right, anterior, superior.
 
     Args:
         path: The file; (I, J, K) or (I, J, K, C).
@@ -44,9 +44,9 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     """
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         image = open_nifti(path)
-        return nib.Nifti1Image(read_voxels(path), image.affine, image.header)  # type: ignore[no-untyped-call]
+        return nib.Nifti1Image(read_voxels(path), image.affine, image.header)
     voxels, affine = _read_itk(path)
-    image = nib.Nifti1Image(voxels, affine)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
     return image
 
@@ -92,8 +92,8 @@ def _of_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
 def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> nib.Nifti1Image:
     """FLAIR and T1 in files of their own as one volume on FLAIR's grid.
 
-    Pre- and post-contrast T1 are interpolated linearly onto FLAIR's grid by the files' affines: they are not registered.
-    FLAIR stands in for a missing one, as in the published data.
+    Pre- and post-contrast T1 are interpolated linearly onto FLAIR's grid by the files' affines. They are not
+    registered. FLAIR stands in for a missing one, as in the published data.
 
     Args:
         flair: The FLAIR volume, (I, J, K).
@@ -109,10 +109,9 @@ def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> nib.Nift
     image = _single(flair)
     if not pre and not post:
         return image
-    channels = [
-        _on_grid(path, image, flair) if path else image.get_fdata(dtype=np.float32) for path in (pre, flair, post)
-    ]
-    joined = nib.Nifti1Image(np.stack(channels, axis=-1), image.affine)  # type: ignore[no-untyped-call]
+    own = image.get_fdata(dtype=np.float32)
+    channels = [_on_grid(pre, image, flair) if pre else own, own, _on_grid(post, image, flair) if post else own]
+    joined = nib.Nifti1Image(np.stack(channels, axis=-1), image.affine)
     joined.header.set_xyzt_units(image.header.get_xyzt_units()[0])
     return joined
 
@@ -129,8 +128,6 @@ def _single(path: Path) -> nib.Nifti1Image:
 
 
 def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> NDArray[np.float32]:
-    if path == flair:
-        return grid.get_fdata(dtype=np.float32)
     moved = nibabel.processing.resample_from_to(_single(path), (grid.shape, grid.affine), order=1, mode="grid-constant")
     voxels: NDArray[np.float32] = moved.get_fdata(dtype=np.float32)
     if not voxels.any():
@@ -156,13 +153,13 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
     if isinstance(image, (str, Path)):
         return read_volume(Path(image))
     if isinstance(image, nib.spatialimages.SpatialImage):
-        return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)  # type: ignore[no-untyped-call]
+        return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
     if type(image).__module__.partition(".")[0] == "SimpleITK":
-        return nib.Nifti1Image(*_of_itk(image))  # type: ignore[no-untyped-call]
+        return nib.Nifti1Image(*_of_itk(image))
     if hasattr(image, "detach"):  # a tensor
         own = image.affine.cpu().numpy() if affine is None and hasattr(image, "affine") else affine
         return as_nifti(np.moveaxis(image.detach().cpu().numpy(), 0, -1), own)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{type(image).__name__} (expected a path, an image of nibabel or SimpleITK, or an array)")
     voxels = image if image.dtype.kind in "ui" and image.dtype.itemsize < 4 else image.astype(np.float32)
-    return nib.Nifti1Image(voxels, AFFINE if affine is None else np.asarray(affine))  # type: ignore[no-untyped-call]
+    return nib.Nifti1Image(voxels, AFFINE if affine is None else np.asarray(affine))

@@ -39,7 +39,7 @@ def nifti_bytes(volume: Pixels) -> bytes:
     Args:
         volume: (H, W, D) or (H, W, D, 3) uint8, H image row, W image column, D slice.
     """
-    image = nib.Nifti1Image(volume, AFFINE)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(volume, AFFINE)
     image.header["descrip"] = DESCRIPTION
     return _gzipped(image)
 
@@ -59,8 +59,8 @@ def oddities(path: Path) -> list[str]:
     if spacing and max(spacing) > max(THICK_MM, 2 * min(spacing)) and max(spacing) > spacing[2]:
         plane = ("coronal", "sagittal")[int(np.argmax(spacing))]
         found.append(
-            f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which are made of few rows here, "
-            "so that the mask is coarse"
+            f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which are made of few rows "
+            "here, so that the mask is coarse"
         )
     stated, true = (float(np.prod(sizes)) for sizes in (image.header.get_zooms()[:3], voxel_sizes(image.affine)))
     if abs(stated - true) > 0.01 * true:
@@ -75,7 +75,7 @@ def save_image(image: nib.Nifti1Image, path: Path) -> None:
         image: (I, J, K) or (I, J, K, 3), numbers.
         path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
     """
-    clean = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)  # type: ignore[no-untyped-call]
+    clean = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
     clean.header.set_xyzt_units(image.header.get_xyzt_units()[0])
     clean.header["descrip"] = b"research only"
     write_durably(path, _gzipped(clean))
@@ -144,14 +144,15 @@ def shown_in_grey(channel: NDArray[Any]) -> Pixels:
 def spacing_mm(path: Path) -> tuple[float, float, float] | None:
     """Distance of rows, columns and slices in mm, in the orientation of ``load_image``; None where it is not known.
 
-    It comes from the affine. NIfTI files whose header names no unit are taken to be in mm, as other programs do.
+    It comes from the affine. A file that names no unit is taken to be in mm, as other programs do, unless its voxels
+    measure 1 x 1 x 1: nobody has set them.
     """
     image = open_nifti(path)
-    unit = image.header.get_xyzt_units()[0]
-    if image.header["descrip"].tobytes().startswith(DESCRIPTION):
+    unit, sizes = image.header.get_xyzt_units()[0], voxel_sizes(image.affine)
+    nobody_set = unit == "unknown" and np.allclose(sizes, 1)
+    if nobody_set or image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None
-    sizes = voxel_sizes(image.affine) * _MM.get(unit, 1)
-    rows, columns, slices = (float(sizes[int(axis)]) for axis in np.argsort(turn_of(image.affine)[:, 0]))
+    rows, columns, slices = (float(sizes[axis] * _MM.get(unit, 1)) for axis in np.argsort(turn_of(image.affine)[:, 0]))
     return rows, columns, slices
 
 
@@ -195,5 +196,5 @@ def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     header["db_name"] = header["aux_file"] = header["intent_name"] = header["data_type"] = b""
     header.extensions.clear()
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"
-    image = nib.Nifti1Image(volume, reference.affine, header)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(volume, reference.affine, header)
     write_durably(path, _gzipped(image))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
+from numpy.typing import NDArray
 
 from pipeline.cohort.inputs import (
     BUILT_MARK,
@@ -30,7 +31,7 @@ from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import path_list
 from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
-from pipeline.model.bundle import config_of, load_bundles, refuse_single_pass, refuse_unequal, versions
+from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
@@ -103,6 +104,7 @@ def predict_volumes(
     probability: bool = False,
     uncertainty: bool = False,
     backend: str = TORCH,
+    device: str | None = None,
     trust: bool = False,
     allow_gaps: bool = False,
     pseudonymise: str | Path | None = None,
@@ -121,13 +123,14 @@ def predict_volumes(
     Args:
         inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, manifests or their
             folders.
-        bundles: The bundles' folders; the probabilities of several are averaged.
+        bundles: The bundles' names or folders; the probabilities of several are averaged.
         out: The folder of the results.
         weights: One weights file for each bundle, or none for the bundles' own.
         flips: Average with the prediction of the left-right mirrored volume.
         probability: Also write ``NAME_probability.nii.gz``.
         uncertainty: Also write ``NAME_uncertainty.nii.gz``, and each volume's agreement.
         backend: A key of ``BACKENDS``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
         trust: Also run bundles that are not this project's: their configs can run any code.
         allow_gaps: Accept missing slice numbers in folders of slices.
         pseudonymise: A CSV of names and pseudonyms, read and extended; None keeps the names.
@@ -147,7 +150,7 @@ def predict_volumes(
         PipelineError: An option, a bundle or the folder cannot be used; the message says which.
 
     Example:
-        >>> result = predict_volumes("patients", "bundles/basic_unet", "masks")
+        >>> result = predict_volumes("patients", "basic_unet", "masks")
         >>> [found.lesion_voxels for found in result.predictions]
         [5310, 12402]
     """
@@ -155,7 +158,7 @@ def predict_volumes(
     if uncertainty:
         refuse_single_pass(len(bundles), flips=flips)
     if pre or post:
-        found = name_sequences(given, pre and Path(pre), post and Path(post), out)
+        found = name_sequences(given, Path(pre) if pre else None, Path(post) if post else None, out)
     else:
         found = find_inputs(given, out, series)
     key: dict[str, str] = {}
@@ -167,13 +170,14 @@ def predict_volumes(
     for bundle in bundles:
         config_of(bundle)
     refuse_unequal("--weights", weights, bundles)
+    device_of(device, backend)
     with locked(out, (VOLUMES, FIGURES)):
         if found.slice_folders or any(source.is_built for source in found.sources.values()):
             write_durably(out / BUILT_MARK, b"volumes/ here was built of other files; it is no input of a prediction\n")
         for folder in found.slice_folders:
             build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
         refuse_faults({"image": source.image} for source in found.sources.values() if not source.is_built)
-        networks = load_bundles(bundles, weights, backend, trust=trust)
+        networks = load_bundles(bundles, weights, backend, device=device, trust=trust)
         for network in networks:
             logger.info(network.as_trained())
         # Until the end there is no table: one of an earlier run would pass for that of new masks.
@@ -296,7 +300,7 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
         write_segmentation_of(source, prediction.mask, out / f"{name}{SEGMENTATION_SUFFIX}")
     affine, spacing = open_nifti(image).affine, spacing_mm(image)
     places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
-    axial = oriented(prediction.mask, affine).any(axis=(0, 1))
+    axial: NDArray[np.bool_] = oriented(prediction.mask, affine).any(axis=(0, 1))
     return Prediction(
         volume=name,
         lesion_voxels=voxels,

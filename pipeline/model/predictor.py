@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, as_nifti
 from pipeline.imaging.nifti import refuse_unusable, save_map, save_mask
-from pipeline.model.bundle import Bundle, load_bundle, refuse_single_pass
+from pipeline.model.bundle import DEFAULT_BUNDLES, Bundle, load_bundle, refuse_single_pass
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,9 +57,11 @@ class Predictor:
     The probabilities of all these passes are averaged.
 
     Args:
-        bundles: The bundles, loaded or named by their folders; one or several.
+        bundles: The bundles, loaded or by their names or folders; one or several. By default the three that the package
+            brings.
         flips: Average with the prediction of the left-right mirrored volume (test-time augmentation).
         uncertainty: Also give uncertainty map and agreement; needs several passes.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
         trust: Also run bundles that are not this project's: their configs can run any code.
         all_components: Keep every connected component of the mask, not the largest alone.
 
@@ -67,7 +69,7 @@ class Predictor:
         PipelineError: There is no bundle, a bundle cannot be loaded, or an uncertainty is asked for of a single pass.
 
     Example:
-        >>> predictor = Predictor(["bundles/basic_unet"], flips=True)
+        >>> predictor = Predictor("basic_unet", flips=True)
         >>> prediction = predictor.predict("patient_image.nii.gz")
         >>> int(prediction.mask.sum())
         5310
@@ -75,10 +77,11 @@ class Predictor:
 
     def __init__(
         self,
-        bundles: Bundle | str | Path | Sequence[Bundle | str | Path],
+        bundles: Bundle | str | Path | Sequence[Bundle | str | Path] = DEFAULT_BUNDLES,
         *,
         flips: bool = False,
         uncertainty: bool = False,
+        device: str | None = None,
         trust: bool = False,
         all_components: bool = False,
     ) -> None:
@@ -90,7 +93,9 @@ class Predictor:
         self.flips = flips
         self.uncertainty = uncertainty
         self.all_components = all_components
-        self.bundles = [one if isinstance(one, Bundle) else load_bundle(one, trust=trust) for one in bundles]
+        self.bundles = [
+            one if isinstance(one, Bundle) else load_bundle(one, device=device, trust=trust) for one in bundles
+        ]
 
     def predict(self, image: Any, affine: NDArray[np.floating[Any]] | None = None) -> VolumePrediction:
         """Predict one volume.
@@ -123,7 +128,7 @@ class Predictor:
         return VolumePrediction(mean, mask, disagreement(passes), agreement)
 
     def passes(self, image: str | Path) -> list[Map]:
-        """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file (H, W, D) or (H, W, D, 3)."""
+        """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file."""
         flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
         return [_probability(bundle, Path(image), mirrored) for bundle in self.bundles for mirrored in flips]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy, path_list
+from pipeline.files import link_or_copy, named_path, path_list
 from pipeline.imaging.nifti import load_label
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import Bundle, load_bundle, load_bundles, refuse_unequal, versions
@@ -68,6 +68,7 @@ def evaluate_volumes(
     flips: bool = False,
     uncertainty: bool = False,
     backend: str = TORCH,
+    device: str | None = None,
     trust: bool = False,
     seed: int = 0,
     command: str = "",
@@ -77,7 +78,7 @@ def evaluate_volumes(
 
     Args:
         manifest: ``manifest.json`` or its folder.
-        bundles: The bundles' folders; the probabilities of several are averaged.
+        bundles: The bundles' names or folders; the probabilities of several are averaged.
         out: The folder of the results, as ``python -m pipeline.evaluate`` writes it.
         weights: One weights file for each bundle, or none for the bundles' own.
         folds: One folder of ``fold_K/model.pt`` for each bundle, or none.
@@ -87,6 +88,7 @@ def evaluate_volumes(
         flips: Average with the prediction of the left-right mirrored volume.
         uncertainty: Also write uncertainty maps and each volume's agreement.
         backend: A key of ``BACKENDS``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
         trust: Also run bundles that are not this project's: their configs can run any code.
         seed: Seed of the bootstrap interval, 0 or more.
         command: The command line that asks, for the summary.
@@ -100,11 +102,12 @@ def evaluate_volumes(
         PipelineError: An option, a bundle, a volume or the folder cannot be used; the message says which.
 
     Example:
-        >>> result = evaluate_volumes("data_manifest", "bundles/basic_unet", "runs/basic_unet")
+        >>> result = evaluate_volumes("data_manifest", "basic_unet", "runs/basic_unet")
         >>> round(result.summary["dsc_mean"], 4)
         0.9084
     """
-    bundles, weights, folds, out = path_list(bundles), path_list(weights), path_list(folds), Path(out)
+    bundles = tuple(named_path(bundle, "bundles") for bundle in path_list(bundles))
+    weights, folds, out = path_list(weights), path_list(folds), Path(out)
     if weights and folds:
         raise PipelineError(
             "--weights and --folds together (expected one of them). The folds hold weights of their own."
@@ -122,9 +125,12 @@ def evaluate_volumes(
     refuse_faults({"image": volume.image, "label": volume.label} for volume in volumes)
     if folds:
         pairs = zip(bundles, folds, strict=True)
-        groups = [load_folds(bundle, runs, cohort.folds, backend, only=fold, trust=trust) for bundle, runs in pairs]
+        groups = [
+            load_folds(bundle, runs, cohort.folds, backend, only=fold, device=device, trust=trust)
+            for bundle, runs in pairs
+        ]
     else:
-        groups = [{None: bundle} for bundle in load_bundles(bundles, weights, backend, trust=trust)]
+        groups = [{None: bundle} for bundle in load_bundles(bundles, weights, backend, device=device, trust=trust)]
     predictors = {
         volume.patient: Predictor(bundles_for(groups, volume), flips=flips, uncertainty=uncertainty)
         for volume in volumes
@@ -187,6 +193,7 @@ def load_folds(
     backend: str = TORCH,
     *,
     only: int | None = None,
+    device: str | None = None,
     trust: bool = False,
 ) -> FoldBundles:
     """A bundle with the weights of each fold of a cross-validation, or of one fold ``only``."""
@@ -198,7 +205,7 @@ def load_folds(
             f"{runs}: holds weights of folds {has} (the manifest's: {expected}). Train every fold: "
             f"python -m pipeline.train --fold all --out {runs}, on a manifest built with --folds K."
         )
-    return {fold: load_bundle(bundle, found[fold], backend, trust=trust) for fold in wanted}
+    return {fold: load_bundle(bundle, found[fold], backend, device=device, trust=trust) for fold in wanted}
 
 
 def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) -> tuple[Volume, ...]:

@@ -136,8 +136,11 @@ def test_a_map_keeps_its_values_and_is_refused_with_gaps(image_file, tmp_path):
 
 
 def test_an_image_has_three_channels(image_file, tmp_path):
+    """FLAIR alone stands in for the others."""
     path, volume = image_file
     np.testing.assert_array_equal(load_image(path), volume)
-    path.write_bytes(nifti_bytes(volume[..., 0]))
-    with pytest.raises(PipelineError, match=r"expected \(H, W, D, 3\)"):
+    path.write_bytes(nifti_bytes(volume[..., 1]))
+    np.testing.assert_array_equal(load_image(path), np.stack([volume[..., 1]] * 3, axis=-1))
+    path.write_bytes(nifti_bytes(volume[..., :2]))
+    with pytest.raises(PipelineError, match=r"expected \(H, W, D\) FLAIR"):
         load_image(path)

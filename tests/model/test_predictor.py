@@ -101,12 +101,21 @@ def test_bundles_may_be_named_by_their_folders(manifest: Path) -> None:
     np.testing.assert_array_equal(named.predict(image).mask, loaded.predict(image).mask)
 
 
-def test_a_volume_of_another_orientation_is_refused(manifest: Path, tmp_path: Path) -> None:
-    """The network would see it mirrored, and give a wrong mask without a word."""
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SRA", "AIR"])
+def test_a_volume_of_another_orientation_gets_its_own_mask(manifest: Path, tmp_path: Path, axes: str) -> None:
+    """The network sees the same volume; the mask comes back as the file is stored."""
     image = nib.load(read_manifest(manifest).sections["validation"][0].image)
-    nib.save(image.slicer[::-1], tmp_path / "turned_image.nii.gz")
-    with pytest.raises(PipelineError, match=r"turned_image\.nii\.gz: axes"):
-        Predictor(BUNDLES[0]).predict(tmp_path / "turned_image.nii.gz")
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
+    nib.save(image.as_reoriented(turn), tmp_path / "turned.nii.gz")
+    predictor = Predictor(BUNDLES[0], flips=True)
+    plain = predictor.predict(read_manifest(manifest).sections["validation"][0].image)
+    turned = predictor.predict(tmp_path / "turned.nii.gz")
+    assert plain.mask.any()
+    assert np.array_equal(nib.apply_orientation(plain.mask, turn), turned.mask)
+    assert np.allclose(nib.apply_orientation(plain.probability, turn), turned.probability, atol=1e-6)
+
+
+def test_a_volume_of_two_channels_is_refused() -> None:
     with pytest.raises(PipelineError, match="shape"):
         Predictor(BUNDLES[0]).predict(np.zeros((32, 32, 4, 2), np.uint8))
 

@@ -22,8 +22,8 @@ MAX_VALUES = 2**28
 
 AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 """(row, column, slice) -> (right, anterior, superior): rows grow to posterior, columns to the patient's left
-(radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the published
-slices is unknown, hence 1."""
+(radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the
+published slices is unknown, hence 1."""
 
 MAX_SHIFT_MM = 0.1
 """The most by which the affines of image and label may differ: programs round what they write."""
@@ -86,7 +86,7 @@ def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
     if not path.name.endswith(".gz"):
         return
     # The size that the header tells, and room for extensions and padding.
-    left = math.prod(image.shape) * int(image.get_data_dtype().itemsize) + 2**24  # type: ignore[no-untyped-call]
+    left = math.prod(image.shape) * int(image.get_data_dtype().itemsize) + 2**24
     with gzip.open(path) as file:
         while chunk := file.read(2**20):
             left -= len(chunk)
@@ -113,8 +113,7 @@ def check_image(path: Path) -> None:
         )
     if image.get_data_dtype().kind not in "uif":
         raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
-    affine = image.affine[:3, :3]
-    if not np.isfinite(image.affine).all() or not np.linalg.det(affine) or np.isnan(nib.io_orientation(affine)).any():
+    if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
         raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
 
 
@@ -143,13 +142,13 @@ def check_label(path: Path, image: Path) -> None:
 
 def _grid(image: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Shape (H, W, D) and affine of a volume turned into the orientation of ``AFFINE``."""
-    turned = nib.Nifti1Image(np.broadcast_to(np.uint8(0), image.shape[:3]), image.affine)  # type: ignore[no-untyped-call]
+    turned = nib.Nifti1Image(np.broadcast_to(np.uint8(0), image.shape[:3]), image.affine)
     turned = turned.as_reoriented(turn_of(image.affine))
     return turned.shape, turned.affine
 
 
 def oriented(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """A volume turned so that rows run to posterior, columns to the patient's left, slices upwards; nothing is resampled.
+    """A volume turned so that rows run to posterior, columns to the patient's left, slices upwards; not resampled.
 
     Args:
         volume: (I, J, K) or (I, J, K, C), as stored.
@@ -158,7 +157,7 @@ def oriented(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
     Returns:
         (H, W, D) or (H, W, D, C), a view where that is possible.
     """
-    turned: NDArray[Any] = nib.apply_orientation(volume, turn_of(affine))  # type: ignore[no-untyped-call]
+    turned: NDArray[Any] = nib.apply_orientation(volume, turn_of(affine))
     return turned
 
 
@@ -186,7 +185,7 @@ def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -
             if "label" in item:
                 check_label(Path(item["label"]), image)
             if voxels and (fault := voxel_fault(read_voxels(image))):
-                raise PipelineError(f"{image}: {fault}.")
+                faults.append(f"{image}: {fault}.")
         except PipelineError as error:
             faults.append(str(error))
     if faults:

@@ -55,10 +55,10 @@ class Evaluation:
         refuse_faults(files)
         try:
             self.evaluator.run()
-        except Exception as error:
+        except Exception:
             # What a volume without a head leads to is any error of any transform.
             refuse_faults(files, voxels=True)
-            raise error
+            raise
         _LOG.info("%d volumes: %s", len(self.data), self.output_dir)
 
     def _check_weights(self) -> None:
