@@ -7,7 +7,7 @@ Example:
     >>> slices = pipeline.make_phantoms("demo", patients=4, size=64, slices=8)
     >>> pipeline.build_manifest(slices, "demo/manifest", split="none").content["numTest"]
     4
-    >>> predictor = pipeline.Predictor(["bundles/basic_unet"])
+    >>> predictor = pipeline.Predictor("basic_unet")
     >>> prediction = predictor.predict(pipeline.read_manifest("demo/manifest").sections["test"][0].image)
     >>> prediction.mask.dtype
     dtype('uint8')

@@ -1,4 +1,4 @@
-"""``python -m pipeline``: an overview of the commands; ``python -m pipeline COMMAND ...`` runs one."""
+"""``lgg-flair`` and ``python -m pipeline``: an overview of the commands; followed by COMMAND, they run one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline import __version__
-from pipeline.command_line import run_cli
+from pipeline.command_line import PROGRAM, STATUSES, program, run_cli
 
 COMMANDS = {
     "fetch": "download the LGG dataset from Kaggle",
@@ -28,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given and given[0] in COMMANDS:
         command = importlib.import_module(f"pipeline.{given[0]}")
         return int(command.main(given[1:]))
+    called = PROGRAM if program("").startswith(PROGRAM) else "python -m pipeline"
     commands = "\n".join(f"  {name:<9} {meaning}" for name, meaning in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline",
+        prog=called,
         usage="%(prog)s [--version] COMMAND ...",
         description="FLAIR-abnormality segmentation in brain MRI. Research only, not for clinical use.",
-        epilog=f"commands:\n{commands}\n\npython -m pipeline COMMAND --help tells a command's options.",
+        epilog=f"commands:\n{commands}\n\n{called} COMMAND --help tells a command's options.\n\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lgg-flair-pipeline {__version__}")
@@ -43,5 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run() -> int:
+    """The installed command ``lgg-flair``: its exit status."""
+    return run_cli(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run())

@@ -6,10 +6,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import add_bundle_arguments, run_cli, show_messages
+from pipeline.command_line import CommandParser, add_bundle_arguments, print_json, program, run_cli, say
 from pipeline.errors import PipelineError
 from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.results import MAP_FOLDER, MASK_FOLDER, scores_table
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.evaluate",
+    parser = CommandParser(
+        "evaluate",
         description="Per-volume DSC of one bundle, or of the mean of several, on a manifest. Research only.",
     )
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.json or its folder")
@@ -47,6 +48,7 @@ def arguments() -> argparse.ArgumentParser:
         help="default: validation; with --folds or --fold all, one table out of fold",
     )
     parser.add_argument(
+        "-o",
         "--out",
         type=Path,
         required=True,
@@ -78,7 +80,6 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict and score a section; write the table, the summary and the masks."""
-    show_messages()
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
@@ -96,14 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         flips=args.tta,
         uncertainty=args.uncertainty,
         backend=args.backend,
+        device=args.device,
         trust=args.trust,
         seed=args.seed,
         command=_command(sys.argv[1:] if argv is None else argv),
         draw=lambda result: _draw(result, args.out, figures=args.figures, all_slices=args.all_slices),
     )
-    print(scores_table(result.scores, result.summary))
-    print(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
-    print(f"results: {args.out}; next: python -m pipeline.report {shlex.quote(str(args.out))}")
+    say(scores_table(result.scores, result.summary))
+    say(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
+    say(f"results: {args.out}; next: {program('report')} {shlex.quote(str(args.out))}")
+    if args.json:
+        print_json({**result.summary, "scores": [asdict(score) for score in result.scores]})
     return 0
 
 
@@ -134,13 +138,13 @@ def _draw(result: EvaluationResult, out: Path, *, figures: bool, all_slices: boo
         write_durably(folder / DSC_FIGURE, dsc_png(dsc, (low, high), len(result.scores) - len(dsc)))
     drawn = draw_cases(cases, folder, all_slices=all_slices)
     there = f", {len(cases) - drawn} were there" if drawn < len(cases) else ""
-    print(f"figures: {folder} ({drawn} of {len(cases)} patients drawn{there})")
+    say(f"figures: {folder} ({drawn} of {len(cases)} patients drawn{there})")
 
 
 def _command(given: Sequence[str]) -> str:
     """The command as it was given, but for ``--out``; of paths out of the working folder the last part."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=True)
-    parser.add_argument("--out")
+    parser.add_argument("-o", "--out")
     kept = []
     for text in parser.parse_known_args(given)[1]:
         option, equals, value = text.rpartition("=")

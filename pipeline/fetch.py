@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cohort.download import download
-from pipeline.command_line import run_cli
+from pipeline.command_line import CommandParser, program, run_cli, say
 from pipeline.errors import PipelineError
 
 LICENCE = """\
@@ -20,8 +20,8 @@ LGG Segmentation Dataset, licence CC BY-NC-SA 4.0 (no commercial use; share alik
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Download the dataset and print the next command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.fetch",
+    parser = CommandParser(
+        "fetch",
         description=__doc__,
         epilog=LICENCE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -30,12 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dest", type=Path, metavar="DIR", help="empty folder to put it in (default: kagglehub's cache)"
     )
     dest = parser.parse_args(argv).dest
-    print(LICENCE)
+    say(LICENCE)
     if dest and dest.exists() and not dest.is_dir():
         raise PipelineError(f"{dest} is a file, expected a folder. Choose another --dest.")
     folder = download(dest)
     patients = sum(entry.is_dir() for entry in folder.iterdir())
-    print(f"{patients} patients in {folder}; next: python -m pipeline.manifest {shlex.quote(str(folder))}")
+    say(f"{patients} patients in {folder}; next: {program('manifest')} {shlex.quote(str(folder))}")
     return 0
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_errors
 
+PACKAGE = Path(__file__).parent
+OWN = PACKAGE if (PACKAGE / "bundles").is_dir() else PACKAGE.parent
+"""Folder of ``bundles/``, ``experiments/`` and ``recipes/``: installed, the package; in a checkout, its root."""
+
 
 def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     """One path or several, as a tuple."""
@@ -18,15 +22,20 @@ def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
 
 
 def named_path(name: str | Path, folder: str, suffix: str = "") -> Path:
-    """A file with this suffix, or a folder without one: as given, or by its name below ``folder``."""
+    """A file with this suffix, or a folder without one: as given, or by its name.
+
+    A name is looked up below ``folder`` in the working folder, then in what the package brings. A folder of that name
+    that is no bundle, such as one of results, does not stand in the way.
+    """
     is_kind = Path.is_file if suffix else Path.is_dir
-    for path in (Path(name), Path(folder, f"{name}{suffix}")):
-        if is_kind(path):
-            return path
-    known = sorted(path.stem for path in Path(folder).glob(f"*{suffix}") if is_kind(path) and path.stem != "template")
+    named = f"{name}{suffix}"
+    found = [path for path in (Path(name), Path(folder, named), OWN / folder / named) if is_kind(path)]
+    if found:
+        return next((path for path in found if suffix or (path / "configs").is_dir()), found[0])
+    there = [path for place in (Path(folder), OWN / folder) for path in place.glob(f"*{suffix}") if is_kind(path)]
+    known = sorted({path.stem for path in there} - {"template"})
     raise PipelineError(
-        f"{name}: neither a path nor below {folder}/ (found there: {', '.join(known) or 'nothing'}). "
-        "Run from the repository's root, or give a path."
+        f"{name}: neither a path nor one of the {folder} (known: {', '.join(known)}). Give one of them."
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.listing import counts_line
-from pipeline.command_line import run_cli, show_messages
+from pipeline.command_line import CommandParser, program, run_cli, say
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
 
 
@@ -26,17 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: Any fault of the folder, the options or an earlier manifest.
     """
     args = vars(arguments().parse_args(argv))
-    show_messages()
     from pipeline.cohort.building import build_manifest
     from pipeline.cohort.changes import verify_manifest
 
     if args.pop("verify"):
-        print(verify_manifest(args["source"], args["out"], args["pseudonymise"]))
+        say(verify_manifest(args["source"], args["out"], args["pseudonymise"]))
         return 0
     result = build_manifest(**args)
     if not result.is_new:
-        print("unchanged: nothing written")
-    print("\n".join(_summary(result.content, Path(args["out"]))))
+        say("unchanged: nothing written")
+    say("\n".join(_summary(result.content, Path(args["out"]))))
     return 0
 
 
@@ -63,7 +62,7 @@ def _summary(manifest: Mapping[str, Any], out: Path) -> list[str]:
         command = "python -m monai.bundle run --config_file bundles/basic_unet/configs/train.json"
         return [*lines, f"next: {command} --dataset_dir {shlex.quote(str(out))}"]
     given = f"--manifest {shlex.quote(str(out))} --bundle bundles/basic_unet"
-    return [*lines, f"next: python -m pipeline.evaluate {given} --split test --out runs/evaluation"]
+    return [*lines, f"next: {program('evaluate')} {given} --split test --out runs/evaluation"]
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -72,8 +71,8 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.manifest",
+    parser = CommandParser(
+        "manifest",
         description="Turn a folder of LGG slices into NIfTI volumes and manifest.json. Research only.",
     )
     add = parser.add_argument

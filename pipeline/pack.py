@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import run_cli
+from pipeline.command_line import CommandParser, run_cli, say
 from pipeline.model.packing import pack_bundle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check a bundle, write its zip and the zip's SHA-256."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.pack",
+    parser = CommandParser(
+        "pack",
         description="A bundle's folder -> one reproducible zip with its SHA-256, ready to be given away.",
     )
-    parser.add_argument("bundle", help="folder, or name below bundles/")
+    parser.add_argument("bundle", help="name, such as basic_unet, or folder")
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the zip (default: dist)")
     parser.add_argument("--trust", action="store_true", help="load the bundle though it is not this project's own")
     args = parser.parse_args(argv)
     packed = pack_bundle(args.bundle, args.out, trust=args.trust)
-    print(f"{packed.path}: {packed.size_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")
+    say(f"{packed.path}: {packed.size_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")
     return 0
 
 

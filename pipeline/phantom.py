@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cohort.phantoms import make_phantoms
-from pipeline.command_line import run_cli
+from pipeline.command_line import CommandParser, program, run_cli, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the synthetic dataset and print the next command."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.phantom", description=__doc__)
+    parser = CommandParser("phantom", description=__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder that receives kaggle_3m/")
     parser.add_argument("--patients", type=int, default=24, help="number of patients (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default %(default)s)")
@@ -24,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace the phantoms of another call in OUT")
     args = parser.parse_args(argv)
     folder = make_phantoms(**vars(args))
-    command = f"python -m pipeline.manifest {shlex.quote(str(folder))} --split random"
-    print(f"{args.patients} phantoms in {folder}; next: {command} --out {shlex.quote(str(args.out / 'manifest'))}")
+    command = f"{program('manifest')} {shlex.quote(str(folder))} --split random"
+    say(f"{args.patients} phantoms in {folder}; next: {command} --out {shlex.quote(str(args.out / 'manifest'))}")
     return 0
 
 

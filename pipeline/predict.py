@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import add_bundle_arguments, run_cli, show_messages
+from pipeline.command_line import CommandParser, add_bundle_arguments, print_json, run_cli, say
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.manifest import MASK_SUFFIX, UNCERTAINTY_SUFFIX
 
@@ -18,23 +19,30 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.predict",
+    parser = CommandParser(
+        "predict",
         description="Lesion masks of volumes without truth, by one bundle or by the mean of several. Research only.",
     )
     parser.add_argument(
         "inputs",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
-        help="a NIfTI volume (H, W, D, 3: pre-contrast, FLAIR, post-contrast), a folder (every *_image.nii.gz below "
-        "it, or else every PATIENT_NUMBER.tif, stacked by patient; masks are passed over), or a manifest: "
-        "manifest.json or its folder (every patient). Rows run to posterior, columns to the patient's left, slices to "
-        "superior",
+        help="FLAIR as NIfTI, MHA or NRRD, in any orientation; or three channels, pre-contrast, FLAIR, post-contrast. A "
+        "folder of such files named as in BraTS or BIDS, of DICOM (or a zip of it), or of slices PATIENT_NUMBER.tif, "
+        ".png or .jpg, one or several patients. Or a manifest",
     )
-    add_bundle_arguments(parser)
+    parser.add_argument("--flair", type=Path, metavar="FILE", help="FLAIR, in place of INPUT")
+    parser.add_argument("--pre", type=Path, metavar="FILE", help="pre-contrast T1 beside one FLAIR, on any grid")
+    parser.add_argument("--post", type=Path, metavar="FILE", help="post-contrast T1 beside one FLAIR, on any grid")
+    parser.add_argument("--series", help="SeriesNumber or SeriesInstanceUID of FLAIR, where DICOM does not tell it")
+    add_bundle_arguments(parser, default="the three of this project")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for NAME_mask.nii.gz, predictions.csv and predictions.json"
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for NAME_mask.nii.gz, predictions.csv and predictions.json",
     )
     parser.add_argument(
         "--probability",
@@ -55,7 +63,13 @@ def arguments() -> argparse.ArgumentParser:
         "uncertainty where asked for; slices with a voxel of the mask or with uncertainty (default: draw)",
     )
     parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
-    parser.add_argument("--allow-gaps", action="store_true", help="of TIFF slices: missing numbers are a warning")
+    parser.add_argument("--all-components", action="store_true", help="keep every lesion, not the largest alone")
+    parser.add_argument(
+        "--dicom-seg",
+        action="store_true",
+        help="write NAME_seg.dcm of DICOM inputs as well; by its standard it holds the patient's name",
+    )
+    parser.add_argument("--allow-gaps", action="store_true", help="of slices: missing numbers are a warning")
     parser.add_argument(
         "--pseudonymise",
         type=Path,
@@ -69,29 +83,40 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict every volume; write masks, table and summary."""
-    show_messages()
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices and --no-figures (expected one of them).")
-    from pipeline.model.predictions import predict_volumes, predictions_table
+    inputs = [*args.inputs, *([args.flair] if args.flair else [])]
+    if not inputs:
+        raise PipelineError("nothing to predict (expected INPUT or --flair FILE). Name a FLAIR volume or a folder.")
+    from pipeline.model.bundle import DEFAULT_BUNDLES
+    from pipeline.model.predictions import PREDICTIONS_NAME, predict_volumes, predictions_table
 
     result = predict_volumes(
-        args.inputs,
-        args.bundle,
+        inputs,
+        args.bundle or DEFAULT_BUNDLES,
         args.out,
         weights=args.weights,
         flips=args.tta,
         probability=args.probability,
         uncertainty=args.uncertainty,
         backend=args.backend,
+        device=args.device,
         trust=args.trust,
         allow_gaps=args.allow_gaps,
         pseudonymise=args.pseudonymise,
         overwrite=args.overwrite,
+        all_components=args.all_components,
+        series=args.series,
+        pre=args.pre,
+        post=args.post,
+        dicom_seg=args.dicom_seg,
         draw=lambda result: _draw(result, args.out, figures=args.figures, all_slices=args.all_slices),
     )
-    print(predictions_table(result.predictions))
-    print(f"Research only, not for clinical use. Masks and table: {args.out}")
+    say(predictions_table(result.predictions))
+    say(f"Research only, not for clinical use. Masks and table: {args.out}")
+    if args.json:
+        print_json(json.loads((args.out / PREDICTIONS_NAME).read_bytes()))
     if result.faults:
         raise ManifestError({path: [message] for path, message in result.faults.items()})
     return 0
@@ -114,7 +139,7 @@ def _draw(result: PredictionResult, out: Path, *, figures: bool, all_slices: boo
     remove_outdated(cases, out / FIGURES)
     if figures:
         draw_cases(cases, out / FIGURES, all_slices=all_slices)
-        print(f"figures: {out / FIGURES}")
+        say(f"figures: {out / FIGURES}")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import run_cli
+from pipeline.command_line import CommandParser, run_cli, say
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report",
+    parser = CommandParser(
+        "report",
         description="One HTML page of one or several evaluations: tables, charts, slices. It needs neither weights nor "
         "network nor any other file. Research only.",
     )
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     out, notes = write_report(args.runs, args.out, args.name, args.viewers)
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     size = out.stat().st_size / 1e6
-    print(f"Research only, not for clinical use. Open in a browser: {out} ({size:.1f} MB)")
+    say(f"Research only, not for clinical use. Open in a browser: {out} ({size:.1f} MB)")
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -10,20 +12,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import run_cli, show_messages
+from pipeline.command_line import CommandParser, program, run_cli, say
 from pipeline.model.training import ALL_FOLDS, TrainingPlan, plan_training
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line's arguments, as ``plan_training`` names them; whatever else is given overrides the config."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.train",
+    parser = CommandParser(
+        "train",
         usage="%(prog)s [options] [--KEY VALUE ...]",
         description="Train a bundle. Any other --KEY VALUE overrides the bundle's config. Research only.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--bundle", default="basic_unet", help="folder, or name below bundles/ (default: basic_unet)")
+    add("--bundle", default="basic_unet", help="name or folder (default: basic_unet)")
     add("--experiment", action="append", default=[], help="file, or name below experiments/; repeatable")
     add("--recipe", help="file, or name below recipes/")
     add("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
@@ -37,16 +39,15 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print and run the training's command, or one for each fold."""
-    show_messages()
     parser = arguments()
     args, overrides = parser.parse_known_args(argv)
     options = [text.removeprefix("--") for text in parser.format_help().split() if text.startswith("--")]
     plan = plan_training(**vars(args), overrides=overrides, option_names=options)
     for command in plan.commands.values():
-        status = _run(command) if command else 0
+        status = _run(command, is_own=not args.trust) if command else 0
         if status:
             return status
-    print(_next(args, plan))
+    say(_next(args, plan))
     return 0
 
 
@@ -56,8 +57,8 @@ def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     what += [] if args.fold in (None, ALL_FOLDS) else ["--fold", args.fold]
     what += ["--trust"] if args.trust else []
     scores = str(plan.out / "scores")
-    evaluate = ["python", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--bundle", str(plan.bundle)]
-    commands = [[*evaluate, *what, "--out", scores, "--figures"], ["python", "-m", "pipeline.report", scores]]
+    evaluate = [*program("evaluate").split(), "--manifest", str(args.manifest), "--bundle", str(plan.bundle)]
+    commands = [[*evaluate, *what, "--out", scores, "--figures"], [*program("report").split(), scores]]
     best = ", ".join(f"{dsc:.4f}" for dsc in plan.best_validation_dsc())
     start = f"best validation DSC {best}; " if best else ""
     return f"{start}next: {' && '.join(map(shlex.join, commands))}"
@@ -67,25 +68,35 @@ def _end_with_parent() -> None:
     """In the training's process, before it begins: end when the one that started it is killed; on Linux alone."""
     import ctypes
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _run(command: Sequence[str]) -> int:
-    """Print a command as it could be typed, run it, and say how to go on after Ctrl-C."""
+def _run(command: Sequence[str], *, is_own: bool) -> int:
+    """Print a command as it could be typed, run it, and say how to go on after Ctrl-C.
+
+    Of a bundle of this project, known by its hashes, MONAI's warning that a config can run any code is left out.
+    """
     # A list of config files holds single quotes: double quotes around it read better than what shlex makes of it.
     parts = [
         f'"{part}"' if "'" in part and not set(part) & set('"$`\\!') else shlex.quote(part) for part in command[1:]
     ]
-    print("python", *parts, flush=True)
+    say(" ".join(["python", *parts]))
+    sys.stdout.flush()
+    ignored = [os.environ.get("PYTHONWARNINGS", ""), "ignore:parsing config_file" if is_own else ""]
     try:
-        status = subprocess.run(command, check=False, preexec_fn=_end_with_parent).returncode  # noqa: S603
+        status = subprocess.run(  # noqa: S603
+            command,
+            check=False,
+            env={**os.environ, "PYTHONWARNINGS": ",".join(filter(None, ignored))},
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            stdout=None if logging.getLogger("pipeline").isEnabledFor(logging.INFO) else subprocess.DEVNULL,
+        ).returncode
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
     if status >= 0:
         return status
-    why = "perhaps memory ran out; " if -status == signal.SIGKILL else ""
+    why = "perhaps memory ran out; " if -status == 9 else ""
     name = signal.Signals(-status).name
     print(f"\nerror: the training was killed ({name}): {why}the same command with --resume goes on", file=sys.stderr)
     return 128 - status

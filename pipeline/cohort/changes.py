@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline.cohort.listing import Listing, counts_line, list_files, read_bytes
 from pipeline.cohort.manifest import Manifest, read_manifest, verify_volume
 from pipeline.cohort.pseudonyms import aliases, read_key
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.progress import progress
 from pipeline.scripts.files import sha256_bytes
 
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
@@ -74,7 +73,7 @@ def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Pat
     known = known_sources(manifest, listing, names)
     faults: dict[str, list[str]] = defaultdict(list)
     hashes: dict[str, str] = {}
-    for volume in tqdm(manifest.volumes, desc="verify", unit="patient", disable=None):
+    for volume in progress(manifest.volumes, "verify", "patient"):
         try:
             verify_volume(volume)
         except PipelineError as error:

@@ -53,9 +53,9 @@ def make_phantoms(
                 f"{option} is {call[name]}, expected {least} to {most}. Pass --{option} within that range."
             )
     from PIL import Image
-    from tqdm import tqdm
 
     from pipeline.cohort.anatomy import make_patient, patient_id
+    from pipeline.progress import progress
 
     out = Path(out)
     stamp = json.dumps({"recipe": RECIPE, **call}, indent=2) + "\n"
@@ -68,7 +68,7 @@ def make_phantoms(
                 "Pass smaller --patients, --size or --slices, or choose another disk."
             )
         folder = _prepared(out, stamp, force)
-        for index in tqdm(range(patients), desc="phantoms", unit="patient", disable=None):
+        for index in progress(range(patients), "phantoms", "patient"):
             patient = patient_id(index, seed)
             if (folder / patient).is_dir():  # complete, because it was renamed into place
                 continue

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.cohort.listing import Listing, counts_line, list_files
 from pipeline.cohort.manifest import STAGING, PatientRecord
 from pipeline.cohort.names import SliceFile, case_collisions, parse_name
@@ -19,6 +17,7 @@ from pipeline.cohort.patients import PatientVolumes, read_patient, volume_names
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import replace_all
 from pipeline.imaging.nifti import nifti_bytes
+from pipeline.progress import progress
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import sha256_bytes, write_durably
 
@@ -91,7 +90,7 @@ def read_folder(
     records: dict[str, PatientRecord] = {}
     hashes: dict[str, str] = {}
     shutil.rmtree(staging, ignore_errors=True)
-    for name in tqdm(sorted(patients), desc="slices", unit="patient", disable=None):
+    for name in progress(sorted(patients), "slices", "patient"):
         files = [file for file in patients[name] if masks or file.kind == "image"]
         if not masks:
             skipped |= {str(file.path): "mask, not looked at" for file in patients[name] if file.kind == "mask"}

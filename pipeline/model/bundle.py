@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import platform
 import sys
 import types
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pipeline.scripts
 from pipeline import __version__
 from pipeline.errors import PipelineError
+from pipeline.files import OWN, named_path
 from pipeline.model.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.model.trust import refuse_foreign, refuse_links
 from pipeline.model.weights import load_state, read_state
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
     from pipeline.model.backends import Network
 
+logger = logging.getLogger(__name__)
+
+DEFAULT_BUNDLES = tuple(OWN / "bundles" / name for name in ("basic_unet", "attention_unet", "basic_unet_plusplus"))
+"""The bundles whose average predicts where none is named: this package's own."""
 CONFIG = "configs/inference.json"
 SECTIONS_FOR_PREDICTION = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
 """Keys of the config by which a bundle predicts."""
@@ -111,24 +117,58 @@ def refuse_single_pass(bundles: int, *, flips: bool) -> None:
 
 
 def load_bundles(
-    bundles: Sequence[str | Path], weights: Sequence[str | Path] = (), backend: str = TORCH, *, trust: bool = False
+    bundles: Sequence[str | Path],
+    weights: Sequence[str | Path] = (),
+    backend: str = TORCH,
+    *,
+    device: str | None = None,
+    trust: bool = False,
 ) -> list[Bundle]:
     """Load several bundles, to be averaged."""
     refuse_unequal("--weights", weights, bundles)
     files: Sequence[str | Path | None] = weights or [None] * len(bundles)
-    return [load_bundle(folder, file, backend, trust=trust) for folder, file in zip(bundles, files, strict=True)]
+    pairs = zip(bundles, files, strict=True)
+    return [load_bundle(folder, file, backend, device=device, trust=trust) for folder, file in pairs]
 
 
 def config_of(bundle: str | Path, name: str = CONFIG) -> Path:
-    """A bundle's config, by default the one by which it predicts."""
-    config = Path(bundle) / name
+    """A config of a bundle that is named or given as a folder, by default the one by which it predicts."""
+    folder = named_path(bundle, "bundles")
+    config = folder / name
     if not config.is_file():
-        raise PipelineError(f"{bundle}: found no {name}. Name a bundle's folder, such as bundles/basic_unet.")
+        raise PipelineError(f"{folder}: found no {name}. Give a bundle's name, such as basic_unet, or its folder.")
     return config
 
 
+def device_of(name: str | None, backend: str = TORCH) -> str | None:
+    """The device that a name stands for, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for the config's own choice.
+
+    Raises:
+        PipelineError: This machine has no such device, or the backend does not run on it.
+    """
+    if backend != TORCH:
+        if name not in (None, "cpu"):
+            raise PipelineError(f"--device {name}: --backend {backend} runs on the CPU. Leave one of them out.")
+        return "cpu"
+    if name is None:
+        return None
+    import torch
+
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    device = f"{name}:0" if name == "cuda" else name
+    if device not in found:
+        raise PipelineError(f"--device {name}: this machine has no such device (found: {', '.join(found)}). Pass one.")
+    return device
+
+
 def load_bundle(
-    bundle: str | Path, weights: str | Path | None = None, backend: str = TORCH, *, trust: bool = False
+    bundle: str | Path,
+    weights: str | Path | None = None,
+    backend: str = TORCH,
+    *,
+    device: str | None = None,
+    trust: bool = False,
 ) -> Bundle:
     """Build a bundle's network and load its weights.
 
@@ -136,23 +176,24 @@ def load_bundle(
     the ``training.json`` beside them win over the config's. From then on the process keeps the memory that it frees.
 
     Args:
-        bundle: The bundle's folder, which holds ``configs/inference.json``.
+        bundle: A bundle's name, such as ``basic_unet``, or a folder that holds ``configs/inference.json``.
         weights: A state dict to use in place of ``models/model.pt``.
         backend: A key of ``BACKENDS``; all but ``torch`` run on the CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
         trust: Also run a bundle that is not this project's: its config can run any code.
 
     Raises:
         PipelineError: The bundle is not this project's and not trusted, holds a link out of its folder, lacks its
-            config or weights, has weights of another architecture or of a training that its config cannot repeat, or
-            the backend is not installed.
+            config or weights, has weights of another architecture or of a training that its config cannot repeat, the
+            backend is not installed, or the machine has no such device.
 
     Example:
-        >>> bundle = load_bundle("bundles/basic_unet")
+        >>> bundle = load_bundle("basic_unet")
         >>> bundle.name
         'basic_unet'
     """
-    folder = Path(bundle)
-    config = config_of(folder)
+    config = config_of(bundle)
+    folder = config.parent.parent
     if backend not in BACKENDS:
         raise PipelineError(f"backend {backend!r} (expected {', '.join(BACKENDS)}).")
     refuse_links(folder)
@@ -177,6 +218,7 @@ def load_bundle(
     from pipeline.scripts.inferers import ShrinkingInferer
     from pipeline.scripts.machine import keep_freed_memory
 
+    chosen = device_of(device, backend)
     _use_scripts(own=not trust)
     keep_freed_memory()
     parser = ConfigParser()
@@ -184,23 +226,24 @@ def load_bundle(
     parser["bundle_root"] = str(folder.resolve())  # as a path: a name of a folder can be an expression too
     if not trust:
         parser["scripts_path"] = None  # the scripts are the package's own, and the bundle's folder is on no path
-    if backend != TORCH:
-        parser["device"] = "$torch.device('cpu')"
+    if chosen:
+        parser["device"] = f"$torch.device('{chosen}')"
     missing = [key for key in SECTIONS_FOR_PREDICTION if key not in parser]
     if missing:
         raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
     if "scripts_path" in parser:
         _resolved(parser, "scripts_path", config)
-    device = _resolved(parser, "device", config, torch.device)
+    place = _resolved(parser, "device", config, torch.device)
     given = read_weights(Path(weights) if weights else folder / WEIGHTS, folder, "--weights")
-    state = read_state(given.data, given.path, device)
+    logger.debug(f"{folder}: {config.name}, {given.path} (SHA-256 {given.sha256}), {backend} on {place}")
+    state = read_state(given.data, given.path, place)
     settings = changed_settings(trained_settings(given.record, given.path), parser.get())
     parser.update(_as_overrides(settings))
     network = _resolved(parser, "network", config)
     load_state(network, state, given.path, folder)
     return Bundle(
         name=folder.resolve().name,
-        device=device,
+        device=place,
         network=compiled(network.eval(), backend, int(parser.get("image_size", 0))),
         preprocessing=_resolved(parser, "preprocessing", config),
         inferer=_resolved(parser, "inferer", config, ShrinkingInferer),

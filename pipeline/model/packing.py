@@ -42,7 +42,7 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
     the config says, and the ones that the metadata names.
 
     Args:
-        bundle: The bundle's folder, or its name below ``bundles/``.
+        bundle: A bundle's name, such as ``basic_unet``, or its folder.
         out: The folder of the zip.
         trust: Also load a bundle that is not this project's.
 

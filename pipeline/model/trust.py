@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.files import OWN
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import sha256_bytes, sha256_file
 
@@ -74,10 +75,14 @@ def refuse_foreign(folder: Path, read: Mapping[str, bytes] | None = None) -> Non
 
 
 def clear_compiled(folder: Path) -> None:
-    """Remove what Python has compiled of a bundle's scripts, so that it is made anew from the text that was hashed."""
+    """Remove what Python has compiled of a bundle's scripts, so that it is made anew from the text that was hashed.
+
+    An installed package may be read-only, and holds what its installation compiled: who could change that could change
+    the package itself.
+    """
     compiled = folder / COMPILED
     shutil.rmtree(compiled, ignore_errors=True)
-    if compiled.exists():
+    if compiled.exists() and not folder.resolve().is_relative_to(OWN.resolve()):
         raise PipelineError(f"{compiled}: cannot be removed. Remove it: Python would run it in place of the scripts.")
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey
 from pipeline.pages.overlays import contour_frame, gif_bytes, heat_frame, picture_bytes, slices_of_interest
+from pipeline.progress import progress
 from pipeline.scripts.files import sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import FLAIR
 
@@ -75,7 +75,7 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
         try:
             with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
                 drawn = pool.map(_draw, waiting)
-                faults = list(tqdm(drawn, total=len(waiting), desc="figures", unit="patient", disable=None))
+                faults = list(progress(drawn, "figures", "patient", len(waiting)))
         except BrokenProcessPool as error:
             raise PipelineError(
                 f"{out}: a process that draws was killed, mostly for want of memory. Free some and run again; what is "

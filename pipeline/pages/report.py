@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipeline import __version__
 from pipeline.errors import PipelineError
@@ -21,6 +20,7 @@ from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_gr
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME, charts
 from pipeline.pages.overlays import ORANGE, SKY_BLUE, contour_frame
 from pipeline.pages.viewer import data_address, head_box, patient_view
+from pipeline.progress import progress
 from pipeline.scoring.curves import CURVES_NAME, Curve, read_curves
 from pipeline.scoring.results import (
     MAP_FOLDER,
@@ -204,7 +204,7 @@ def _pictures(
     """The viewer's images by patient, and the examples for paper; both without patients whose image is not there."""
     views: dict[str, dict[str, Any]] = {}
     examples = []
-    for patient in tqdm(wanted, desc="report", unit="patient", disable=None):
+    for patient in progress(wanted, "report", "patient"):
         volumes = _volumes(runs, patient)
         if volumes is None:
             continue
