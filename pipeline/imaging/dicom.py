@@ -304,6 +304,7 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
     from pipeline.scripts.files import write_durably
 
     sources = [pydicom.dcmread(file) for file in series.files]
+    grid: hd.VolumeGeometry | None
     if len(sources) > 1:
         grid = hd.get_volume_from_series(sources).get_geometry()
     else:  # an enhanced file of many frames

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
-from numpy.typing import NDArray
 
 from pipeline.cohort.inputs import (
     BUILT_MARK,
@@ -300,7 +299,7 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
         write_segmentation_of(source, prediction.mask, out / f"{name}{SEGMENTATION_SUFFIX}")
     affine, spacing = open_nifti(image).affine, spacing_mm(image)
     places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
-    axial: NDArray[np.bool_] = oriented(prediction.mask, affine).any(axis=(0, 1))
+    axial = np.asarray(oriented(prediction.mask, affine).any(axis=(0, 1)))
     return Prediction(
         volume=name,
         lesion_voxels=voxels,
