@@ -1,7 +1,6 @@
 """Command line: a folder of LGG slices -> NIfTI volumes and manifest.json, every file accounted for. Research only.
 
-``python -m pipeline.manifest SRC`` writes ``data_manifest/manifest.json``, a Decathlon datalist, and one image and one
-label volume a patient. Nothing is joined from data.csv.
+The manifest is a Decathlon datalist. Every patient has an image and a label volume. Nothing is joined from data.csv.
 """
 
 from __future__ import annotations
@@ -20,11 +19,7 @@ from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, rebuild or verify a manifest.
-
-    Raises:
-        PipelineError: Any fault of the folder, the options or an earlier manifest.
-    """
+    """Build, rebuild or verify a manifest."""
     args = vars(arguments().parse_args(argv))
     from pipeline.cohort.building import build_manifest
     from pipeline.cohort.changes import verify_manifest
@@ -35,38 +30,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = build_manifest(**args)
     if not result.is_new:
         say("unchanged: nothing written")
-    say("\n".join(_summary(result.content, Path(args["out"]))))
+    _summarise(result.content, Path(args["out"]))
     return 0
 
 
-def _summary(manifest: Mapping[str, Any], out: Path) -> list[str]:
-    """What a person wants to know, and the next command."""
+def _summarise(manifest: Mapping[str, Any], out: Path) -> None:
+    """Print what a person wants to know, and the next command."""
     patients = manifest["patients"].values()
     folds = f", {manifest['split']['folds']} folds" if manifest["split"]["folds"] else ""
     sizes = ", ".join(f"{section} {len(manifest[section])}" for section in SECTIONS)
-    lines = [
-        f"patients: {len(patients)} ({sizes}; split {manifest['split']['method']}{folds}), "
-        f"{sum(info['shape'][2] for info in patients)} slices",
-        counts_line(manifest["counts"]),
-    ]
-    reasons = Counter(entry["reason"].partition(":")[0] for entry in manifest["skipped"])
-    if reasons:
-        lines.append("skipped: " + _listed(reasons))
-    missing = Counter(name for info in patients for name in info["missing_sequences"])
-    if missing:
-        lines.append("missing sequences: " + _listed(missing))
-    kinds = Counter(warning["kind"] for warning in manifest["warnings"])
-    lines.append("warnings: " + (_listed(kinds) or "none"))
-    lines.append(f"manifest: {out / MANIFEST_NAME} (research only, not for clinical use)")
+    slices = sum(info["shape"][2] for info in patients)
+    say(f"patients: {len(patients)} ({sizes}; split {manifest['split']['method']}{folds}), {slices} slices")
+    say(counts_line(manifest["counts"]))
+    kinds = {
+        "skipped": Counter(entry["reason"].partition(":")[0] for entry in manifest["skipped"]),
+        "missing sequences": Counter(name for info in patients for name in info["missing_sequences"]),
+        "warnings": Counter(warning["kind"] for warning in manifest["warnings"]),
+    }
+    for title, counts in kinds.items():
+        listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        if listed or title == "warnings":
+            say(f"{title}: {listed or 'none'}")
+    say(f"manifest: {out / MANIFEST_NAME} (research only, not for clinical use)")
+    place = shlex.quote(str(out))
     if manifest["training"]:
         command = "python -m monai.bundle run --config_file bundles/basic_unet/configs/train.json"
-        return [*lines, f"next: {command} --dataset_dir {shlex.quote(str(out))}"]
-    given = f"--manifest {shlex.quote(str(out))} --bundle bundles/basic_unet"
-    return [*lines, f"next: {program('evaluate')} {given} --split test --out runs/evaluation"]
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        say(f"next: {command} --dataset_dir {place}")
+    else:
+        given = f"--manifest {place} --bundle bundles/basic_unet"
+        say(f"next: {program('evaluate')} {given} --split test --out runs/evaluation")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -91,13 +83,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--allow-gaps", action="store_true", help="missing slice numbers are a warning")
     add("--skip-unpaired", action="store_true", help="skip images without mask and masks without image")
     add("--skip-faulty", action="store_true", help="leave out every patient with a fault and go on")
-    add(
-        "--pseudonymise",
-        type=Path,
-        metavar="KEY",
-        help="pseudonyms for patient ids in all that is written; KEY, a CSV of ids and pseudonyms that must lie apart, "
-        "is read and extended",
-    )
+    key = "write pseudonyms for patient ids; KEY, a CSV of both that must lie apart, is read and extended"
+    add("--pseudonymise", type=Path, metavar="KEY", help=key)
     add("--rebuild", action="store_true", help="take the folder as it is, whatever an earlier manifest says")
     add("--verify", action="store_true", help="build nothing, recheck the SHA-256 of every source file and volume")
     return parser

@@ -53,7 +53,7 @@ def test_options(
 def test_refusals_are_one_message_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(phantom.main, [str(tmp_path / "out"), "--size", "31"]) == 2
     texts = capsys.readouterr()
-    assert texts.err == "error: size is 31, expected 32 to 1024. Pass --size within that range.\n"
+    assert texts.err == "error: size is 31, expected 32 to 1024. Pass another --size.\n"
     assert texts.out == ""
     assert not (tmp_path / "out").exists()
 

@@ -8,7 +8,7 @@ fields carry all shapes, so that a patient is the same at every size. Nothing is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ Bytes = npt.NDArray[np.uint8]
 
 SITE_GAINS = {"AA": 0.65, "AB": 0.85, "AC": 1.0, "AD": 1.2, "AE": 1.5}
 """Institution token of a patient id -> FLAIR gain of its scanner."""
-SITES = list(SITE_GAINS)
 
 BRAIN_RADIUS = 0.84
 """Radius of the brain in head units: positions are fractions of the head's radii, x right, y back, z up."""
@@ -91,15 +90,14 @@ def _random(seed: int, *key: int) -> np.random.Generator:
 
 def patient_id(index: int, seed: int) -> str:
     """Name of patient ``index`` (from 0), such as ``PHANTOM_AC_0001``; AC is the first draw of the patient's stream."""
-    return f"PHANTOM_{_random(seed, index).choice(SITES)}_{index + 1:04d}"
+    return f"PHANTOM_{_random(seed, index).choice(list(SITE_GAINS))}_{index + 1:04d}"
 
 
 def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool = True) -> tuple[Bytes, Bytes]:
     """(D, H, W, 3) image in the order of CHANNELS and (D, H, W) mask of 0 and 255, H and W of ``size`` pixels.
 
-    The same arguments give the same bytes (with the same numpy and scipy), and no patient depends on another. D differs
-    from ``slices`` by up to 25 %. Without ``lesion`` the head is the same. In one patient of eight FLAIR stands in for
-    post-contrast, or for both T1 sequences, as in the published data.
+    The same arguments give the same bytes, and no patient depends on another. D is ``slices``, give or take 25 %. In
+    one patient of eight FLAIR stands in for post-contrast, or for both T1 sequences, as in the published data.
     """
     rng = _random(seed, index)
     head = _draw_head(rng, slices)
@@ -114,9 +112,8 @@ def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool 
     return image, mask
 
 
-def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> list[Lesion]:
+def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> Iterator[Lesion]:
     """One lesion, or one with a satellite, centred on one of these heights and away from the ventricles."""
-    lesions = []
     side = float(rng.choice((-1, 1)))
     size = 0.19 * (0.46 / 0.19) ** rng.random()
     wanted = rng.uniform(-0.35, 0.5)
@@ -130,34 +127,29 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> list[Le
         centre = (x, rng.uniform(-depth, depth), z)
         radii = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
         faint = rng.random() < 0.2
-        lesions.append(
-            Lesion(
-                body=Ellipsoid(centre, radii, rng.uniform(0, math.pi)),
-                gain=rng.uniform(1.3, 1.4) if faint else rng.uniform(1.38, 1.8),
-                loss=rng.uniform(0.62, 0.82),
-                edge=rng.uniform(0.12, 0.4),
-                ring=rng.uniform(1.3, 2.2) if rng.random() < 0.4 else 1.0,
-                core=rng.uniform(0.55, 0.8) if rng.random() < 0.3 else 1.0,
-            )
+        yield Lesion(
+            body=Ellipsoid(centre, radii, rng.uniform(0, math.pi)),
+            gain=rng.uniform(1.3, 1.4) if faint else rng.uniform(1.38, 1.8),
+            loss=rng.uniform(0.62, 0.82),
+            edge=rng.uniform(0.12, 0.4),
+            ring=rng.uniform(1.3, 2.2) if rng.random() < 0.4 else 1.0,
+            core=rng.uniform(0.55, 0.8) if rng.random() < 0.3 else 1.0,
         )
         wanted = z + rng.uniform(-0.2, 0.2)
-    return lesions
 
 
-def _scatter(rng: np.random.Generator, count: int, least: float, most: float, reach: float) -> list[Ellipsoid]:
+def _scatter(rng: np.random.Generator, count: int, least: float, most: float, reach: float) -> Iterator[Ellipsoid]:
     """Blobs of radius ``least`` to ``most``, up to ``reach`` from the head's centre."""
-    spots = []
     for _ in range(count):
         direction = rng.standard_normal(3)
         direction *= rng.uniform(0.4, 1.0) * reach / float(np.linalg.norm(direction))
         radius = rng.uniform(least, most)
-        spots.append(Ellipsoid(direction.tolist(), (radius, radius, 1.5 * radius)))
-    return spots
+        yield Ellipsoid(direction.tolist(), (radius, radius, 1.5 * radius))
 
 
 def _draw_head(rng: np.random.Generator, slices: int) -> Head:
     """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe."""
-    site = rng.choice(SITES)
+    site = rng.choice(list(SITE_GAINS))
     depth = max(3, round(slices * rng.uniform(0.75, 1.25)))
     heights = np.linspace(-0.92, 0.95, depth).tolist()
     flair_gain, t1_gain = SITE_GAINS[site] * rng.uniform(0.8, 1.25), rng.uniform(0.75, 1.25)
@@ -179,10 +171,10 @@ def _draw_head(rng: np.random.Generator, slices: int) -> Head:
         ventricles=ventricles,
         caps=caps,
         nuclei=nuclei,
-        foci=_scatter(rng, int(rng.integers(6, 18)), 0.03, 0.085, 0.65),
+        foci=[*_scatter(rng, int(rng.integers(6, 18)), 0.03, 0.085, 0.65)],
         vessels=[*_scatter(rng, int(rng.integers(6, 14)), 0.012, 0.03, 0.75), sinus],
-        hot_spots=_scatter(rng, 2, 0.22, 0.4, 0.85),
-        lesions=_draw_lesions(rng, heights[end_margin(depth) : -end_margin(depth)]),
+        hot_spots=[*_scatter(rng, 2, 0.22, 0.4, 0.85)],
+        lesions=[*_draw_lesions(rng, heights[end_margin(depth) : -end_margin(depth)])],
         cap_gain=rng.uniform(1.5, 2.2),
         foci_gain=rng.uniform(1.5, 2.3),
         noise=rng.uniform(1.5, 4.0),
@@ -222,19 +214,6 @@ def _brighten(image: Image, weight: Plane, factors: Sequence[float]) -> None:
     image *= 1 + weight[..., None] * (np.asarray(factors, dtype=np.float32) - 1)
 
 
-def _paint_lesion(image: Image, lesion: Lesion, distance: Plane, inner: Plane, mottle: Plane) -> Plane:
-    """Paint one lesion in the brain, ``inner``, and return its weight, 0 to 1: half of it is the edge of the mask.
-
-    ``distance`` is 1 at the lesion's centre, 0 on its surface, negative outside. ``mottle`` is unevenness about 1.
-    """
-    weight = _inside(distance, lesion.edge) * inner
-    _paint(image, weight * 0.75, GREY)  # oedema hides the folds below it
-    _brighten(image, weight * mottle, (lesion.loss, lesion.gain, lesion.loss))
-    _brighten(image, _inside(distance - 0.5, 0.2) * inner, (lesion.core, lesion.core, lesion.core))
-    _brighten(image, _inside(0.13 - np.abs(distance - 0.45), 0.15) * inner, (1, 1, lesion.ring))
-    return weight
-
-
 def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
     """Draw slice ``number``, from 0, with noise from ``rng``: (H, W, 3) image and (H, W) mask of 0 and 255."""
     z = head.heights[number]
@@ -272,8 +251,12 @@ def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) ->
             distance = 1 - item.body.radius(x, y, z)
             # The deformation fades towards the centre, which therefore always belongs to the lesion.
             distance += (0.2 * noise["bend"] + 0.09 * noise["fringe"]) * np.clip(1.2 - distance, 0, 1)
-            mottle = 1 + 0.07 * noise["texture"]
-            weight = _paint_lesion(image, item, distance, _inside(0.965 - deep, soft), mottle)
+            inner = _inside(0.965 - deep, soft)
+            weight = _inside(distance, item.edge) * inner
+            _paint(image, weight * 0.75, GREY)  # oedema hides the folds below it
+            _brighten(image, weight * (1 + 0.07 * noise["texture"]), (item.loss, item.gain, item.loss))
+            _brighten(image, _inside(distance - 0.5, 0.2) * inner, (item.core, item.core, item.core))
+            _brighten(image, _inside(0.13 - np.abs(distance - 0.45), 0.15) * inner, (1, 1, item.ring))
             mask[weight * (1 - hollow) >= 0.5] = 255
     _paint(image, hollow, CSF)
     for vessel in head.vessels:

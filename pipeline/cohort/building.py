@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.cohort.changes import Sources, changes, known_sources, source_names
+from pipeline.cohort.changes import changes, known_sources
 from pipeline.cohort.listing import Listing, counts_line, list_files
 from pipeline.cohort.manifest import STAGING, Manifest, read_manifest, unchanged, write_manifest
 from pipeline.cohort.names import institution
 from pipeline.cohort.patients import volume_names
 from pipeline.cohort.pseudonyms import aliases, check_place, key_for, pseudonymised
 from pipeline.cohort.reading import FolderContent, read_folder, slices_by_patient
-from pipeline.cohort.splits import DRAWN, Division, SplitChoice, choose_split, divide
+from pipeline.cohort.splits import DRAWN, Division, choose_split, divide
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.files import locked, sha256_bytes
 from pipeline.scripts.manifest import CHANNELS, MANIFEST_NAME, SECTIONS, VOLUMES
@@ -31,12 +31,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A manifest that is in place.
-
-    Args:
-        content: The content of ``manifest.json``.
-        is_new: False where source and options are as before, so that nothing was written.
-    """
+    """The content of ``manifest.json``; ``is_new`` is False where nothing had changed, so that nothing was written."""
 
     content: dict[str, Any]
     is_new: bool
@@ -94,7 +89,19 @@ def build_manifest(
         check_place(key_path, source, out)
     choice = choose_split(str(split), seed, validation_fraction, test_fraction, folds)
     reading = {"allow_gaps": allow_gaps, "skip_unpaired": skip_unpaired, "skip_faulty": skip_faulty}
-    options = _options(reading, choice, hidden=bool(key_path))
+    # What decides the content of the manifest; no path is among it.
+    options = {
+        **reading,
+        "split": choice.method,
+        "split_sha256": sha256_bytes(json.dumps(choice.listed, sort_keys=True).encode()) if choice.listed else None,
+        "seed": seed,
+        **({"pseudonymised": True} if key_path else {}),
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "folds": folds,
+        "schema_version": SCHEMA_VERSION,
+        "pipeline_version": __version__,
+    }
     staging = out / STAGING
     if not rebuild and unchanged(out, options, listing):
         if staging.exists():  # of a run that was killed when it had written all
@@ -104,21 +111,19 @@ def build_manifest(
     with locked(out, (VOLUMES,)):
         try:
             earlier = _earlier_manifest(out, rebuild=rebuild)
-            known: Sources = {}
-            if earlier and not rebuild:
-                known = known_sources(earlier, listing, source_names(earlier, listing, key_path))
+            known = known_sources(earlier, listing, key_path)[0] if earlier and not rebuild else {}
             found = read_folder(source, listing, staging, **reading)
             changed = changes(known, listing.stamps, found.hashes)
             content = found.without(changed, "changed since the manifest was built")
             counts = content.counts(listing)
             try:
-                _judge(source, listing, content.faults, changed, skip_faulty=skip_faulty)
+                _judge(source, listing, content.faults, changed, skip_faulty)
                 division = divide(content.records, choice, content.faulty)
             except PipelineError as error:
                 error.add_note(counts_line(counts))
                 raise
             # Lists for tuples, as the file is read back.
-            manifest = json.loads(json.dumps(_content(content, counts, choice, options, division)))
+            manifest = json.loads(json.dumps(_content(content, counts, options, division)))
             key = key_for(key_path, slices_by_patient(listing)[0]) if key_path else {}
             if key:
                 manifest = pseudonymised(manifest, key, aliases(listing.stamps, key))
@@ -146,12 +151,7 @@ def _earlier_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
 
 
 def _judge(
-    source: Path,
-    listing: Listing,
-    faults: Mapping[str, list[str]],
-    changed: Mapping[str, list[str]],
-    *,
-    skip_faulty: bool,
+    source: Path, listing: Listing, faults: Mapping[str, list[str]], changed: Mapping[str, list[str]], skip_faulty: bool
 ) -> None:
     """Refuse a folder without slices, with files that changed, or with faults that may not be skipped."""
     if not listing.slices and not faults:
@@ -160,8 +160,7 @@ def _judge(
             "<patient>_<number>_mask.tif). Check the path."
         )
     if changed or (faults and not skip_faulty):
-        subjects = dict.fromkeys([*faults, *changed])
-        raise ManifestError({one: [*faults.get(one, []), *changed.get(one, [])] for one in subjects})
+        raise ManifestError({one: [*faults.get(one, []), *changed.get(one, [])] for one in (*faults, *changed)})
     for subject, messages in faults.items():
         logger.warning("left out: %s: %s", subject, "; ".join(messages))
 
@@ -172,51 +171,31 @@ def _warn_of_moves(earlier: Manifest, manifest: Mapping[str, Any]) -> None:
     now = {item["patient"]: section for section in SECTIONS for item in manifest[section]}
     moved = sum(before.get(patient, section) != section for patient, section in now.items())
     if moved:
-        logger.warning(
-            "split changed: %d patients stand in another section; weights trained before may have seen them", moved
-        )
-
-
-def _options(reading: Mapping[str, bool], choice: SplitChoice, *, hidden: bool) -> dict[str, Any]:
-    """The options that decide what is written; no path is among them."""
-    listed = json.dumps(choice.listed, sort_keys=True).encode()
-    return {
-        **reading,
-        "split": choice.method,
-        "split_sha256": sha256_bytes(listed) if choice.listed else None,
-        "seed": choice.seed,
-        **({"pseudonymised": True} if hidden else {}),
-        "validation_fraction": choice.validation_fraction,
-        "test_fraction": choice.test_fraction,
-        "folds": choice.folds,
-        "schema_version": SCHEMA_VERSION,
-        "pipeline_version": __version__,
-    }
+        logger.warning("split changed: %d patients stand in another section; weights may have seen them", moved)
 
 
 def _content(
-    found: FolderContent, counts: Mapping[str, int], choice: SplitChoice, options: Mapping[str, Any], division: Division
+    found: FolderContent, counts: Mapping[str, int], options: Mapping[str, Any], division: Division
 ) -> dict[str, Any]:
     """The content of manifest.json: no time, no host, no absolute path, so that two builds agree byte for byte."""
     lists: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     patients: dict[str, Any] = {}
-    warnings: list[dict[str, str | None]] = (
-        [{"patient": None, "kind": "split", "message": division.warning}] if division.warning else []
-    )
+    warnings: list[dict[str, str | None]] = []
+    if division.warning:
+        warnings.append({"patient": None, "kind": "split", "message": division.warning})
     sections, folds = division.sections, division.folds
     for name, record in sorted(found.records.items()):
         image, label = (f"{VOLUMES}/{file}" for file in volume_names(name))
         fold = {"fold": folds[name]} if name in folds else {}
         lists[sections[name]].append({"image": image, "label": label, "patient": name, **fold})
-        entry = asdict(record)
-        del entry["patient"]
-        patients[name] = {"section": sections[name], "fold": folds.get(name), "institution": institution(name), **entry}
+        own = {"section": sections[name], "fold": folds.get(name), "institution": institution(name)}
+        patients[name] = own | asdict(record)
         for warning in record.warnings:
             kind, _, message = warning.partition(": ")
             warnings.append({"patient": name, "kind": kind, "message": message})
     for subject, messages in found.faults.items():
         warnings += [{"patient": None, "kind": "left out", "message": f"{subject}: {text}"} for text in messages]
-    drawn = choice.method in DRAWN
+    drawn = options["split"] in DRAWN
     return {
         "name": "LGG FLAIR abnormality",
         "description": "Pre-contrast, FLAIR and post-contrast MRI slices as one volume per patient. Research only.",
@@ -231,21 +210,17 @@ def _content(
         "pipeline_version": __version__,
         **{f"num{section.capitalize()}": len(lists[section]) for section in SECTIONS},
         "split": {
-            "method": choice.method,
-            "seed": choice.seed,
-            "validation_fraction": choice.validation_fraction if drawn else None,
-            "test_fraction": choice.test_fraction if drawn else None,
-            "folds": choice.folds,
+            "method": options["split"],
+            "seed": options["seed"],
+            "validation_fraction": options["validation_fraction"] if drawn else None,
+            "test_fraction": options["test_fraction"] if drawn else None,
+            "folds": options["folds"],
         },
         "options": dict(options),
         "counts": dict(counts),
         **lists,
         "patients": patients,
-        "skipped": _by_path(found.skipped),
-        "refused": _by_path(found.refused),
+        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(found.skipped.items())],
+        "refused": [{"path": path, "reason": reason} for path, reason in sorted(found.refused.items())],
         "warnings": warnings,
     }
-
-
-def _by_path(reasons: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"path": path, "reason": reason} for path, reason in sorted(reasons.items())]

@@ -19,21 +19,15 @@ Sources = dict[str, dict[str, str]]
 """Patient of a manifest -> path in the source folder -> SHA-256 when the manifest was built."""
 
 
-def source_names(manifest: Manifest, listing: Listing, key: Path | None) -> dict[str, str]:
-    """Path in a pseudonymised manifest -> path in the source folder; empty where it is not pseudonymised."""
+def known_sources(manifest: Manifest, listing: Listing, key: Path | None) -> tuple[Sources, dict[str, str]]:
+    """The sources of a manifest of this folder, and path in the manifest -> path in the folder where they differ."""
     done = bool(manifest.raw.get("options", {}).get("pseudonymised"))
     if done != bool(key):
         how = "pseudonymised: pass --pseudonymise KEY" if done else "not pseudonymised: leave --pseudonymise out"
         raise PipelineError(f"{manifest.path}: {how}, or replace it by --rebuild.")
-    if not key:
-        return {}
-    if not key.is_file():
+    if key and not key.is_file():
         raise PipelineError(f"{key}: no key, but {manifest.path} was built by one. Restore it, or pass --rebuild.")
-    return {alias: path for path, alias in aliases(listing.stamps, read_key(key)).items()}
-
-
-def known_sources(manifest: Manifest, listing: Listing, names: Mapping[str, str]) -> Sources:
-    """The sources of a manifest's patients; a manifest of another folder is refused."""
+    names = {alias: path for path, alias in aliases(listing.stamps, read_key(key)).items()} if key else {}
     known = {
         patient: {names.get(path, path): sha256 for path, sha256 in info.get("sources", {}).items()}
         for patient, info in manifest.patients.items()
@@ -44,7 +38,7 @@ def known_sources(manifest: Manifest, listing: Listing, names: Mapping[str, str]
             f"{manifest.path}: built from another folder, none of its {len(used)} files is here. "
             "Choose another --out, or pass --rebuild to replace it."
         )
-    return known
+    return known, names
 
 
 def changes(known: Sources, paths: Collection[str], hashes: Mapping[str, str]) -> dict[str, list[str]]:
@@ -53,10 +47,8 @@ def changes(known: Sources, paths: Collection[str], hashes: Mapping[str, str]) -
     for patient, sources in known.items():
         gone = [path for path in sources if path not in paths]
         if gone:
-            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-            faults[patient].append(
-                f"{len(gone)} file(s) gone since the manifest was built: {', '.join(gone[:5])}{more}. {_CHANGED}"
-            )
+            names = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+            faults[patient].append(f"{len(gone)} file(s) gone since the manifest was built: {names}. {_CHANGED}")
         for path, expected in sources.items():
             if hashes.get(path, expected) != expected:
                 faults[path].append(
@@ -69,8 +61,7 @@ def changes(known: Sources, paths: Collection[str], hashes: Mapping[str, str]) -
 def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Path | None = None) -> str:
     """Recheck the SHA-256 of every source file and volume of a manifest; nothing is written."""
     listing, manifest = list_files(Path(source)), read_manifest(out)
-    names = source_names(manifest, listing, Path(pseudonymise) if pseudonymise else None)
-    known = known_sources(manifest, listing, names)
+    known, names = known_sources(manifest, listing, Path(pseudonymise) if pseudonymise else None)
     faults: dict[str, list[str]] = defaultdict(list)
     hashes: dict[str, str] = {}
     for volume in progress(manifest.volumes, "verify", "patient"):

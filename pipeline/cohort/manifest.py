@@ -24,21 +24,12 @@ _REBUILD = "Build it again with python -m pipeline.manifest."
 
 @dataclass(frozen=True)
 class PatientRecord:
-    """What the manifest tells of one patient; the order of the fields is that of the file.
+    """What the manifest tells of one patient, in the order of the file.
 
-    Args:
-        patient: The patient's id.
-        shape: (H, W, D) of the volume in voxels.
-        lesion_voxels: Voxels of the label that are not 0.
-        missing_sequences: Sequences that repeat FLAIR throughout, or a pair ``a=b`` of two others.
-        mask_values: Grey values of the source masks, ascending.
-        warnings: What is odd but used, as ``kind: message``.
-        sources: Path relative to the source folder -> SHA-256.
-        image_sha256: Of the image volume, empty where none was written.
-        label_sha256: Of the label volume, empty where none was written.
+    ``shape`` is (H, W, D). ``missing_sequences`` repeat FLAIR, or are a pair ``a=b`` of two others. ``warnings`` are
+    ``kind: message``, ``sources`` path below the source folder -> SHA-256. A volume that was not written has no hash.
     """
 
-    patient: str
     shape: tuple[int, ...]
     lesion_voxels: int
     missing_sequences: tuple[str, ...] = ()
@@ -65,15 +56,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest that has been checked.
-
-    Args:
-        path: The file ``manifest.json``.
-        sha256: SHA-256 of that file.
-        sections: Section -> its volumes, in the order of the file.
-        patients: Patient id -> what the manifest tells of the patient.
-        raw: The whole content.
-    """
+    """A checked manifest: ``patients`` tells of each patient by id, ``raw`` is its content, ``sha256`` its file's."""
 
     path: Path
     sha256: str
@@ -115,9 +98,7 @@ def read_manifest(path: str | Path) -> Manifest:
         and all(type(counts.get(key)) is int for key in ("found", "used", "skipped", "refused"))
         and isinstance(raw.get("patients"), dict)
     ):
-        raise PipelineError(
-            f"{file}: no 'patients' or no 'counts' (expected a manifest of pipeline.manifest). {_REBUILD}"
-        )
+        raise PipelineError(f"{file}: no 'patients' or no 'counts'. {_REBUILD}")
     sections: dict[str, tuple[Volume, ...]] = {}
     for section in SECTIONS:
         items = raw.get(section)
@@ -136,9 +117,7 @@ def _refuse_twice(manifest: Manifest) -> None:
     for volume in manifest.volumes:
         first = persons.setdefault(person(volume.patient), volume)
         if volume.patient in patients:
-            raise PipelineError(
-                f"{manifest.path}: patient {shown(volume.patient)} stands twice (expected once). {_REBUILD}"
-            )
+            raise PipelineError(f"{manifest.path}: patient {shown(volume.patient)} stands twice. {_REBUILD}")
         if first.section != volume.section:
             raise PipelineError(
                 f"{manifest.path}: one person in two sections: {shown(first.patient)} in {first.section}, "
@@ -161,18 +140,12 @@ def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Vo
     fault = id_fault(found["patient"])
     if fault:
         raise PipelineError(f"{file}: the patient id {shown(found['patient'])!r} {fault}. {_REBUILD}")
-    places = {part: _inside(file, found[part]) for part in ("image", "label")}
-    return Volume(section=section, fold=found["fold"], **{**{key: found[key] for key in kinds}, **places})
-
-
-def _inside(file: Path, relative: str) -> Path:
-    """A path of the manifest below its folder."""
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in relative or ":" in path.parts[0]:
-        raise PipelineError(
-            f"{file}: path {shown(relative)!r} leaves the folder of the manifest (expected one below it). {_REBUILD}"
-        )
-    return file.parent / path
+    for part in ("image", "label"):
+        path = PurePosixPath(found[part])
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in found[part] or ":" in path.parts[0]:
+            raise PipelineError(f"{file}: path {shown(found[part])!r} leaves the folder of the manifest. {_REBUILD}")
+        found[part] = file.parent / path
+    return Volume(section=section, fold=found["fold"], **{key: found[key] for key in kinds})
 
 
 def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
@@ -208,10 +181,7 @@ def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> boo
 
 
 def _state(options: Mapping[str, Any], listing: Listing, outputs: Mapping[str, Path]) -> bytes:
-    """What ``unchanged`` compares; ``outputs`` are paths below the manifest's folder -> finished files.
-
-    It names no file of the source: of every path with size and time, and every fault, it holds a hash.
-    """
+    """What ``unchanged`` compares; it names no file of the source. ``outputs`` is path in the folder -> file."""
     state = {
         "options": dict(options),
         "listing_sha256": sha256_bytes(json.dumps([listing.stamps, listing.faults], sort_keys=True).encode()),
@@ -232,8 +202,7 @@ def write_manifest(
 ) -> None:
     """Put volumes and then ``manifest.json`` in place, all or none; then drop volumes that it no longer names.
 
-    ``staged`` maps the path of each volume below ``out`` to its finished file. ``staging`` is a folder on the same
-    disk. After an error what was there before is there again.
+    ``staged`` maps the path of each volume below ``out`` to its finished file. ``staging`` is on the same disk.
     """
     manifest, proof = out / MANIFEST_NAME, checksum_path(out / MANIFEST_NAME)
     data = (json.dumps(content, indent=1) + "\n").encode()

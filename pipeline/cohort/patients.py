@@ -16,7 +16,7 @@ from pipeline.cohort.names import SliceFile, by_preference, missing_numbers, num
 from pipeline.errors import PipelineError
 from pipeline.imaging.tiff import Pixels, decode_slice
 from pipeline.scripts.files import sha256_bytes
-from pipeline.scripts.manifest import CHANNELS, IMAGE_SUFFIX, LABEL_SUFFIX
+from pipeline.scripts.manifest import CHANNELS, FLAIR, IMAGE_SUFFIX, LABEL_SUFFIX
 
 MAX_VOXELS = 2**28
 """A volume of 2^28 voxels takes 1 GiB with its label; a patient of the published data takes 2^22."""
@@ -29,15 +29,9 @@ Pairs = Sequence[tuple[SliceFile, SliceFile | None]]
 class PatientVolumes:
     """One patient's slices, read and stacked; where there is a fault, without record and volumes.
 
-    Args:
-        name: The patient's id.
-        faults: Path, or the patient's id -> messages.
-        skipped: Path -> why the file is not used.
-        hashes: Path -> SHA-256 of every file that could be read.
-        warnings: What is odd but used.
-        record: What the manifest tells of the patient, but the hashes of the volumes.
-        image: (H, W, D, 3) uint8, channels pre-contrast, FLAIR, post-contrast.
-        label: (H, W, D) uint8, 0 and 1; None where masks are not looked at.
+    ``faults`` is path or the patient's id -> messages, ``skipped`` path -> reason, ``hashes`` path -> SHA-256 of every
+    file that could be read. ``image`` is (H, W, D, 3) uint8 in the order of CHANNELS. ``label`` is (H, W, D) uint8 of 0
+    and 1, or None where masks are not looked at. ``record`` lacks the hashes of the volumes.
     """
 
     name: str
@@ -59,10 +53,7 @@ def read_patient(
     allow_gaps: bool = False,
     skip_unpaired: bool = False,
 ) -> PatientVolumes:
-    """Check, hash and decode the files of a patient, each read once, and stack them.
-
-    Without ``masks`` an image needs none; ``files`` are images then, one at least.
-    """
+    """Check, hash and decode a patient's files, and stack them; without ``masks``, ``files`` are one image or more."""
     patient = PatientVolumes(name)
     winners, pixels = _without_copies(root, patient, files)
     images = {file.number: file for file in winners if file.kind == "image"}
@@ -106,9 +97,7 @@ def _checked(data: bytes, file: SliceFile) -> Pixels:
     if file.kind == "mask":
         values = set(np.unique(pixels).tolist())
         if not (values <= {0, 255} or values <= {0, 1}):
-            raise PipelineError(
-                f"mask values {number_list(values)} (expected 0 and 255, or 0 and 1). Binarise the mask."
-            )
+            raise PipelineError(f"mask values {number_list(values)} (expected 0 and 255, or 0 and 1). Binarise it.")
     return pixels
 
 
@@ -122,22 +111,19 @@ def _judge_copy(patient: PatientVolumes, first: SliceFile, other: SliceFile, wha
     elif len(hashes) == 1:
         patient.skipped[path] = f"duplicate: same content as {kept}"
     elif None not in hashes:
-        patient.faults[path].append(
-            f"{what} differs in content from {kept} (expected equal copies). Remove the wrong one."
-        )
+        patient.faults[path].append(f"{what} differs in content from {kept}. Remove the wrong one.")
 
 
 def _paired(
     patient: PatientVolumes, images: dict[int, SliceFile], masks: dict[int, SliceFile], skip_unpaired: bool
 ) -> list[int]:
     """Ascending numbers that have image and mask; the rest is skipped or refused."""
-    for own, other, lacking in ((images, masks, "mask"), (masks, images, "image")):
+    for own, other, lacking, suffix in ((images, masks, "mask", "_mask"), (masks, images, "image", "")):
         for number in sorted(own.keys() - other.keys()):
             path = str(own[number].path)
             if skip_unpaired:
                 patient.skipped[path] = f"unpaired: slice {number} has no {lacking}"
             else:
-                suffix = "_mask" if lacking == "mask" else ""
                 patient.faults[path].append(
                     f"slice {number} has no {lacking} (expected {patient.name}_{number}{suffix}.tif). "
                     "Restore it or pass --skip-unpaired."
@@ -172,14 +158,10 @@ def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, 
     first = pairs[0][0]
     for image, mask in pairs:
         if mask and sizes[mask] != sizes[image]:
-            patient.faults[str(mask.path)].append(
-                f"mask of {sizes[mask]} on an image of {sizes[image]} (expected the same). Replace one of them."
-            )
+            patient.faults[str(mask.path)].append(f"mask of {sizes[mask]} on an image of {sizes[image]}. Replace one.")
         if sizes[image] != sizes[first]:
-            patient.faults[str(image.path)].append(
-                f"slice of {sizes[image]}, but slice {first.number} is {sizes[first]} "
-                "(expected one size per patient). Replace the slice."
-            )
+            fault = f"slice of {sizes[image]}, but slice {first.number} is {sizes[first]}. Replace the slice."
+            patient.faults[str(image.path)].append(fault)
     height, width = pixels[first].shape[:2]
     if height * width * len(pairs) > MAX_VOXELS or len(pairs) > np.iinfo(np.int16).max:
         patient.faults[patient.name].append(
@@ -190,7 +172,6 @@ def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, 
 def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixels]) -> PatientVolumes:
     """The patient with its volumes and record, and with what is odd but usable about them."""
     image: Pixels = np.stack([pixels.pop(file) for file, _ in pairs]).transpose(1, 2, 0, 3)
-    missing = _missing_sequences(image)
     masks = [mask for _, mask in pairs if mask]
     label: Pixels | None = None
     values: list[int] = []
@@ -203,12 +184,12 @@ def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixe
             patient.warnings.append(f"black slices: {number_list(black)}")
     if {1, 255} <= set(values):
         patient.warnings.append("mask values: some slices hold 0 and 1, others 0 and 255")
+    missing = _missing_sequences(image)
     patient.warnings.extend(f"missing sequence: {name}" for name in missing)
     if label is not None and not label.any():
         patient.warnings.append("no lesion: the label is empty")
     used = sorted(str(file.path) for pair in pairs for file in pair if file)
     record = PatientRecord(
-        patient=patient.name,
         shape=image.shape[:3],
         lesion_voxels=0 if label is None else int(label.sum()),
         missing_sequences=missing,
@@ -221,10 +202,8 @@ def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixe
 
 def _missing_sequences(image: Pixels) -> tuple[str, ...]:
     """Sequences of an image (H, W, D, 3) that repeat another: the publishers put FLAIR in place of a missing one."""
-    pre, flair, post = (image[..., channel] for channel in range(len(CHANNELS)))
-    repeats = ((CHANNELS[0], pre), (CHANNELS[2], post))
-    missing = tuple(name for name, channel in repeats if np.array_equal(channel, flair))
-    if not missing and np.array_equal(pre, post):
+    missing = tuple(CHANNELS[index] for index in (0, 2) if np.array_equal(image[..., index], image[..., FLAIR]))
+    if not missing and np.array_equal(image[..., 0], image[..., 2]):
         return ("pre-contrast=post-contrast",)
     return missing
 

@@ -11,8 +11,6 @@ from pipeline.errors import PipelineError
 RECIPE = 1
 """Version of the drawing; raise it when the same seed gives other bytes, so that old and new are never mixed."""
 
-ARGUMENT_RANGES = {"patients": (1, 10_000), "size": (32, 1024), "slices": (4, 200), "seed": (0, 2**32 - 1)}
-
 
 def make_phantoms(
     out: str | Path,
@@ -46,12 +44,11 @@ def make_phantoms(
         PosixPath('demo/kaggle_3m')
     """
     call = {"patients": patients, "size": size, "slices": slices, "seed": seed, "lesion_free": lesion_free}
-    for name, (least, most) in {**ARGUMENT_RANGES, "lesion_free": (0, patients)}.items():
+    ranges = {"patients": (1, 10_000), "size": (32, 1024), "slices": (4, 200), "seed": (0, 2**32 - 1)}
+    for name, (least, most) in {**ranges, "lesion_free": (0, patients)}.items():
         if not least <= call[name] <= most:
             option = name.replace("_", "-")
-            raise PipelineError(
-                f"{option} is {call[name]}, expected {least} to {most}. Pass --{option} within that range."
-            )
+            raise PipelineError(f"{option} is {call[name]}, expected {least} to {most}. Pass another --{option}.")
     from PIL import Image
 
     from pipeline.cohort.anatomy import make_patient, patient_id
@@ -90,14 +87,9 @@ def _prepared(out: Path, stamp: str, force: bool) -> Path:
     held = sorted(folder.iterdir()) if folder.is_dir() else []
     foreign = [entry.name for entry in held if not (entry.is_dir() and entry.name.startswith("PHANTOM_"))]
     if foreign:  # not even --force deletes what may be somebody's real data
-        raise PipelineError(
-            f"{folder} holds {len(foreign)} entries that are no phantoms, such as {foreign[0]}. Choose another folder."
-        )
+        raise PipelineError(f"{folder} holds what is no phantom, such as {foreign[0]}. Choose another folder.")
     if held and not force and not (file.is_file() and file.read_text(encoding="utf-8") == stamp):
-        raise PipelineError(
-            f"{folder} already holds {len(held)} patients of another call. Choose another folder or pass --force to "
-            "replace them."
-        )
+        raise PipelineError(f"{folder} holds phantoms of another call. Choose another folder or pass --force.")
     if force:  # first, or a kill amid the removal would leave half patients that count as whole
         file.unlink(missing_ok=True)
     for entry in (*(held if force else ()), *out.glob(".PHANTOM_*.partial")):

@@ -33,6 +33,7 @@ def check_place(key: Path, *folders: Path) -> None:
 
 def read_key(path: Path) -> dict[str, str]:
     """Patient id -> pseudonym, empty where there is no such file yet."""
+    wanted = ", ".join(KEY_COLUMNS)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             columns, *rows = filter(None, csv.reader(file))
@@ -40,14 +41,10 @@ def read_key(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, csv.Error) as error:
-        raise PipelineError(
-            f"{path}: no readable key ({error}); expected a CSV of {', '.join(KEY_COLUMNS)}."
-        ) from error
+        raise PipelineError(f"{path}: no readable key ({error}); expected a CSV of {wanted}.") from error
     faulty = any(id_fault(name) for row in rows for name in row)
     if tuple(columns) != KEY_COLUMNS or faulty or not len(rows) == len(key) == len(set(key.values())):
-        raise PipelineError(
-            f"{path}: no key (expected the columns {', '.join(KEY_COLUMNS)}, valid ids, none twice). Restore it."
-        )
+        raise PipelineError(f"{path}: no key (expected the columns {wanted}, valid ids, none twice). Restore it.")
     return key
 
 
@@ -70,8 +67,7 @@ def key_for(path: Path, patients: Iterable[str]) -> dict[str, str]:
 def aliases(paths: Iterable[str], key: Mapping[str, str]) -> dict[str, str]:
     """Path of the source folder -> a path that tells no name.
 
-    A slice that a manifest uses is ``PSEUDONYM/PSEUDONYM_NUMBER.tif``, whatever other files are there; further ones of
-    its patient and number stand in ``copy_N``, what is no slice in ``other``, numbered.
+    A slice is ``PSEUDONYM/PSEUDONYM_NUMBER.tif``. Its copies stand in ``copy_N``, what is no slice in ``other``.
     """
     slices = []
     for path in paths:
@@ -108,9 +104,8 @@ def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Ma
 
     content = {**manifest, "patients": {}}
     for section in SECTIONS:
-        items = [
-            item | {part: told(item[part]) for part in ("image", "label", "patient")} for item in manifest[section]
-        ]
+        parts = ("image", "label", "patient")
+        items = [item | {part: told(item[part]) for part in parts} for item in manifest[section]]
         content[section] = sorted(items, key=lambda item: item["patient"])
     for name, hidden in (("skipped", set()), ("refused", nameless)):
         entries = [

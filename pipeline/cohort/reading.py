@@ -26,15 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderContent:
-    """What was found in a folder of slices.
+    """The usable patients of a folder of slices, by id, and what became of all other files.
 
-    Args:
-        records: Usable patients by id.
-        skipped: Path -> why the file is not used.
-        refused: Path -> why the file cannot be used.
-        faults: Path or patient id -> messages.
-        faulty: Ids of patients with a fault.
-        hashes: Path -> SHA-256 of every slice file that could be read.
+    ``skipped`` and ``refused`` are path -> reason, ``faults`` path or patient id -> messages. ``faulty`` are the ids of
+    patients with a fault. ``hashes`` is path -> SHA-256 of every slice file that could be read.
     """
 
     records: Mapping[str, PatientRecord] = field(default_factory=dict)
@@ -71,10 +66,9 @@ def read_folder(
     skip_unpaired: bool = False,
     skip_faulty: bool = False,
 ) -> FolderContent:
-    """Read every patient, and put the volumes into ``staging`` as long as no fault forbids it.
+    """Read every patient, and put the volumes into ``staging``; after a fault only with ``skip_faulty``.
 
-    Faults are collected, not raised. Without ``masks`` an image needs none and masks are passed over. ``skip_faulty``
-    stages the others' volumes after a fault.
+    Faults are collected, not raised. Without ``masks`` an image needs none and masks are passed over.
     """
     patients, refused, faulty = slices_by_patient(listing)
     skipped = dict(listing.skipped)
@@ -84,9 +78,7 @@ def read_folder(
     for group in case_collisions(patients):
         faulty.update(group)
         for name in group:
-            faults[name].append(
-                f"ids differ only in case: {', '.join(group)} (expected ids that differ otherwise). Rename one."
-            )
+            faults[name].append(f"ids differ only in case: {', '.join(group)}. Rename one.")
     records: dict[str, PatientRecord] = {}
     hashes: dict[str, str] = {}
     shutil.rmtree(staging, ignore_errors=True)
@@ -143,21 +135,16 @@ def _staged(patient: PatientVolumes, record: PatientRecord, staging: Path) -> Pa
 
 
 def build_images(root: Path, target: Path, *, allow_gaps: bool = False, names: Mapping[str, str] | None = None) -> None:
-    """Build the image volume of every patient in a folder of slices without truth; masks there are passed over.
+    """Build ``NAME_image.nii.gz``, (H, W, D, 3) uint8, of every patient in a folder; masks there are passed over.
 
-    Args:
-        root: The source folder.
-        target: The folder for ``NAME_image.nii.gz``, (H, W, D, 3) uint8. After a fault it stays as it was.
-        allow_gaps: Accept missing slice numbers, with a warning.
-        names: Patient id -> the name of its volume, where that is another.
+    After a fault ``target`` stays as it was. ``names`` is patient id -> the name of its volume, where that is another.
     """
     listing, staging = list_files(root), target / STAGING
     try:
         content = read_folder(root, listing, staging, masks=False, allow_gaps=allow_gaps)
         if content.faults:
             error = ManifestError(content.faults)
-            refused = content.without(content.records, "another file has a fault")
-            error.add_note(counts_line(refused.counts(listing)))
+            error.add_note(counts_line(content.without(content.records, "another file has a fault").counts(listing)))
             raise error
         named = {name: (names or {}).get(name, name) for name in content.records}
         volumes = {staging / volume_names(old)[0]: target / volume_names(new)[0] for old, new in named.items()}

@@ -57,9 +57,8 @@ def choose_split(
         raise PipelineError(f"--seed {seed} (expected 0 or more).")
     if split in (*DRAWN, "none"):
         return SplitChoice(split, seed, *fractions, folds)
-    if split == "reference":
-        return SplitChoice(split, seed, *fractions, folds, read_split(REFERENCE))
-    return SplitChoice("file", seed, *fractions, folds, read_split(Path(split)))
+    method, path = (split, REFERENCE) if split == "reference" else ("file", Path(split))
+    return SplitChoice(method, seed, *fractions, folds, read_split(path))
 
 
 def read_split(path: Path) -> dict[str, list[str]]:
@@ -71,7 +70,8 @@ def read_split(path: Path) -> dict[str, list[str]]:
             f"--split {path}: {shown(error)} (expected reference, random, stratified, none or a JSON file)."
         ) from error
     lists = {key: value for key, value in raw.items() if key != "description"} if isinstance(raw, dict) else {}
-    if not lists or not all(key in SECTIONS and _is_list_of_ids(value) for key, value in lists.items()):
+    faulty = [ids for ids in lists.values() if not (ids and isinstance(ids, list) and all(type(i) is str for i in ids))]
+    if not lists or faulty or not lists.keys() <= set(SECTIONS):
         raise PipelineError(f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}.")
     lists = {section: [unicodedata.normalize("NFC", item) for item in ids] for section, ids in lists.items()}
     counts = Counter(item for ids in lists.values() for item in ids)
@@ -79,10 +79,6 @@ def read_split(path: Path) -> dict[str, list[str]]:
     if twice:
         raise PipelineError(f"{path}: listed twice (expected once): {', '.join(twice[:20])}. Keep one of the two.")
     return lists
-
-
-def _is_list_of_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: Iterable[str] = ()) -> Division:
@@ -120,8 +116,7 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
         if len(absent) == len(listed):
             raise PipelineError(
                 f"none of the {len(listed)} validation patients of the reference split is in the folder "
-                "(expected the published LGG data). Pass --split random for a split of your own, "
-                "or --split none to put every patient into the test section."
+                "(expected the published LGG data). Pass --split random, or --split none for a test section alone."
             )
         warnings.append(f"{len(absent)} of the {len(listed)} reference patients not in the folder: {', '.join(absent)}")
     elif absent:
@@ -131,10 +126,8 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
         warnings.append(f"the split names patients that were refused: {', '.join(left_out)}")
     unnamed = sorted(set(records) - set(listed))
     if unnamed and "training" in choice.listed:
-        raise PipelineError(
-            f"the split names no section for {len(unnamed)} patient(s): {', '.join(unnamed[:20])}. "
-            "Add them to a list, or drop the training list so that they train."
-        )
+        names = ", ".join(unnamed[:20])
+        raise PipelineError(f"the split names no section for {len(unnamed)} patient(s): {names}. Add them to a list.")
     sections = {patient: listed.get(patient, "training") for patient in records}
     places: dict[str, set[str]] = defaultdict(set)
     for patient, section in sections.items():
@@ -169,16 +162,15 @@ def _draw(
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    lesions: dict[str, int] = defaultdict(int)
-    places: dict[str, str] = {}
-    for patient in sorted(records):
-        lesions[person(patient)] += records[patient].lesion_voxels
-        places[person(patient)] = institution(patient)
-    ordered = sorted(lesions)
+    places = {person(patient): institution(patient) for patient in records}
+    lesions: Counter[str] = Counter()
+    for patient, record in records.items():
+        lesions[person(patient)] += record.lesion_voxels
+    ordered = sorted(places)
     if method == "random":
         ordered = [ordered[i] for i in rng.permutation(len(ordered))]
     else:
-        ordered.sort(key=lambda who: (places[who], lesions[who], who))
+        ordered.sort(key=lambda who: (places[who], lesions[who]))
     groups: dict[str, Any] = {}
     for group, size in sizes.items():
         left = [who for who in ordered if who not in groups]

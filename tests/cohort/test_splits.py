@@ -43,7 +43,7 @@ def cohort(lesions, exams=1):
         place = ("CS", "DU", "HT")[index % 3]
         for exam in range(exams if index % 4 == 0 else 1):
             name = f"TCGA_{place}_{index:04}_2000010{exam}"
-            records[name] = PatientRecord(name, (1, 1, 1), voxels)
+            records[name] = PatientRecord((1, 1, 1), voxels)
     return records
 
 
