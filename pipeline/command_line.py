@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.model.backends import BACKENDS, TORCH
-from pipeline.scripts.faults import is_users_fault, machine_fault_line, ready_output
+from pipeline.scripts.faults import is_users_fault, machine_fault_line, ready_process
 
 PROGRAM = "lgg-flair"
 _lost: OSError | None = None
@@ -36,7 +36,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     """
     global _lost  # noqa: PLW0603
     _lost = None
-    ready_output()
+    ready_process()
     # What is left at the end goes with the process: to look for unused objects among it takes a second.
     atexit.register(gc.freeze)
     before = signal.signal(signal.SIGTERM, _terminate)

@@ -28,8 +28,8 @@ def arguments() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         metavar="INPUT",
-        help="FLAIR as NIfTI, MHA or NRRD, in any orientation; or three channels, pre-contrast, FLAIR, post-contrast. A "
-        "folder of such files named as in BraTS or BIDS, of DICOM (or a zip of it), or of slices PATIENT_NUMBER.tif, "
+        help="FLAIR as NIfTI, MHA or NRRD, in any orientation; or three channels, pre-contrast, FLAIR, post-contrast. "
+        "A folder of such files named as in BraTS or BIDS, of DICOM (or a zip of it), or of slices PATIENT_NUMBER.tif, "
         ".png or .jpg, one or several patients. Or a manifest",
     )
     parser.add_argument("--flair", type=Path, metavar="FILE", help="FLAIR, in place of INPUT")

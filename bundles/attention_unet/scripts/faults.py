@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import getpass
 import logging
 import os
 import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 
@@ -20,6 +23,48 @@ class PipelineError(Exception):
     """A fault that the user can mend; the message names subject, found, expected and remedy."""
 
     is_users_fault = True
+
+
+REMARKS = {
+    "monai.data.nvimgcodec_pydicom_plugin": "nvImageCodec is not available",
+    "matplotlib": "Matplotlib created a temporary",
+}
+"""Logger -> start of its warnings that a user of these programs can do nothing about."""
+
+
+def ready_process() -> None:
+    """Have this process ready for any terminal, pipe or container.
+
+    A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere.
+    MONAI's and Matplotlib's remarks about a decoder that is not installed and a home folder that is not there are left
+    out.
+    """
+    with contextlib.suppress(OSError):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # no file of the run must get a closed one's number
+            pass
+        os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    for name in REMARKS:
+        logging.getLogger(name).addFilter(_is_no_remark)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
+    ready_user()
+
+
+def ready_user() -> None:
+    """Give the user a name where the machine knows none, as in containers: MONAI asks for it when it is imported."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = "nobody"
+
+
+def _is_no_remark(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(REMARKS.get(record.name, "\n"))
 
 
 def is_users_fault(error: BaseException) -> bool:
@@ -97,6 +142,7 @@ def explain_faults(then: Callable[[], str] = str) -> None:
 
     ``then`` is called when a fault ends the program. It returns how to go on, such as with ``--resume True``.
     """
+    ready_process()
     previous = sys.excepthook
     # StatsHandler logs the traceback of whatever passes by it.
     logging.getLogger("train").addFilter(lambda record: not record.exc_info)
@@ -106,8 +152,9 @@ def explain_faults(then: Callable[[], str] = str) -> None:
         if line is None:
             previous(kind, error, trace)
             return
-        sys.stdout.flush()
-        sys.stderr.write(f"\nerror: {line}\n")
+        with contextlib.suppress(OSError):  # of a pipe or terminal that is gone
+            sys.stdout.flush()
+            sys.stderr.write(f"\nerror: {line}\n")
         # PyTorch raises when a process that loads batches ends, also among the functions called at Python's exit.
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
