@@ -11,7 +11,7 @@ FOLDS ?= 5
 COUNT ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-run test coverage torture audit lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
+.PHONY: help env demo demo-run test coverage installed torture audit lint format bundles claims verify-claims manifest train crossval case-report evaluate clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test: env ## Run all tests, two processes; LGG_ROOT=data/kaggle_3m adds those on
 
 coverage: env ## The same with branch coverage, which takes half as long again; fails under 90 %
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+installed: env ## Build the wheel, install it into a fresh environment, segment a phantom's FLAIR from an empty folder
+	@$(PY) -m tools.installed
 
 torture: env ## Kill, fill, damage and mutate by COUNT=20; one table (tried, failed)
 	OMP_NUM_THREADS=1 $(PY) -W ignore -m stress --count $(COUNT)

@@ -49,6 +49,9 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    except BrokenPipeError:  # of a plain print
+        _write("", sys.stdout, flush=True)
+        return 141
     except Exception as error:
         line = str(error) if is_users_fault(error) else machine_fault_line(error, MEMORY_REMEDY)
         if line is None:
@@ -57,12 +60,17 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         return 2
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    return _status_of_output() or status
+
+
+def _status_of_output() -> int:
+    """0 where standard output could be written."""
+    if _lost is None:
+        return 0
     if isinstance(_lost, BrokenPipeError):
         return 141
-    if _lost:
-        _complain(f"error: standard output cannot be written ({_lost}). The files of the command are complete.")
-        return 2
-    return status
+    _complain(f"error: standard output cannot be written ({_lost}). The files of the command are complete.")
+    return 2
 
 
 class Console(logging.Handler):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.command_line import CommandParser, program, run_cli, say
+from pipeline.files import OWN
 from pipeline.model.training import ALL_FOLDS, TrainingPlan, plan_training
 
 
@@ -57,7 +58,8 @@ def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     what += [] if args.fold in (None, ALL_FOLDS) else ["--fold", args.fold]
     what += ["--trust"] if args.trust else []
     scores = str(plan.out / "scores")
-    evaluate = [*program("evaluate").split(), "--manifest", str(args.manifest), "--bundle", str(plan.bundle)]
+    bundle = plan.bundle.name if plan.bundle.parent == OWN / "bundles" else str(plan.bundle)
+    evaluate = [*program("evaluate").split(), "--manifest", str(args.manifest), "--bundle", bundle]
     commands = [[*evaluate, *what, "--out", scores, "--figures"], [*program("report").split(), scores]]
     best = ", ".join(f"{dsc:.4f}" for dsc in plan.best_validation_dsc())
     start = f"best validation DSC {best}; " if best else ""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy, replace_all
+from pipeline.files import OWN, link_or_copy, named_path, replace_all
 
 
 def below(folder: Path) -> dict[str, str]:
@@ -90,3 +90,21 @@ def test_a_second_name_for_nothing_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="target"):
         link_or_copy(tmp_path / "nothing", tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = OWN / "bundles" / "basic_unet"
+    assert named_path("basic_unet", "bundles") == own
+    assert named_path("cpu", "recipes", ".yaml") == OWN / "recipes" / "cpu.yaml"
+    (tmp_path / "basic_unet").mkdir()  # a folder of results, say
+    assert named_path("basic_unet", "bundles") == own
+    (tmp_path / "bundles" / "basic_unet" / "configs").mkdir(parents=True)
+    assert named_path("basic_unet", "bundles") == Path("bundles/basic_unet")
+    (tmp_path / "basic_unet" / "configs").mkdir()
+    assert named_path("basic_unet", "bundles") == Path("basic_unet")
+    assert named_path(tmp_path, "bundles") == tmp_path
+    with pytest.raises(
+        PipelineError, match=r"no_such: neither a path nor one of the recipes \(known: cpu, cpu_"
+    ):
+        named_path("no_such", "recipes", ".yaml")

@@ -23,7 +23,7 @@ MODULES = sorted(
 CLIS = [name for name in MODULES if "." not in name and "run_cli(main)" in (PACKAGE / f"{name}.py").read_text()]
 LAYERS = (
     {"scripts"},
-    {"errors", "files"},
+    {"errors", "files", "progress"},
     {"imaging"},
     {"cohort"},
     {"model"},

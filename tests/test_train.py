@@ -85,10 +85,10 @@ def test_command_runs_the_plain_command(commands: list[list[str]], capsys: pytes
         (["--ckpt_dir", "here"], "Pass --out here"),
         (["--output_dir=here"], "Pass --out here"),
         (["--dataset_dir", "there"], "Pass --manifest there"),
-        (["--bundle", "basic_unets"], "found there: attention_unet, basic_unet, basic_unet_plusplus"),
+        (["--bundle", "basic_unets"], "known: attention_unet, basic_unet, basic_unet_plusplus"),
         (["--bundle", "tests"], "no configs/train.json"),
-        (["--experiment", "soft"], "found there: adam_constant, bce_dice"),
-        (["--recipe", "tpu"], "found there: cpu, cpu_quarter, gpu"),
+        (["--experiment", "soft"], "known: adam_constant, bce_dice"),
+        (["--recipe", "tpu"], "known: cpu, cpu_quarter, gpu"),
         (["--fold", "0", "--manifest", "nowhere"], "no manifest"),
     ],
 )

@@ -21,7 +21,7 @@ from pipeline.files import OWN, named_path
 from pipeline.model.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.model.trust import refuse_foreign, refuse_links
 from pipeline.model.weights import load_state, read_state
-from pipeline.scripts.faults import ready_user
+from pipeline.scripts.faults import ready_libraries
 from pipeline.scripts.files import sha256_bytes
 from pipeline.scripts.records import RECORD, changed_settings, trained_settings, without_fetching
 from pipeline.scripts.weights import WEIGHTS, read_weights
@@ -205,7 +205,7 @@ def load_bundle(
         raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it from where it came.") from error
     if not trust:
         refuse_foreign(folder, {CONFIG: data})
-    ready_user()
+    ready_libraries()
     # Imports throw away none of the thousands of objects that they make; to look for some takes a fifth of the time.
     collecting = gc.isenabled()
     gc.disable()

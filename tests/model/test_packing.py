@@ -92,6 +92,6 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     with pytest.raises(PipelineError, match=r"found no models/model\.pt"):
         pack_bundle(ready, tmp_path / "out")
     monkeypatch.chdir(BUNDLES[0].parent.parent)
-    with pytest.raises(PipelineError, match="found there: attention_unet, basic_unet"):
+    with pytest.raises(PipelineError, match="known: attention_unet, basic_unet"):
         pack_bundle("no_such_bundle", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -36,8 +36,6 @@ def ready_process() -> None:
     """Have this process ready for any terminal, pipe or container.
 
     A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere.
-    MONAI's and Matplotlib's remarks about a decoder that is not installed and a home folder that is not there are left
-    out.
     """
     with contextlib.suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # no file of the run must get a closed one's number
@@ -46,17 +44,21 @@ def ready_process() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: PTH123, SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    ready_libraries()
+
+
+def ready_libraries() -> None:
+    """Have MONAI and Matplotlib work, and be silent about what is not there and not needed.
+
+    Where the machine does not know the user, as in containers, the name is ``nobody``: MONAI asks for one when it is
+    imported. Remarks about a decoder that is not installed and a home folder that is missing are left out.
+    """
     for name in REMARKS:
         logging.getLogger(name).addFilter(_is_no_remark)
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
-    ready_user()
-
-
-def ready_user() -> None:
-    """Give the user a name where the machine knows none, as in containers: MONAI asks for it when it is imported."""
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
