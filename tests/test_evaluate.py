@@ -75,3 +75,22 @@ def test_a_foreign_bundle_runs_where_it_is_trusted(trained, manifest, tmp_path: 
     assert not (tmp_path / "scores").exists()
     assert evaluate.main([*given, "--out", str(tmp_path / "scores"), "--trust"]) == 0
     assert (tmp_path / "pwned").exists()
+
+
+@only_basic_unet
+def test_scripts_get_one_document(trained, manifest: Path, tmp_path: Path, capsys) -> None:
+    bundle, weights = trained
+    given = ["--manifest", str(manifest), "--bundle", bundle.name, "--weights", str(weights / "model.pt")]
+    assert evaluate.main([*given, "-o", str(tmp_path / "out"), "--device", "cpu", "--json", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {key: value for key, value in document.items() if key != "scores"} == summary
+    assert [score["patient"] for score in document["scores"]] == [
+        volume.patient for volume in read_manifest(manifest).sections["validation"]
+    ]
+    assert summary["command"].startswith("python -m pipeline.evaluate --manifest")
+    assert "out" not in summary["command"].split()
+    with pytest.raises(PipelineError, match="--device cuda:99: this machine has no such device"):
+        evaluate.main([*given, "-o", str(tmp_path / "none"), "--device", "cuda:99"])
+    assert not (tmp_path / "none").exists()

@@ -78,3 +78,27 @@ def test_tables_name_no_folder_of_this_machine(lively, manifest: Path, tmp_path:
     run(lively, tmp_path / "out", image.resolve())
     for path in (tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.json"):
         assert str(image.parent) not in path.read_text()
+
+
+def test_the_three_of_the_package_are_the_default(phantoms: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "basic_unet").mkdir()  # an earlier --out is no bundle
+    given = [str(phantoms), "--no-figures", "--device", "cpu", "--json", "-o"]
+    assert predict.main([*given, "basic_unet"]) == 0
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert document == json.loads((tmp_path / "basic_unet" / "predictions.json").read_text())
+    assert [one["name"] for one in document["bundles"]] == ["basic_unet", "attention_unet", "basic_unet_plusplus"]
+    assert document["device"] == "cpu"
+    assert "slices with lesion" in shown.err
+    assert predict.main([*given, "one", "--bundle", "basic_unet", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert [one["name"] for one in json.loads(shown.out)["bundles"]] == ["basic_unet"]
+    assert all(line.startswith("warning: ") for line in shown.err.splitlines())
+
+
+def test_a_device_that_is_not_there_is_told_before_any_work(phantoms: Path, tmp_path: Path) -> None:
+    given = [str(phantoms), "-o", str(tmp_path / "out"), "--device", "cuda:99"]
+    with pytest.raises(PipelineError, match="--device cuda:99: this machine has no such device"):
+        predict.main(given)
+    assert not (tmp_path / "out").exists()

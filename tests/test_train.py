@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.model.training_config import config_with
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 
 BASIC = ROOT / "bundles" / "basic_unet"
 
@@ -203,3 +204,34 @@ def test_the_last_line_says_how_to_score_and_show(commands, folded: Path, tmp_pa
         (out / f"fold_{fold}" / "training.json").write_text(json.dumps({**record, "best_validation_dsc": dsc}))
     assert train.main([*given, "--fold", "all"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("best validation DSC 0.5000, 0.7500; next: ")
+
+
+def test_monais_warning_about_trust_is_for_bundles_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def record(command: list[str], **options: Any) -> Any:
+        seen.append(options)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(train.subprocess, "run", record)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:mine")
+    given = ["--manifest", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert train.main(given) == 0
+    assert train.main([*given, "--trust", "--quiet"]) == 0
+    own, other = (options["env"]["PYTHONWARNINGS"] for options in seen)
+    assert (own, other) == ("ignore:mine,ignore:parsing config_file", "ignore:mine")
+    assert [options["stdout"] for options in seen] == [None, subprocess.DEVNULL]
+
+
+@pytest.mark.slow
+def test_a_training_of_our_own_shows_no_warning(manifest: Path, tmp_path: Path) -> None:
+    """MONAI tells of the trust that a config needs and, with pydicom, of a decoder; no user can mend that."""
+    tiny = [f"--{key}={value}" for key, value in {**TINY, "max_epochs": 1}.items()]
+    command = [sys.executable, "-m", "pipeline", "train", "--manifest", str(manifest), "--out", "run", *tiny]
+    clean = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1" in done.stdout
+    said = done.stdout + done.stderr
+    assert not [word for word in ("parsing config_file", "nvImageCodec", "NvImgCodec") if word in said], said
+    assert f"--bundle {BASIC.name} --weights" in done.stdout.splitlines()[-1]

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from pipeline.errors import PipelineError
-from pipeline.model.bundle import load_bundle, load_bundles
+from pipeline.model.bundle import DEFAULT_BUNDLES, config_of, device_of, load_bundle, load_bundles
 from tests.conftest import ROOT, last_bias
 
 
@@ -79,3 +79,38 @@ def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> 
     with torch.inference_mode():
         summed, averaged = (network(image) for network in found)
     assert torch.allclose(summed, 4 * averaged, atol=1e-5)
+
+
+def test_a_bundle_is_known_by_its_name_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in DEFAULT_BUNDLES] == ["basic_unet", "attention_unet", "basic_unet_plusplus"]
+    assert all(path.is_dir() for path in DEFAULT_BUNDLES)
+    assert load_bundle("basic_unet").weights_sha256 == load_bundle(ROOT / "bundles" / "basic_unet").weights_sha256
+    assert config_of("basic_unet") == DEFAULT_BUNDLES[0] / "configs" / "inference.json"
+    with pytest.raises(PipelineError, match=r"nothing: neither a path nor one of the bundles \(known: attention_"):
+        load_bundle("nothing")
+    with pytest.raises(PipelineError, match=r"found no configs/inference.json. Give a bundle's name"):
+        load_bundle(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert [device_of(name) for name in (None, "cpu", "cuda", "cuda:1")] == [None, "cpu", "cuda:0", "cuda:1"]
+    for name in ("cuda:2", "mps", "gpu", "cuda:", "cpu'); print('"):
+        with pytest.raises(PipelineError, match=r"no such device \(found: cpu, cuda:0, cuda:1\)"):
+            device_of(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_of("mps") == "mps"
+    with pytest.raises(PipelineError, match=r"--device cuda: this machine has no such device \(found: cpu, mps\)"):
+        load_bundle("basic_unet", device="cuda")
+    assert device_of(None, "onnx") == device_of("cpu", "onnx") == "cpu"
+    with pytest.raises(PipelineError, match="--device mps: --backend onnx runs on the CPU"):
+        device_of("mps", "onnx")
+
+
+def test_the_device_is_the_one_asked_for() -> None:
+    bundle = load_bundle("basic_unet", device="cpu")
+    assert bundle.device == torch.device("cpu")
+    assert {parameter.device.type for parameter in bundle.network.parameters()} == {"cpu"}
