@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.model.bundle import load_bundle
     from pipeline.model.packing import pack_bundle
     from pipeline.model.predictions import predict_volumes
-    from pipeline.model.predictor import Predictor
+    from pipeline.model.predictor import Predictor, segment
     from pipeline.pages.report import write_report
     from pipeline.scoring.evaluation import evaluate_volumes
     from pipeline.scoring.metrics import score_volume
@@ -49,6 +49,7 @@ _PLACES = {
     "read_manifest": "cohort.manifest",
     "read_scores": "scoring.results",
     "score_volume": "scoring.metrics",
+    "segment": "model.predictor",
     "summarise": "scoring.statistics",
     "write_report": "pages.report",
 }
@@ -67,6 +68,7 @@ __all__ = [
     "read_manifest",
     "read_scores",
     "score_volume",
+    "segment",
     "summarise",
     "write_report",
 ]

@@ -141,6 +141,24 @@ def build_volume(source: Source) -> None:
             save_image(read_volume(convert(series, Path(folder))), source.image)
 
 
+def build_one(path: Path, folder: Path) -> Path:
+    """The NIfTI volume of the one patient that a path stands for, built in ``folder`` where it is not there yet.
+
+    Raises:
+        PipelineError: The path stands for no patient, or for several.
+    """
+    from pipeline.cohort.reading import build_images
+
+    found = find_inputs([path], folder)
+    if len(found.sources) != 1:
+        raise PipelineError(f"{path}: {len(found.sources)} patients (expected one). Use predict_volumes for several.")
+    (source,) = found.sources.values()
+    for slices in found.slice_folders:
+        build_images(slices, source.image.parent)
+    build_volume(source)
+    return source.image
+
+
 def write_segmentation_of(source: Source, mask: NDArray[Any], path: Path) -> None:
     """Write a mask, on the grid of ``source.image``, as DICOM SEG of the series that the image was made of."""
     from pipeline.imaging.dicom import series_of, write_segmentation

@@ -162,4 +162,6 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{type(image).__name__} (expected a path, an image of nibabel or SimpleITK, or an array)")
     voxels = image if image.dtype.kind in "ui" and image.dtype.itemsize < 4 else image.astype(np.float32)
-    return nib.Nifti1Image(voxels, AFFINE if affine is None else np.asarray(affine))
+    found = nib.Nifti1Image(voxels, AFFINE if affine is None else np.asarray(affine))
+    found.header.set_xyzt_units("unknown" if affine is None else "mm")
+    return found

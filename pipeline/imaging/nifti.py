@@ -75,7 +75,10 @@ def save_image(image: nib.Nifti1Image, path: Path) -> None:
         image: (I, J, K) or (I, J, K, 3), numbers.
         path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
     """
-    clean = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    voxels = np.asarray(image.dataobj)
+    if voxels.dtype.kind not in "ui" or voxels.dtype.itemsize > 2:  # 64 bits tell no more, and few programs read them
+        voxels = voxels.astype(np.float32)
+    clean = nib.Nifti1Image(voxels, image.affine)
     clean.header.set_xyzt_units(image.header.get_xyzt_units()[0])
     clean.header["descrip"] = b"research only"
     write_durably(path, _gzipped(clean))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from pipeline.cohort.inputs import build_one
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, as_nifti
-from pipeline.imaging.nifti import refuse_unusable, save_map, save_mask
+from pipeline.imaging.nifti import refuse_unusable, save_map, save_mask, spacing_mm
 from pipeline.model.bundle import DEFAULT_BUNDLES, Bundle, load_bundle, refuse_single_pass
+from pipeline.progress import progress
+from pipeline.scripts.volumes import AFFINE, open_nifti
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,12 +45,16 @@ class VolumePrediction:
             asked for.
         agreement: Mean DSC between the passes' masks (``pass_agreement``); None where it was not asked for, or no pass
             marks a voxel.
+        affine: (4, 4), voxel to right, anterior, superior in mm.
+        volume_ml: Volume of the mask in ml; None where the voxels' size is not known.
     """
 
     probability: Map
     mask: NDArray[np.uint8]
     uncertainty: Map | None = None
     agreement: float | None = None
+    affine: NDArray[np.float64] = field(default_factory=AFFINE.copy)
+    volume_ml: float | None = None
 
 
 class Predictor:
@@ -102,7 +109,8 @@ class Predictor:
 
         Args:
             image: FLAIR (I, J, K), or (I, J, K, 3) with channels pre-contrast, FLAIR, post-contrast: a NIfTI, MHA or
-                NRRD file, a nibabel or SimpleITK image, a MONAI MetaTensor (C, I, J, K), or an array.
+                NRRD file, a folder or zip with one patient's DICOM or slices, a nibabel or SimpleITK image, a MONAI
+                MetaTensor (C, I, J, K), or an array.
             affine: (4, 4), voxel to right, anterior, superior in mm, of an array. Without it the array's rows run to
                 posterior, its columns to the patient's left, its slices upwards.
 
@@ -116,16 +124,24 @@ class Predictor:
         if not isinstance(image, (str, Path)) or not str(image).lower().endswith(NIFTI_SUFFIXES):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "volume_image.nii"
-                as_nifti(image, affine).to_filename(path)
+                if isinstance(image, (str, Path)):
+                    path = build_one(Path(image), Path(folder))
+                else:
+                    as_nifti(image, affine).to_filename(path)
                 return self.predict(path)
-        refuse_unusable(Path(image))
-        passes = self.passes(image)
+        path = Path(image)
+        refuse_unusable(path)
+        passes = self.passes(path)
         mean: Map = np.stack(passes).mean(axis=0, dtype=np.float32)
-        mask = self.mask_of(mean)
-        if not self.uncertainty:
-            return VolumePrediction(mean, mask)
-        agreement = pass_agreement([self.mask_of(one) for one in passes])
-        return VolumePrediction(mean, mask, disagreement(passes), agreement)
+        mask, spacing = self.mask_of(mean), spacing_mm(path)
+        return VolumePrediction(
+            mean,
+            mask,
+            uncertainty=disagreement(passes) if self.uncertainty else None,
+            agreement=pass_agreement([self.mask_of(one) for one in passes]) if self.uncertainty else None,
+            affine=open_nifti(path).affine,
+            volume_ml=None if spacing is None else int(mask.sum()) * math.prod(spacing) / 1000,
+        )
 
     def passes(self, image: str | Path) -> list[Map]:
         """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file."""
@@ -142,6 +158,40 @@ class Predictor:
             to_mask = Compose([t for t in to_mask.transforms if not isinstance(t, KeepLargestConnectedComponentd)])
         mask = to_mask({"pred": torch.from_numpy(probability)[None]})["pred"]
         return np.asarray(mask[0], dtype=np.uint8)
+
+
+def segment(
+    image: Any,
+    affine: NDArray[np.floating[Any]] | None = None,
+    *,
+    bundles: str | Path | Sequence[str | Path] = DEFAULT_BUNDLES,
+    flips: bool = False,
+    all_components: bool = False,
+    device: str | None = None,
+    trust: bool = False,
+) -> VolumePrediction:
+    """Mask, probability and volume of the FLAIR abnormality in one image. Several images: keep a ``Predictor``.
+
+    Args:
+        image: What ``Predictor.predict`` takes: a path, an image of nibabel or SimpleITK, a MetaTensor or an array.
+        affine: (4, 4), voxel to right, anterior, superior in mm, of an array.
+        bundles: The bundles' names or folders; by default the average of the three that the package brings.
+        flips: Average with the prediction of the left-right mirrored volume.
+        all_components: Keep every connected component of the mask, not the largest alone.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
+        trust: Also run bundles that are not this project's: their configs can run any code.
+
+    Raises:
+        PipelineError: The image cannot be read or a bundle cannot be loaded.
+
+    Example:
+        >>> import numpy as np
+        >>> found = segment(np.zeros((64, 64, 4)) + 1, bundles="basic_unet")
+        >>> found.mask.shape, found.mask.dtype
+        ((64, 64, 4), dtype('uint8'))
+    """
+    predictor = Predictor(bundles, flips=flips, all_components=all_components, device=device, trust=trust)
+    return predictor.predict(image, affine)
 
 
 def save_prediction(prediction: VolumePrediction, image: Path, mask: Path, uncertainty: Path) -> None:
@@ -183,7 +233,7 @@ def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str)
     with ThreadPoolExecutor(MAX_VOLUMES_AT_ONCE) as pool:
         waiting = [pool.submit(work, item) for item in items]
         try:
-            return [future.result() for future in tqdm(waiting, desc=name, unit="volume", disable=None)]
+            return [future.result() for future in progress(waiting, name, "volume")]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

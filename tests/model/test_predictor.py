@@ -14,7 +14,15 @@ from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image
 from pipeline.model.bundle import Bundle, load_bundle
-from pipeline.model.predictor import MAX_VOLUMES_AT_ONCE, Predictor, disagreement, overlapped, pass_agreement
+from pipeline.model.predictor import (
+    MAX_VOLUMES_AT_ONCE,
+    Predictor,
+    disagreement,
+    overlapped,
+    pass_agreement,
+    segment,
+)
+from pipeline.scripts.volumes import AFFINE
 from tests.conftest import BUNDLES
 
 
@@ -148,3 +156,81 @@ def test_uncertainty_is_the_deviation_of_the_passes() -> None:
     assert apart.shape == (3, 4, 1)
     assert (apart == 0.5).all()
     assert disagreement([none, half, full]) == pytest.approx(np.sqrt(1 / 6))
+
+
+OBLIQUE = np.array([[-0.1, -0.9, 0.3, 20], [-0.9, 0.1, 0.2, 30], [-0.2, -0.3, 4.0, -10], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def flair(manifest: Path) -> nib.Nifti1Image:
+    """FLAIR of a phantom with the affine of a scanner."""
+    image = load_image(read_manifest(manifest).sections["validation"][0].image)
+    turn, _ = np.linalg.qr(OBLIQUE[:3, :3])
+    affine = OBLIQUE.copy()
+    affine[:3, :3] = turn * np.sign(np.sum(turn * OBLIQUE[:3, :3], axis=0)) * (0.9, 0.9, 4)
+    found = nib.Nifti1Image(image[..., 1], affine)
+    found.header.set_xyzt_units("mm")
+    return found
+
+
+def test_an_image_of_any_kind_gets_the_same_mask(flair: nib.Nifti1Image, tmp_path: Path) -> None:
+    """A path, images of nibabel and SimpleITK, a MetaTensor, an array; DICOM in a folder or zip, slices."""
+    import shutil
+
+    import SimpleITK
+    from monai.data import MetaTensor
+
+    from tests.imaging.series import write_series
+    from tests.imaging.test_formats import save_itk
+
+    voxels = np.asarray(flair.dataobj)
+    nib.save(flair, tmp_path / "flair.nii.gz")
+    mha = save_itk(tmp_path / "flair.mha", voxels, flair.affine)
+    write_series(tmp_path / "dicom", voxels, flair.affine)
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "dicom")
+    predictor = Predictor(BUNDLES[0], all_components=True)
+    expected = predictor.predict(tmp_path / "flair.nii.gz")
+    assert expected.probability.max() > 0.1
+    assert np.allclose(expected.affine, flair.affine, atol=1e-5)
+    assert expected.volume_ml == pytest.approx(expected.mask.sum() * 0.9 * 0.9 * 4 / 1000)
+    given: dict[str, Any] = {
+        "text": (str(tmp_path / "flair.nii.gz"),),
+        "mha": (mha,),
+        "nibabel": (flair,),
+        "SimpleITK": (SimpleITK.ReadImage(str(mha)),),
+        "MetaTensor": (MetaTensor(voxels[None].astype(np.float32), affine=flair.affine),),
+        "array": (voxels, flair.affine),
+        "big endian": (voxels.astype(">i4"), flair.affine),
+        "dicom": (tmp_path / "dicom",),
+        "zip": (tmp_path / "zipped.zip",),
+    }
+    for name, arguments in given.items():
+        found = predictor.predict(*arguments)
+        turn = nib.orientations.ornt_transform(nib.io_orientation(found.affine), nib.io_orientation(flair.affine))
+        assert np.allclose(nib.apply_orientation(found.probability, turn), expected.probability, atol=1e-5), name
+        assert found.volume_ml == pytest.approx(expected.volume_ml), name
+
+
+def test_an_array_without_an_affine_lies_as_the_networks_see_it(flair: nib.Nifti1Image) -> None:
+    voxels = np.asarray(flair.dataobj)
+    found = segment(voxels, bundles=BUNDLES[0])
+    assert np.array_equal(found.probability, segment(flair, bundles=BUNDLES[0]).probability)
+    assert found.volume_ml is None
+    assert np.array_equal(found.affine, AFFINE)
+    with pytest.raises(TypeError, match="list"):
+        segment([1, 2], bundles=BUNDLES[0])
+
+
+def test_several_patients_are_not_one_image(flair: nib.Nifti1Image, tmp_path: Path) -> None:
+    for name in ("a_flair.nii.gz", "b_flair.nii.gz"):
+        nib.save(flair, tmp_path / name)
+    with pytest.raises(PipelineError, match=r"2 patients \(expected one\)"):
+        segment(tmp_path, bundles=BUNDLES[0])
+
+
+def test_every_component_is_kept_where_asked() -> None:
+    plain, every = (Predictor(BUNDLES[0], all_components=keep) for keep in (False, True))
+    probability = np.zeros((8, 8, 4), np.float32)
+    probability[:2, :2] = probability[5:7, 5:7, :2] = 0.9
+    assert plain.mask_of(probability).sum() == 16
+    assert every.mask_of(probability).sum() == 24
