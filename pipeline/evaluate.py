@@ -27,7 +27,13 @@ def arguments() -> argparse.ArgumentParser:
         "evaluate",
         description="Per-volume DSC of one bundle, or of the mean of several, on a manifest. Research only.",
     )
-    parser.add_argument("--manifest", type=Path, required=True, help="manifest.json or its folder")
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        required=True,
+        help="manifest.json or its folder, or another Decathlon datalist of NIfTI images and labels, whose patients are "
+        "named by the image files",
+    )
     add_bundle_arguments(parser)
     parser.add_argument(
         "--folds",
@@ -68,6 +74,11 @@ def arguments() -> argparse.ArgumentParser:
         "--tta or several --bundle",
     )
     parser.add_argument(
+        "--per-slice",
+        action="store_true",
+        help="write slices.csv: patient, slice (from 1 upwards), tp, fp, fn, dsc",
+    )
+    parser.add_argument(
         "--figures",
         action="store_true",
         help="draw figures/dsc.png, and for each patient figures/PATIENT/slice_NNN.png and figures/PATIENT.gif: "
@@ -96,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         protocol=args.protocol,
         flips=args.tta,
         uncertainty=args.uncertainty,
+        per_slice=args.per_slice,
         backend=args.backend,
         device=args.device,
         trust=args.trust,

@@ -1,6 +1,6 @@
-"""Command line: a folder of LGG slices -> NIfTI volumes and manifest.json, every file accounted for. Research only.
+"""Command line: a folder of slices or volumes -> NIfTI volumes and manifest.json, every file accounted for.
 
-The manifest is a Decathlon datalist. Every patient has an image and a label volume. Nothing is joined from data.csv.
+Research only. The manifest is a Decathlon datalist. Every patient has an image and a label volume. Nothing is joined from data.csv.
 """
 
 from __future__ import annotations
@@ -61,14 +61,29 @@ def _summarise(manifest: Mapping[str, Any], out: Path) -> None:
         say(f"next: {program('evaluate')} {given} --split test --out runs/evaluation")
 
 
+def _label_values(text: str) -> tuple[int, ...]:
+    """The values of a text such as ``1,2,4``."""
+    values = text.split(",")
+    if not all(value.isdecimal() and int(value) for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} (expected whole numbers above 0, such as 1,2,4)")
+    return tuple(map(int, values))
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line's arguments."""
     parser = CommandParser(
         "manifest",
-        description="Turn a folder of LGG slices into NIfTI volumes and manifest.json. Research only.",
+        description="Turn a folder of LGG slices, or of image and mask volumes, into NIfTI volumes and manifest.json. "
+        "Research only.",
     )
     add = parser.add_argument
-    add("source", metavar="SRC", help="published folder: <patient>_<number>.tif and <patient>_<number>_mask.tif")
+    add(
+        "source",
+        metavar="SRC",
+        help="published folder: <patient>_<number>.tif and <patient>_<number>_mask.tif; or volumes (NIfTI, MHA, NRRD) "
+        "named as by BraTS (X_flair, X_seg), BIDS (masks beside or in derivatives/), nnU-Net (imagesTr, labelsTr), a "
+        "Decathlon dataset.json, or in pairs (X_image and X_label or X_mask, images/X and labels/X)",
+    )
     add("--out", default="data_manifest", metavar="DIR", help="folder for manifest and volumes (%(default)s)")
     add(
         "--split",
@@ -83,6 +98,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--allow-gaps", action="store_true", help="missing slice numbers are a warning")
     add("--skip-unpaired", action="store_true", help="skip images without mask and masks without image")
     add("--skip-faulty", action="store_true", help="leave out every patient with a fault and go on")
+    add(
+        "--label-values",
+        type=_label_values,
+        default=(),
+        metavar="V,V",
+        help="values of a label volume that are lesion, such as 1,2,4 (default: its only value beside 0)",
+    )
     key = "write pseudonyms for patient ids; KEY, a CSV of both that must lie apart, is read and extended"
     add("--pseudonymise", type=Path, metavar="KEY", help=key)
     add("--rebuild", action="store_true", help="take the folder as it is, whatever an earlier manifest says")

@@ -1,4 +1,4 @@
-"""A folder of slices -> a manifest: list, read, judge, split, write, in this order."""
+"""A folder of slices or volumes -> a manifest: list, read, judge, split, write, in this order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.cohort.manifest import STAGING, Manifest, read_manifest, unchanged
 from pipeline.cohort.names import institution
 from pipeline.cohort.patients import volume_names
 from pipeline.cohort.pseudonyms import aliases, check_place, key_for, pseudonymised
-from pipeline.cohort.reading import FolderContent, read_folder, slices_by_patient
+from pipeline.cohort.reading import FolderContent, Found, find_patients, read_patients
 from pipeline.cohort.splits import DRAWN, Division, choose_split, divide
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.files import locked, sha256_bytes
@@ -27,6 +27,22 @@ from pipeline.scripts.manifest import CHANNELS, MANIFEST_NAME, SECTIONS, VOLUMES
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+ABOUT_SLICES = {
+    "name": "LGG FLAIR abnormality",
+    "description": "Pre-contrast, FLAIR and post-contrast MRI slices as one volume per patient. Research only.",
+    "reference": "M. Buda, A. Saha, M. A. Mazurowski, Computers in Biology and Medicine 109 (2019); "
+    "M. A. Mazurowski et al., Journal of Neuro-Oncology 133 (2017); "
+    "images from TCGA-LGG, The Cancer Imaging Archive",
+    "licence": "that of the source folder; the published LGG Segmentation Dataset: CC BY-NC-SA 4.0",
+}
+ABOUT_VOLUMES = {
+    "name": "FLAIR abnormality",
+    "description": "FLAIR volumes, (I, J, K), or with pre- and post-contrast T1, (I, J, K, 3), in the orientation of "
+    "their source. Research only.",
+    "reference": "that of the source folder",
+    "licence": "that of the source folder",
+}
+"""What a manifest says of its data as a whole."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +65,17 @@ def build_manifest(
     allow_gaps: bool = False,
     skip_unpaired: bool = False,
     skip_faulty: bool = False,
+    label_values: Sequence[float] = (),
     pseudonymise: str | Path | None = None,
     rebuild: bool = False,
 ) -> BuildResult:
-    """Build a manifest and its volumes of a folder of slices; every file of the folder is accounted for.
+    """Build a manifest and its volumes of a folder of slices or of volumes; every file is accounted for.
+
+    Volumes keep affine, spacing and orientation. Their labels become 0 and 1 on the image's grid.
 
     Args:
-        source: The published folder, with ``<patient>_<number>.tif`` and ``<patient>_<number>_mask.tif``.
+        source: The published folder, with ``<patient>_<number>.tif`` and ``<patient>_<number>_mask.tif``; or a folder
+            of image and mask volumes, whose layouts ``pipeline.cohort.cases`` lists.
         out: The folder of ``manifest.json`` and ``volumes/``.
         split: reference (ten published validation patients), random, stratified, none, or a JSON file of ids.
         seed: Seed of random and stratified splits and of folds, 0 or more.
@@ -65,6 +85,7 @@ def build_manifest(
         allow_gaps: Accept missing slice numbers, with a warning.
         skip_unpaired: Skip images without mask and masks without image.
         skip_faulty: Leave out every patient with a fault.
+        label_values: The values of a label volume that are lesion; empty where a label holds one beside 0.
         pseudonymise: A CSV of ids and pseudonyms outside source and out, read and extended; None keeps the ids.
         rebuild: Take the folder as it is, whatever an earlier manifest says.
 
@@ -93,6 +114,7 @@ def build_manifest(
     options = {
         **reading,
         "split": choice.method,
+        **({"label_values": sorted(label_values)} if label_values else {}),
         "split_sha256": sha256_bytes(json.dumps(choice.listed, sort_keys=True).encode()) if choice.listed else None,
         "seed": seed,
         **({"pseudonymised": True} if key_path else {}),
@@ -111,22 +133,31 @@ def build_manifest(
     with locked(out, (VOLUMES,)):
         try:
             earlier = _earlier_manifest(out, rebuild=rebuild)
-            known = known_sources(earlier, listing, key_path)[0] if earlier and not rebuild else {}
-            found = read_folder(source, listing, staging, **reading)
-            changed = changes(known, listing.stamps, found.hashes)
-            content = found.without(changed, "changed since the manifest was built")
+            known = known_sources(earlier, source, listing, key_path)[0] if earlier and not rebuild else {}
+            found = find_patients(
+                source,
+                listing,
+                staging,
+                allow_gaps=allow_gaps,
+                skip_unpaired=skip_unpaired,
+                label_values=label_values,
+            )
+            content = read_patients(found, staging, skip_faulty=skip_faulty)
+            changed = changes(known, listing.stamps, content.hashes)
+            content = content.without(changed, "changed since the manifest was built")
             counts = content.counts(listing)
             try:
-                _judge(source, listing, content.faults, changed, skip_faulty)
+                _judge(source, listing, found, content.faults, changed, skip_faulty)
                 division = divide(content.records, choice, content.faulty)
             except PipelineError as error:
                 error.add_note(counts_line(counts))
                 raise
             # Lists for tuples, as the file is read back.
-            manifest = json.loads(json.dumps(_content(content, counts, options, division)))
-            key = key_for(key_path, slices_by_patient(listing)[0]) if key_path else {}
+            about = ABOUT_VOLUMES if found.has_volumes else ABOUT_SLICES
+            manifest = json.loads(json.dumps(_content(content, counts, options, division, about)))
+            key = key_for(key_path, found.names) if key_path else {}
             if key:
-                manifest = pseudonymised(manifest, key, aliases(listing.stamps, key))
+                manifest = pseudonymised(manifest, key, aliases(listing.stamps, found.owners, key))
             staged = {
                 f"{VOLUMES}/{new}": staging / file
                 for name in content.records
@@ -151,13 +182,19 @@ def _earlier_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
 
 
 def _judge(
-    source: Path, listing: Listing, faults: Mapping[str, list[str]], changed: Mapping[str, list[str]], skip_faulty: bool
+    source: Path,
+    listing: Listing,
+    found: Found,
+    faults: Mapping[str, list[str]],
+    changed: Mapping[str, list[str]],
+    skip_faulty: bool,
 ) -> None:
-    """Refuse a folder without slices, with files that changed, or with faults that may not be skipped."""
-    if not listing.slices and not faults:
+    """Refuse a folder without patients, with files that changed, or with faults that may not be skipped."""
+    if not found.files and not listing.slices and not faults:
         raise PipelineError(
-            f"{source}: no slice among {len(listing.stamps)} file(s) (expected <patient>_<number>.tif and "
-            "<patient>_<number>_mask.tif). Check the path."
+            f"{source}: no slice among {len(listing.stamps)} file(s), and no volume with its mask (expected "
+            "<patient>_<number>.tif and <patient>_<number>_mask.tif, or volumes such as X_image.nii.gz and "
+            "X_mask.nii.gz). Check the path and the names."
         )
     if changed or (faults and not skip_faulty):
         raise ManifestError({one: [*faults.get(one, []), *changed.get(one, [])] for one in (*faults, *changed)})
@@ -175,7 +212,11 @@ def _warn_of_moves(earlier: Manifest, manifest: Mapping[str, Any]) -> None:
 
 
 def _content(
-    found: FolderContent, counts: Mapping[str, int], options: Mapping[str, Any], division: Division
+    found: FolderContent,
+    counts: Mapping[str, int],
+    options: Mapping[str, Any],
+    division: Division,
+    about: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of manifest.json: no time, no host, no absolute path, so that two builds agree byte for byte."""
     lists: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
@@ -197,12 +238,7 @@ def _content(
         warnings += [{"patient": None, "kind": "left out", "message": f"{subject}: {text}"} for text in messages]
     drawn = options["split"] in DRAWN
     return {
-        "name": "LGG FLAIR abnormality",
-        "description": "Pre-contrast, FLAIR and post-contrast MRI slices as one volume per patient. Research only.",
-        "reference": "M. Buda, A. Saha, M. A. Mazurowski, Computers in Biology and Medicine 109 (2019); "
-        "M. A. Mazurowski et al., Journal of Neuro-Oncology 133 (2017); "
-        "images from TCGA-LGG, The Cancer Imaging Archive",
-        "licence": "that of the source folder; the published LGG Segmentation Dataset: CC BY-NC-SA 4.0",
+        **about,
         "tensorImageSize": "4D",
         "modality": {str(index): channel for index, channel in enumerate(CHANNELS)},
         "labels": {"0": "background", "1": "FLAIR abnormality"},

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pipeline.cohort.listing import Listing, counts_line, list_files, read_bytes
+from pipeline.cohort.listing import Listing, counts_line, hash_of, list_files
 from pipeline.cohort.manifest import Manifest, read_manifest, verify_volume
 from pipeline.cohort.pseudonyms import aliases, read_key
+from pipeline.cohort.reading import owners_of
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.progress import progress
-from pipeline.scripts.files import sha256_bytes
 
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
 
@@ -19,7 +19,9 @@ Sources = dict[str, dict[str, str]]
 """Patient of a manifest -> path in the source folder -> SHA-256 when the manifest was built."""
 
 
-def known_sources(manifest: Manifest, listing: Listing, key: Path | None) -> tuple[Sources, dict[str, str]]:
+def known_sources(
+    manifest: Manifest, root: Path, listing: Listing, key: Path | None
+) -> tuple[Sources, dict[str, str]]:
     """The sources of a manifest of this folder, and path in the manifest -> path in the folder where they differ."""
     done = bool(manifest.raw.get("options", {}).get("pseudonymised"))
     if done != bool(key):
@@ -27,7 +29,8 @@ def known_sources(manifest: Manifest, listing: Listing, key: Path | None) -> tup
         raise PipelineError(f"{manifest.path}: {how}, or replace it by --rebuild.")
     if key and not key.is_file():
         raise PipelineError(f"{key}: no key, but {manifest.path} was built by one. Restore it, or pass --rebuild.")
-    names = {alias: path for path, alias in aliases(listing.stamps, read_key(key)).items()} if key else {}
+    told = aliases(listing.stamps, owners_of(root, listing), read_key(key)) if key else {}
+    names = {alias: path for path, alias in told.items()}
     known = {
         patient: {names.get(path, path): sha256 for path, sha256 in info.get("sources", {}).items()}
         for patient, info in manifest.patients.items()
@@ -61,7 +64,9 @@ def changes(known: Sources, paths: Collection[str], hashes: Mapping[str, str]) -
 def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Path | None = None) -> str:
     """Recheck the SHA-256 of every source file and volume of a manifest; nothing is written."""
     listing, manifest = list_files(Path(source)), read_manifest(out)
-    known, names = known_sources(manifest, listing, Path(pseudonymise) if pseudonymise else None)
+    known, names = known_sources(
+        manifest, Path(source), listing, Path(pseudonymise) if pseudonymise else None
+    )
     faults: dict[str, list[str]] = defaultdict(list)
     hashes: dict[str, str] = {}
     for volume in progress(manifest.volumes, "verify", "patient"):
@@ -71,7 +76,7 @@ def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Pat
             faults[volume.patient].append(str(error))
         for path in filter(listing.stamps.__contains__, known[volume.patient]):
             try:
-                hashes[path] = sha256_bytes(read_bytes(Path(source) / path))
+                hashes[path] = hash_of(Path(source) / path)
             except PipelineError as error:
                 faults[path].append(str(error))
     for subject, messages in changes(known, listing.stamps, hashes).items():

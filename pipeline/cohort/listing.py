@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.cohort.names import NOT_A_SLICE, skip_reason
 from pipeline.errors import PipelineError
-from pipeline.scripts.files import content_of
+from pipeline.scripts.files import content_of, sha256_bytes, sha256_file
 
 MAX_FILE_BYTES = 256 * 2**20
 """A slice of 4096 x 4096 RGB pixels takes 48 MiB uncompressed; far larger files are refused unread."""
@@ -119,6 +119,16 @@ def read_bytes(path: Path) -> bytes:
         raise PipelineError(
             f"cannot be read ({error.strerror or error}). Replace the file, or mend its permissions or the disk."
         ) from error
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a source file, whatever the size of a volume; a TIFF as ``read_bytes`` reads it."""
+    if not skip_reason(PurePosixPath(path.name)):
+        return sha256_bytes(read_bytes(path))
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise PipelineError(f"cannot be read ({error.strerror or error}). Replace it, or mend its permissions.") from error
 
 
 def stamp(path: Path) -> tuple[int, int]:

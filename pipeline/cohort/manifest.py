@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from pipeline.cohort.listing import Listing, stamp
 from pipeline.cohort.names import id_fault, person
 from pipeline.errors import PipelineError
 from pipeline.files import replace_all
+from pipeline.imaging.formats import stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import checksum_path, sha256_bytes, write_durably, write_with_checksum, writing_errors
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, read_manifest_json, refuse_changed_volume
+
+logger = logging.getLogger(__name__)
 
 _STATE_NAME = ".state.json"
 STAGING = ".building"
@@ -33,7 +37,7 @@ class PatientRecord:
     shape: tuple[int, ...]
     lesion_voxels: int
     missing_sequences: tuple[str, ...] = ()
-    mask_values: tuple[int, ...] = ()
+    mask_values: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
     image_sha256: str = ""
@@ -42,14 +46,17 @@ class PatientRecord:
 
 @dataclass(frozen=True)
 class Volume:
-    """One patient of a manifest: the image is (H, W, D, 3) uint8, the label (H, W, D) uint8; hashes as when built."""
+    """One patient of a manifest: image and label volume, NIfTI files of one grid; the hashes are of when it was built.
+
+    Of a datalist that ``pipeline.manifest`` did not build neither hashes (empty) nor ``lesion_voxels`` are known.
+    """
 
     patient: str
     image: Path
     label: Path
     section: str
     fold: int | None
-    lesion_voxels: int
+    lesion_voxels: int | None
     image_sha256: str
     label_sha256: str
 
@@ -78,12 +85,15 @@ class Manifest:
 def read_manifest(path: str | Path) -> Manifest:
     """Read and check a manifest; no volume is opened.
 
+    A Decathlon datalist that ``pipeline.manifest`` did not build will do. Its paths may be absolute, its patients are
+    named by the image files, and items without label are left out with a warning.
+
     Args:
-        path: ``manifest.json`` or the folder that holds it.
+        path: ``manifest.json``, the folder that holds it, or another datalist.
 
     Raises:
-        PipelineError: The file is missing, no JSON or not written by ``pipeline.manifest``, holds a path that leaves
-            its folder, or has a person in two sections.
+        PipelineError: The file is missing, no JSON or no datalist, has a person in two sections or a patient twice; or
+            one that ``pipeline.manifest`` built is not complete, or holds a path that leaves its folder.
 
     Example:
         >>> manifest = read_manifest("data_manifest")
@@ -92,6 +102,11 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
     raw, sha256 = read_manifest_json(file)
+    if not {"patients", "counts"} & raw.keys() and any(isinstance(raw.get(section), list) for section in SECTIONS):
+        sections = {section: _listed(file, section, raw.get(section, [])) for section in SECTIONS}
+        manifest = Manifest(file, sha256, sections, {}, raw)
+        _refuse_twice(manifest, "Give each patient one section and an id, by the image's name or a key 'patient'.")
+        return manifest
     counts = raw.get("counts")
     if not (
         isinstance(counts, dict)
@@ -99,29 +114,55 @@ def read_manifest(path: str | Path) -> Manifest:
         and isinstance(raw.get("patients"), dict)
     ):
         raise PipelineError(f"{file}: no 'patients' or no 'counts'. {_REBUILD}")
-    sections: dict[str, tuple[Volume, ...]] = {}
+    sections = {}
     for section in SECTIONS:
         items = raw.get(section)
         if not isinstance(items, list):
             raise PipelineError(f"{file}: no list {section!r}. {_REBUILD}")
         sections[section] = tuple(_volume(file, section, item, raw["patients"]) for item in items)
     manifest = Manifest(file, sha256, sections, raw["patients"], raw)
-    _refuse_twice(manifest)
+    _refuse_twice(manifest, _REBUILD)
     return manifest
 
 
-def _refuse_twice(manifest: Manifest) -> None:
+def _listed(file: Path, section: str, items: Any) -> tuple[Volume, ...]:
+    """The volumes of a section of a datalist that was written by hand or by another program."""
+    if not isinstance(items, list):
+        raise PipelineError(f"{file}: {section!r} is no list. Mend the file.")
+    volumes = []
+    for item in items:
+        found = item if isinstance(item, dict) else {"image": item}
+        image, label, fold = found.get("image"), found.get("label"), found.get("fold")
+        fits = isinstance(image, str) and isinstance(label, (str, type(None))) and type(fold) in (int, type(None))
+        if not fits:
+            raise PipelineError(
+                f"{file}: {shown(item)[:100]} in {section!r} (expected image and label, each a path). Mend the file."
+            )
+        if label is None:
+            continue
+        patient = str(found.get("patient") or stem_of(PurePath(image).name).removesuffix("_image"))
+        if fault := id_fault(patient):
+            raise PipelineError(
+                f"{file}: the patient id {shown(patient)!r} {fault}. Rename {shown(image)}, or add a key 'patient'."
+            )
+        volumes.append(Volume(patient, file.parent / image, file.parent / label, section, fold, None, "", ""))
+    if len(volumes) < len(items):
+        logger.warning("%s: %d items of %r without label are left out", file, len(items) - len(volumes), section)
+    return tuple(volumes)
+
+
+def _refuse_twice(manifest: Manifest, remedy: str) -> None:
     """Refuse a patient who stands twice and a person who stands in two sections."""
     patients: set[str] = set()
     persons: dict[str, Volume] = {}
     for volume in manifest.volumes:
         first = persons.setdefault(person(volume.patient), volume)
         if volume.patient in patients:
-            raise PipelineError(f"{manifest.path}: patient {shown(volume.patient)} stands twice. {_REBUILD}")
+            raise PipelineError(f"{manifest.path}: patient {shown(volume.patient)} stands twice. {remedy}")
         if first.section != volume.section:
             raise PipelineError(
                 f"{manifest.path}: one person in two sections: {shown(first.patient)} in {first.section}, "
-                f"{shown(volume.patient)} in {volume.section} (expected one section a person). {_REBUILD}"
+                f"{shown(volume.patient)} in {volume.section} (expected one section a person). {remedy}"
             )
         patients.add(volume.patient)
 
@@ -163,9 +204,10 @@ def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
 
 
 def verify_volume(volume: Volume) -> None:
-    """Recompute both hashes."""
-    refuse_changed_volume(volume.image, volume.image_sha256)
-    refuse_changed_volume(volume.label, volume.label_sha256)
+    """Recompute both hashes; of a volume without known hash nothing is checked."""
+    for path, sha256 in ((volume.image, volume.image_sha256), (volume.label, volume.label_sha256)):
+        if sha256:
+            refuse_changed_volume(path, sha256)
 
 
 def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> bool:

@@ -36,6 +36,8 @@ NOT_A_SLICE = "not a slice"
 
 _TIFF = re.compile(r"\.tiff?\Z", re.IGNORECASE)
 _SLICE = re.compile(r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?)\Z", re.DOTALL)
+_EXAM = re.compile(r"(?P<person>sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z))")
+"""An exam by BIDS, ``sub-X_ses-Y``, and by BraTS, ``BraTS-GLI-00001-000``."""
 _TCGA = re.compile(r"(?P<person>TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}\Z")
 
 
@@ -124,8 +126,13 @@ def case_collisions(patients: Iterable[str]) -> list[list[str]]:
 
 
 def person(patient: str) -> str:
-    """The person behind a patient id: ``TCGA_XX_NNNN`` of ``TCGA_XX_NNNN_YYYYMMDD`` (an exam), else the id itself."""
-    match = _TCGA.match(patient)
+    """The person behind a patient id, which may be an exam by TCGA, BIDS or BraTS; else the id itself.
+
+    Example:
+        >>> person("TCGA_HT_7616_19940813"), person("sub-01_ses-2"), person("BraTS-GLI-00001-000")
+        ('TCGA_HT_7616', 'sub-01', 'BraTS-GLI-00001')
+    """
+    match = _TCGA.match(patient) or _EXAM.match(patient)
     return match["person"] if match else patient
 
 

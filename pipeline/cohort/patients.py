@@ -184,7 +184,7 @@ def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixe
             patient.warnings.append(f"black slices: {number_list(black)}")
     if {1, 255} <= set(values):
         patient.warnings.append("mask values: some slices hold 0 and 1, others 0 and 255")
-    missing = _missing_sequences(image)
+    missing = missing_sequences(image)
     patient.warnings.extend(f"missing sequence: {name}" for name in missing)
     if label is not None and not label.any():
         patient.warnings.append("no lesion: the label is empty")
@@ -200,7 +200,7 @@ def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixe
     return replace(patient, record=record, image=image, label=label)
 
 
-def _missing_sequences(image: Pixels) -> tuple[str, ...]:
+def missing_sequences(image: Pixels) -> tuple[str, ...]:
     """Sequences of an image (H, W, D, 3) that repeat another: the publishers put FLAIR in place of a missing one."""
     missing = tuple(CHANNELS[index] for index in (0, 2) if np.array_equal(image[..., index], image[..., FLAIR]))
     if not missing and np.array_equal(image[..., 0], image[..., 2]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import os
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.cohort.names import by_preference, id_fault, parse_name
+from pipeline.cohort.names import id_fault
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import held, write_durably, writing_errors
@@ -64,24 +63,20 @@ def key_for(path: Path, patients: Iterable[str]) -> dict[str, str]:
     return key
 
 
-def aliases(paths: Iterable[str], key: Mapping[str, str]) -> dict[str, str]:
+def aliases(paths: Iterable[str], owners: Mapping[str, tuple[str, str]], key: Mapping[str, str]) -> dict[str, str]:
     """Path of the source folder -> a path that tells no name.
 
-    A slice is ``PSEUDONYM/PSEUDONYM_NUMBER.tif``. Its copies stand in ``copy_N``, what is no slice in ``other``.
+    A slice is ``PSEUDONYM/PSEUDONYM_NUMBER.tif``, a volume ``PSEUDONYM/PSEUDONYM_flair.nii.gz``. Copies stand in
+    ``copy_N``, what is no patient's in ``other``. ``owners`` is path -> patient and what the file is to the patient.
     """
-    slices = []
-    for path in paths:
-        with contextlib.suppress(PipelineError):
-            file = parse_name(PurePosixPath(path))
-            if file and file.patient in key:
-                slices.append(file)
+    known = [path for path in paths if path in owners and owners[path][0] in key]
     result: dict[str, str] = {}
     seen: Counter[str] = Counter()
-    for file in sorted(slices, key=by_preference):
-        name = key[file.patient]
-        alias = f"{name}/{name}_{file.number}{'_mask' if file.kind == 'mask' else ''}.tif"
+    for path in sorted(known, key=lambda path: (len(PurePosixPath(path).parts), path)):
+        patient, ending = owners[path]
+        alias = f"{key[patient]}/{key[patient]}{ending}"
         seen[alias] += 1
-        result[str(file.path)] = alias if seen[alias] == 1 else f"copy_{seen[alias]}/{alias}"
+        result[path] = alias if seen[alias] == 1 else f"copy_{seen[alias]}/{alias}"
     others = sorted(set(paths) - set(result))
     return result | {path: f"{OTHER}{number:04d}" for number, path in enumerate(others, 1)}
 

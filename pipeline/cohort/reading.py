@@ -1,19 +1,22 @@
-"""All files of a folder of slices -> one volume a patient, and a fate for every single file."""
+"""All files of a folder of slices or volumes -> one volume a patient, and a fate for every single file."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.cohort.cases import Cases, find_cases
 from pipeline.cohort.listing import Listing, counts_line, list_files
 from pipeline.cohort.manifest import STAGING, PatientRecord
-from pipeline.cohort.names import SliceFile, case_collisions, parse_name
+from pipeline.cohort.names import SliceFile, case_collisions, id_fault, parse_name
 from pipeline.cohort.patients import PatientVolumes, read_patient, volume_names
+from pipeline.cohort.volumes import read_case
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import replace_all
 from pipeline.imaging.nifti import nifti_bytes
@@ -26,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderContent:
-    """The usable patients of a folder of slices, by id, and what became of all other files.
+    """The usable patients of a folder, by id, and what became of all other files.
 
     ``skipped`` and ``refused`` are path -> reason, ``faults`` path or patient id -> messages. ``faulty`` are the ids of
-    patients with a fault. ``hashes`` is path -> SHA-256 of every slice file that could be read.
+    patients with a fault. ``hashes`` is path -> SHA-256 of every file of a patient that could be read.
     """
 
     records: Mapping[str, PatientRecord] = field(default_factory=dict)
@@ -56,39 +59,131 @@ class FolderContent:
         return {"found": found, **counts}
 
 
-def read_folder(
+@dataclass(frozen=True)
+class Found:
+    """The patients of a folder, told from names alone, and how one of them is read.
+
+    Args:
+        files: Patient id -> its files.
+        read: Reads a patient of this id.
+        skipped: Path -> why a file is not used.
+        refused: Path -> what is wrong with a file that belongs to no patient who is read.
+        faulty: Ids of patients of whom a file is refused.
+        owners: Path -> patient id and what the file is to the patient, such as ``_3_mask.tif``, also of unused files.
+        has_volumes: Whether the patients come as volumes.
+    """
+
+    files: Mapping[str, Sequence[str]]
+    read: Callable[[str], PatientVolumes]
+    skipped: Mapping[str, str]
+    refused: Mapping[str, str]
+    faulty: Collection[str]
+    owners: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    has_volumes: bool = False
+
+    @property
+    def names(self) -> set[str]:
+        """Valid ids of all patients, of volumes also of those without a mask."""
+        others = {patient for patient, _ in self.owners.values() if not id_fault(patient)} if self.has_volumes else ()
+        return {name for name in self.files if not id_fault(name)}.union(others)
+
+
+def find_patients(
     root: Path,
     listing: Listing,
     staging: Path,
     *,
-    masks: bool = True,
     allow_gaps: bool = False,
     skip_unpaired: bool = False,
-    skip_faulty: bool = False,
-) -> FolderContent:
+    label_values: Sequence[float] = (),
+) -> Found:
+    """The patients of a folder of slices with masks, or of volumes with masks.
+
+    Raises:
+        PipelineError: The folder holds both.
+    """
+    cases = find_cases(root, listing, skip_unpaired=skip_unpaired)
+    slices = find_slices(root, listing, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired)
+    whole = [name for name, case in cases.cases.items() if not case.fault]
+    if whole and slices.files:
+        raise PipelineError(
+            f"{root}: holds {len(slices.files)} patients in slices and {len(whole)} in volumes (expected one kind). "
+            "Give the folder of one."
+        )
+    if slices.files or not (cases.cases or cases.faults):
+        return slices
+    return _found_volumes(root, listing, cases, staging, label_values)
+
+
+def find_slices(
+    root: Path, listing: Listing, *, masks: bool = True, allow_gaps: bool = False, skip_unpaired: bool = False
+) -> Found:
+    """The patients of a folder of slices; without ``masks`` an image needs none and masks are passed over."""
+    patients, refused, faulty = slices_by_patient(listing)
+    files = {name: [file for file in group if masks or file.kind == "image"] for name, group in patients.items()}
+    passed_over = [file for group in patients.values() for file in group if not masks and file.kind == "mask"]
+    return Found(
+        {name: [str(file.path) for file in group] for name, group in files.items() if group},
+        lambda name: read_patient(
+            root, name, files[name], masks=masks, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired
+        ),
+        {**listing.skipped, **{str(file.path): "mask, not looked at" for file in passed_over}},
+        refused,
+        faulty,
+        slice_owners(listing.stamps),
+    )
+
+
+def owners_of(root: Path, listing: Listing) -> Mapping[str, tuple[str, str]]:
+    """Path -> patient id and what the file is to the patient, of all files whose names tell it."""
+    return find_patients(root, listing, root).owners
+
+
+def slice_owners(paths: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Path -> patient id and end of the name, of all paths whose names are those of slices."""
+    owners = {}
+    for path in paths:
+        with contextlib.suppress(PipelineError):
+            if file := parse_name(PurePosixPath(path)):
+                owners[path] = file.patient, f"_{file.number}{'_mask' if file.kind == 'mask' else ''}.tif"
+    return owners
+
+
+def _found_volumes(
+    root: Path, listing: Listing, cases: Cases, staging: Path, label_values: Sequence[float]
+) -> Found:
+    skipped = {path: reason for path, reason in listing.skipped.items() if path not in cases.owners}
+    slices = dict.fromkeys(listing.slices, "not a volume")
+    refused = {**listing.faults, **cases.faults}
+    return Found(
+        {name: case.paths for name, case in cases.cases.items()},
+        lambda name: read_case(root, name, cases.cases[name], staging, label_values),
+        {path: reason for path, reason in {**skipped, **slices, **cases.skipped}.items() if path not in refused},
+        refused,
+        (),
+        cases.owners,
+        has_volumes=True,
+    )
+
+
+def read_patients(found: Found, staging: Path, *, skip_faulty: bool = False) -> FolderContent:
     """Read every patient, and put the volumes into ``staging``; after a fault only with ``skip_faulty``.
 
-    Faults are collected, not raised. Without ``masks`` an image needs none and masks are passed over.
+    Faults are collected, not raised.
     """
-    patients, refused, faulty = slices_by_patient(listing)
-    skipped = dict(listing.skipped)
+    skipped, refused, faulty = dict(found.skipped), dict(found.refused), set(found.faulty)
     faults: dict[str, list[str]] = defaultdict(list)
     for path, fault in refused.items():
         faults[shown(path)].append(fault)
-    for group in case_collisions(patients):
+    for group in case_collisions(found.files):
         faulty.update(group)
         for name in group:
             faults[name].append(f"ids differ only in case: {', '.join(group)}. Rename one.")
     records: dict[str, PatientRecord] = {}
     hashes: dict[str, str] = {}
     shutil.rmtree(staging, ignore_errors=True)
-    for name in progress(sorted(patients), "slices", "patient"):
-        files = [file for file in patients[name] if masks or file.kind == "image"]
-        if not masks:
-            skipped |= {str(file.path): "mask, not looked at" for file in patients[name] if file.kind == "mask"}
-        if not files:
-            continue
-        patient = read_patient(root, name, files, masks=masks, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired)
+    for name in progress(sorted(found.files), "volumes" if found.has_volumes else "slices", "patient"):
+        patient = found.read(name)
         hashes |= patient.hashes
         for subject, messages in patient.faults.items():
             faults[shown(subject)] += messages
@@ -97,7 +192,7 @@ def read_folder(
             records[name] = _staged(patient, patient.record, staging) if skip_faulty or not faults else patient.record
         else:
             faulty.add(name)
-            for path in (str(file.path) for file in files):
+            for path in found.files[name]:
                 refused[path] = "; ".join(patient.faults.get(path, ())) or f"patient {name} was left out for a fault"
         del patient  # its volumes, before the next one's are read
     return FolderContent(records, skipped, refused, dict(faults), frozenset(faulty), hashes)
@@ -123,7 +218,7 @@ def slices_by_patient(listing: Listing) -> tuple[dict[str, list[SliceFile]], dic
 
 
 def _staged(patient: PatientVolumes, record: PatientRecord, staging: Path) -> PatientRecord:
-    """The record of a patient with the hashes of the volumes, which are written into ``staging``."""
+    """The record of a patient with the hashes of its stacked slices, which are written into ``staging``."""
     hashes: dict[str, Any] = {}
     volumes = {"image_sha256": patient.image, "label_sha256": patient.label}
     for (key, volume), file in zip(volumes.items(), volume_names(patient.name), strict=True):
@@ -141,7 +236,7 @@ def build_images(root: Path, target: Path, *, allow_gaps: bool = False, names: M
     """
     listing, staging = list_files(root), target / STAGING
     try:
-        content = read_folder(root, listing, staging, masks=False, allow_gaps=allow_gaps)
+        content = read_patients(find_slices(root, listing, masks=False, allow_gaps=allow_gaps), staging)
         if content.faults:
             error = ManifestError(content.faults)
             error.add_note(counts_line(content.without(content.records, "another file has a fault").counts(listing)))

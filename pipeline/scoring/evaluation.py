@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import shutil
@@ -13,13 +14,13 @@ from typing import Any
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
 from pipeline.files import link_or_copy, named_path, path_list
-from pipeline.imaging.nifti import load_label
+from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import Bundle, load_bundle, load_bundles, refuse_unequal, versions
 from pipeline.model.predictions import FIGURES
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
 from pipeline.scoring.curves import CURVES_NAME, read_events, write_curves
-from pipeline.scoring.metrics import reliability, score_volume
+from pipeline.scoring.metrics import reliability, score_volume, slice_counts
 from pipeline.scoring.protocols import PROTOCOLS, view
 from pipeline.scoring.results import (
     MAP_FOLDER,
@@ -27,6 +28,7 @@ from pipeline.scoring.results import (
     SUMMARY_NAME,
     VolumeScore,
     write_scores,
+    write_slices,
     write_summary,
 )
 from pipeline.scoring.statistics import summarise
@@ -67,6 +69,7 @@ def evaluate_volumes(
     protocol: str = "native",
     flips: bool = False,
     uncertainty: bool = False,
+    per_slice: bool = False,
     backend: str = TORCH,
     device: str | None = None,
     trust: bool = False,
@@ -77,7 +80,7 @@ def evaluate_volumes(
     """Predict and score the volumes of a manifest; write scores, summary, masks, volumes, maps and training curves.
 
     Args:
-        manifest: ``manifest.json`` or its folder.
+        manifest: ``manifest.json`` or its folder, or another Decathlon datalist of NIfTI images and labels.
         bundles: The bundles' names or folders; the probabilities of several are averaged.
         out: The folder of the results, as ``python -m pipeline.evaluate`` writes it.
         weights: One weights file for each bundle, or none for the bundles' own.
@@ -87,6 +90,7 @@ def evaluate_volumes(
         protocol: A key of ``PROTOCOLS``.
         flips: Average with the prediction of the left-right mirrored volume.
         uncertainty: Also write uncertainty maps and each volume's agreement.
+        per_slice: Also write ``slices.csv``.
         backend: A key of ``BACKENDS``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
         trust: Also run bundles that are not this project's: their configs can run any code.
@@ -164,10 +168,13 @@ def evaluate_volumes(
             shutil.rmtree(out / FIGURES, ignore_errors=True)
         write_summary(out, provenance)  # without statistics, which says that the folder is not complete
         scores = overlapped(
-            lambda volume: _scored(volume, predictors[volume.patient], protocol, out), volumes, "evaluate"
+            lambda volume: _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice),
+            volumes,
+            "evaluate",
         )
         write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
         write_scores(out, scores)
+        write_slices(out, scores)
         result = EvaluationResult(tuple(scores), {**provenance, **summarise(scores, seed)}, volumes)
         write_summary(out, result.summary)
         if draw:
@@ -257,7 +264,7 @@ def _log_notes(
         )
 
 
-def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path) -> VolumeScore:
+def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path, *, per_slice: bool) -> VolumeScore:
     """Predict one volume, keep what a report needs of it, and score it."""
     prediction = predictor.predict(volume.image)
     affine = open_nifti(volume.image).affine
@@ -269,11 +276,25 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path) -> V
         out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}",
         out / MAP_FOLDER / f"{volume.patient}{UNCERTAINTY_SUFFIX}",
     )
-    link_or_copy(volume.image, out / VOLUMES / f"{volume.patient}{IMAGE_SUFFIX}")
+    image = out / VOLUMES / f"{volume.patient}{IMAGE_SUFFIX}"
+    if volume.image.name.lower().endswith(".gz"):
+        link_or_copy(volume.image, image)
+    else:
+        write_durably(image, _gzipped(volume.image))
     # The label is copied: people correct labels in place, and a link would be the manifest's own.
-    write_durably(out / VOLUMES / f"{volume.patient}{LABEL_SUFFIX}", volume.label.read_bytes())
-    score = score_volume(volume.patient, *view(protocol, mask, probability, truth))
+    write_durably(out / VOLUMES / f"{volume.patient}{LABEL_SUFFIX}", _gzipped(volume.label))
+    seen, true = view(protocol, mask, probability, truth)
+    score = score_volume(volume.patient, seen, true, spacing_mm(volume.image))
+    if per_slice:
+        left_out = (truth.shape[2] - true.shape[2]) // 2  # at either end, by the protocol
+        score = replace(score, slices=slice_counts(seen, true, 1 + left_out))
     return replace(score, reliability=reliability(probability, truth), agreement=prediction.agreement)
+
+
+def _gzipped(path: Path) -> bytes:
+    """A NIfTI file's bytes, compressed."""
+    data = path.read_bytes()
+    return data if path.name.lower().endswith(".gz") else gzip.compress(data, 1, mtime=0)
 
 
 def _training_curves(

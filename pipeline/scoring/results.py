@@ -1,4 +1,4 @@
-"""The results of an evaluation as files and as text: scores.csv, summary.json and the printed table."""
+"""The results of an evaluation as files and as text: scores.csv, slices.csv, summary.json and the printed table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.scripts.files import write_durably
 
 SUMMARY_NAME = "summary.json"
-SCORES_NAME = "scores.csv"
+SCORES_NAME, SLICES_NAME = "scores.csv", "slices.csv"
 MASK_FOLDER, MAP_FOLDER = "masks", "uncertainty"
 """Folders of an evaluation: predicted masks, uncertainty maps."""
 Summary = dict[str, Any]
@@ -26,16 +26,24 @@ class VolumeScore:
     Args:
         patient: The patient's id.
         dsc: Dice similarity coefficient, 0 to 1; None where it is not defined (truth and prediction are empty).
-        hd95_px: 95th percentile of the symmetric surface distance in voxels; None where either surface is empty.
+        hd95_px: 95th percentile of the symmetric surface distance in voxels, as medpy computes it; None where either
+            mask is empty.
         sensitivity: TP / (TP + FN); None where the truth is empty.
         precision: TP / (TP + FP); None where the prediction is empty.
         tp_voxels: Voxels in both.
         fp_voxels: Voxels of the prediction alone.
         fn_voxels: Voxels of the truth alone.
+        hd95_mm: 95th percentile of the surface distance in mm, the larger of both directions, as MONAI computes it;
+            None where either mask is empty or the spacing is not known.
+        surface_dice_2mm: Share of both surfaces that lies within 2 mm of the other, 0 to 1, as MONAI computes it; None
+            where both masks are empty or the spacing is not known.
+        volume_difference: (predicted - true) / true volume, -1 or more; None where the truth is empty.
         agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
             voxel.
         reliability: For each tenth of probability its voxels, the sum of their probabilities and the lesion voxels
             among them; empty where no probability is known. It is not a column.
+        slices: For each slice its number from 1, TP, FP and FN; empty where they were not asked for. They are rows of
+            ``slices.csv``.
     """
 
     patient: str
@@ -46,8 +54,12 @@ class VolumeScore:
     tp_voxels: int
     fp_voxels: int
     fn_voxels: int
+    hd95_mm: float | None = None
+    surface_dice_2mm: float | None = None
+    volume_difference: float | None = None
     agreement: float | None = None
     reliability: tuple[tuple[int, float, int], ...] = ()
+    slices: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def lesion_voxels(self) -> int:
@@ -62,8 +74,11 @@ class VolumeScore:
 
 RATIO_COLUMNS = ("dsc", "hd95_px", "sensitivity", "precision")
 COUNT_COLUMNS = ("tp_voxels", "fp_voxels", "fn_voxels")
+OPTIONAL_COLUMNS = ("hd95_mm", "surface_dice_2mm", "volume_difference", "agreement")
 SCORE_COLUMNS = ("patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "lesion_voxels")
-"""Columns of ``scores.csv``; ``agreement`` follows where it was asked for."""
+"""Columns of ``scores.csv``, explained at ``VolumeScore``; those of ``OPTIONAL_COLUMNS`` follow that hold a value."""
+SLICE_COLUMNS = ("patient", "slice", "tp", "fp", "fn", "dsc")
+"""Columns of ``slices.csv``: slices are counted from 1 upwards, as in pictures; TP, FP and FN are pixels."""
 _STATISTICS = ["scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"]
 """Keys that come into a summary at the end, when all volumes are scored."""
 _SUMMARY_KEYS = [
@@ -88,9 +103,27 @@ def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
     import pandas as pd
 
     rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
-    columns = [*SCORE_COLUMNS, *["agreement"] * any(score.agreement is not None for score in scores)]
+    columns = [*SCORE_COLUMNS, *[name for name in OPTIONAL_COLUMNS if any(row[name] is not None for row in rows)]]
     table = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
     write_durably(folder / SCORES_NAME, table.encode())
+
+
+def write_slices(folder: Path, scores: Sequence[VolumeScore]) -> None:
+    """Write ``slices.csv``, a row for each slice; without slices remove that of an earlier evaluation."""
+    import pandas as pd
+
+    path = folder / SLICES_NAME
+    rows = [(score.patient, *counts, _dsc(*counts[1:])) for score in scores for counts in score.slices]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    table = pd.DataFrame(rows, columns=list(SLICE_COLUMNS)).to_csv(index=False, lineterminator="\n")
+    write_durably(path, table.encode())
+
+
+def _dsc(tp: int, fp: int, fn: int) -> float | None:
+    """None where nothing is to compare: neither truth nor prediction has a pixel."""
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -143,21 +176,24 @@ def read_scores(folder: str | Path) -> list[VolumeScore]:
 def _score_of(row: Mapping[Any, str]) -> VolumeScore:
     ratios = {key: float(row[key]) if row[key] else None for key in RATIO_COLUMNS}
     counts = {key: int(row[key]) for key in COUNT_COLUMNS}
-    agreement = float(row["agreement"]) if row.get("agreement") else None
-    return VolumeScore(patient=row["patient"], agreement=agreement, **ratios, **counts)  # type: ignore[arg-type]
+    others = {key: float(row[key]) if row.get(key) else None for key in OPTIONAL_COLUMNS}
+    return VolumeScore(patient=row["patient"], **ratios, **counts, **others)  # type: ignore[arg-type]
 
 
 def scores_table(scores: Sequence[VolumeScore], summary: Mapping[str, Any]) -> str:
     """The scores as text, worst first, with mean, median and interval."""
     width = max(len("patient"), *(len(score.patient) for score in scores))
+    in_mm = any(score.surface_dice_2mm is not None for score in scores)
+    distances = f"{'HD95':>6}" + f"  {'in mm':>6}  {'S.DSC':>6}" * in_mm
     lines = [
-        f"{'patient':<{width}}  {'DSC':>6}  {'HD95':>6}  {'sens.':>6}  {'prec.':>6}  {'TP':>7}  {'FP':>7}  {'FN':>7}"
+        f"{'patient':<{width}}  {'DSC':>6}  {distances}  {'sens.':>6}  {'prec.':>6}  {'TP':>7}  {'FP':>7}  {'FN':>7}"
     ]
-    lines += [
-        f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}  {_cell(s.sensitivity, 4)}"
-        f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
-        for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc)
-    ]
+    for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc):
+        mm = f"  {_cell(s.hd95_mm, 2)}  {_cell(s.surface_dice_2mm, 4)}" if in_mm else ""
+        lines.append(
+            f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}{mm}  {_cell(s.sensitivity, 4)}"
+            f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
+        )
     if summary["scored"]:
         low, high = summary["dsc_mean_95"]
         lines.append(

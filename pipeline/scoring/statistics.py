@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
     }
 
 
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
 def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
     """Mean, median and interval over volumes; nothing is dropped silently.
 
@@ -85,7 +90,6 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
         0.9084
     """
     dsc = [score.dsc for score in scores if score.dsc is not None]
-    hd95 = [score.hd95_px for score in scores if score.hd95_px is not None]
     return {
         "volumes": len(scores),
         "scored": len(dsc),
@@ -95,7 +99,10 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
         "dsc_median": float(np.median(dsc)) if dsc else None,
         "dsc_mean_95": bootstrap_interval(dsc, seed),
         "dsc_min": min(dsc, default=None),
-        "hd95_px_median": float(np.median(hd95)) if hd95 else None,
+        "hd95_px_median": _median(score.hd95_px for score in scores),
+        "hd95_mm_median": _median(score.hd95_mm for score in scores),
+        "surface_dice_2mm_median": _median(score.surface_dice_2mm for score in scores),
+        "volume_difference_median": _median(score.volume_difference for score in scores),
         "tp_voxels": sum(score.tp_voxels for score in scores),
         "fp_voxels": sum(score.fp_voxels for score in scores),
         "fn_voxels": sum(score.fn_voxels for score in scores),

@@ -16,6 +16,7 @@ from pipeline import evaluate, predict, report
 from pipeline.cohort.building import build_manifest
 from pipeline.cohort.changes import verify_manifest
 from pipeline.cohort.pseudonyms import aliases, key_for, pseudonymised, read_key
+from pipeline.cohort.reading import slice_owners
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT, TINY
 
@@ -195,10 +196,8 @@ def test_a_key_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
 
 
 def test_short_ids_leave_words_alone() -> None:
-    key, paths = (
-        {"1": "P0001", "a": "P0002"},
-        aliases(["1_4.tif", "a/a_2.tif", "a_2.tif", "a b.txt"], {"1": "P0001", "a": "P0002"}),
-    )
+    key, files = {"1": "P0001", "a": "P0002"}, ["1_4.tif", "a/a_2.tif", "a_2.tif", "a b.txt"]
+    paths = aliases(files, slice_owners(files), key)
     assert paths == {
         "1_4.tif": "P0001/P0001_4.tif",
         "a_2.tif": "P0002/P0002_2.tif",

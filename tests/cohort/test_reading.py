@@ -14,7 +14,8 @@ from pipeline.cohort.listing import list_files
 from pipeline.cohort.reading import (
     FolderContent,
     build_images,
-    read_folder,
+    find_slices,
+    read_patients,
     slices_by_patient,
 )
 from pipeline.errors import ManifestError, PipelineError
@@ -43,7 +44,7 @@ def test_volumes_are_staged_until_a_fault_unless_it_may_be_skipped(root, tmp_pat
     (root / B / f"{B}_2.tif").write_bytes(b"")
     listing = list_files(root)
     for skip, staged in ((False, {A}), (True, {A, C})):
-        found = read_folder(root, listing, tmp_path / "staging", skip_faulty=skip)
+        found = read_patients(find_slices(root, listing), tmp_path / "staging", skip_faulty=skip)
         assert set(found.records) == {A, C}
         assert found.faulty == {B}
         assert {name for name, record in found.records.items() if record.image_sha256} == staged
@@ -56,7 +57,7 @@ def test_volumes_are_staged_until_a_fault_unless_it_may_be_skipped(root, tmp_pat
 
 def test_patients_can_be_refused_afterwards_by_id_or_path(root, tmp_path):
     listing = list_files(root)
-    found = read_folder(root, listing, tmp_path / "staging")
+    found = read_patients(find_slices(root, listing), tmp_path / "staging")
     for subject in (A, f"{A}/{A}_2_mask.tif"):
         left = found.without([subject], "changed")
         assert set(left.records) == {B, C}

@@ -1,0 +1,365 @@
+"""Volume files of a folder -> patients with image and mask, told from names, folders and ``dataset.json``.
+
+Known are BraTS (``X-t2f``, ``X_flair``, ``X-seg``), BIDS (``sub-X_FLAIR``, masks beside or in ``derivatives/``), nnU-Net
+(``imagesTr/X_0000``, ``labelsTr/X``), Decathlon datalists (``dataset.json``) and pairs by name (``X_image`` and
+``X_label`` or ``X_mask``, ``images/X`` and ``labels/X``). What cannot be told is a fault, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.cohort.listing import Listing
+from pipeline.cohort.names import NOT_A_SLICE, id_fault
+from pipeline.cohort.sequences import role_of
+from pipeline.errors import PipelineError
+from pipeline.imaging.formats import is_volume_name, stem_of
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import content_of
+from pipeline.scripts.manifest import CHANNELS, SECTIONS
+
+DATASET_NAME = "dataset.json"
+MAX_JSON_BYTES = 32 * 2**20
+EXPECTED = {
+    "mask": "a file named as by BraTS, BIDS, nnU-Net or in a pair, such as X_seg, X_mask or labels/X",
+    "FLAIR": "a file such as X_flair, X-t2f, X_FLAIR, X_image or images/X",
+}
+_NAMELESS = "its name tells neither FLAIR, T1 nor a mask"
+_LABEL = re.compile(r"(?:(?P<case>.+?)[-_. ])?(?:seg|dseg|segmentation|mask|labels?)", re.IGNORECASE)
+_BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
+_FOLDER = re.compile(r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+_OWN_CHANNELS = dict(zip(CHANNELS, ("pre", "flair", "post"), strict=True))
+
+Channels = Mapping[int, str]
+"""Number of a channel -> its name, such as ``FLAIR``."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one patient, paths below the source folder.
+
+    Args:
+        files: ``flair``, ``pre``, ``post`` and ``label`` -> path; ``image`` where one file holds all sequences.
+        paths: Every file of the patient, also the data of headers that stand in files of their own.
+        channels: Names of the channels of ``image``, empty where nothing tells them.
+        fault: Why the patient cannot be used, empty where it can.
+    """
+
+    files: Mapping[str, str]
+    paths: tuple[str, ...]
+    channels: Channels = field(default_factory=dict)
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Patient -> files; path -> why a file is not used; path -> what is wrong with a file.
+
+    ``owners`` is path -> patient and what the file is to the patient, such as ``_flair.nii.gz``.
+    """
+
+    cases: Mapping[str, Case] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+    owners: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is known of one file."""
+
+    path: str
+    patient: str
+    role: str
+    channels: Channels = field(default_factory=dict)
+
+
+def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> Cases:
+    """The patients among the volume files of a folder; of the files only headers and ``dataset.json`` are opened.
+
+    Args:
+        root: The folder.
+        listing: Its files.
+        skip_unpaired: Skip images without mask and masks without image.
+    """
+    free = [path for path, reason in listing.skipped.items() if reason == NOT_A_SLICE]
+    volumes = sorted(filter(is_volume_name, free))
+    if not volumes:
+        return Cases()
+    skipped: dict[str, str] = {path: "not a volume" for path in free if path not in volumes}
+    faults: dict[str, str] = {}
+    told: list[_Told] = []
+    rest = set(volumes)
+    channels: dict[str, Channels] = {}
+    for path in sorted(skipped, reverse=True):  # what lies deeper comes first
+        if PurePosixPath(path).name != DATASET_NAME:
+            continue
+        skipped[path] = "describes the folder"
+        folder = posixpath.dirname(path)
+        try:
+            content = _read_json(root / path)
+            channels[folder] = _channels(content)
+            listed, without = _listed(content, folder, rest, channels[folder])
+        except PipelineError as error:
+            del skipped[path]
+            faults[path] = str(error)
+            continue
+        told += listed
+        skipped |= dict.fromkeys(without, f"without label in {path}")
+        rest -= {each.path for each in listed} | without
+    by_name, nameless = _told_by_names(sorted(rest), channels)
+    told += by_name
+    skipped |= nameless
+    cases, left_out = _grouped(told, skip_unpaired=skip_unpaired)
+    skipped |= left_out
+    cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
+    used = {path for case in cases.values() for path in case.paths}
+    owners = {each.path: (each.patient, f"_{each.role}{_suffix(each.path)}") for each in told}
+    owners |= {
+        path: (name, f"_data{_suffix(path)}") for name, case in cases.items() for path in case.paths if path not in owners
+    }
+    return Cases(cases, {path: reason for path, reason in skipped.items() if path not in used}, faults, owners)
+
+
+def _suffix(path: str) -> str:
+    name = PurePosixPath(path).name
+    return (name[len(stem_of(name)) :] or PurePosixPath(path).suffix).lower()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return {**json.loads(content_of(path, MAX_JSON_BYTES))}
+    except (OSError, ValueError, TypeError) as error:
+        raise PipelineError(f"no JSON object ({shown(error)}). Restore it, or remove it to pair files by name.") from error
+
+
+def _channels(content: Mapping[str, Any]) -> Channels:
+    """``channel_names`` of nnU-Net, ``modality`` of Decathlon; empty where there is none."""
+    names = content.get("channel_names", content.get("modality")) or {}
+    try:
+        channels = {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise PipelineError(f"channels {shown(names)[:100]} (expected numbers and names). Mend the file.") from error
+    roles = [role for role in map(channel_role, channels.values()) if role]
+    if channels and "flair" not in roles:
+        raise PipelineError(f"no channel FLAIR (found {', '.join(channels.values())}). Name it in the file.")
+    if len(set(roles)) < len(roles):
+        raise PipelineError(f"two channels of one sequence ({', '.join(channels.values())}). Name them apart.")
+    return channels
+
+
+def channel_role(name: str) -> str | None:
+    """``flair``, ``pre`` or ``post`` of a channel's name, None for another sequence."""
+    told = role_of(Path("channel", f"{name.replace(' ', '')}.nii"))
+    return _OWN_CHANNELS.get(name) or (told[1] if told else None)
+
+
+def _listed(
+    content: Mapping[str, Any], folder: str, volumes: Collection[str], channels: Channels
+) -> tuple[list[_Told], set[str]]:
+    """Files that a Decathlon datalist names, and its images without label."""
+    told: list[_Told] = []
+    without: set[str] = set()
+    for section in SECTIONS:
+        items = content.get(section, [])
+        if not isinstance(items, list):
+            raise PipelineError(f"{section!r} is no list. Mend the file.")
+        for item in items:
+            item = item if isinstance(item, dict) else {"image": item}
+            given = item.get("image")
+            names = given if isinstance(given, list) else [given]
+            label = item.get("label")
+            if not names or not all(isinstance(one, str) for one in (*names, *([label] * ("label" in item)))):
+                raise PipelineError(f"{shown(item)[:100]} in {section!r} (expected image and label). Mend the file.")
+            images = [image for name in names for image in _existing(folder, name, volumes)]
+            if label is None:
+                without |= set(images)
+                continue
+            mask = _existing(folder, label, volumes)[0]
+            patient = _patient(PurePosixPath(posixpath.normpath(names[0])))
+            told.append(_Told(mask, patient, "label"))
+            if len(images) == 1:
+                told.append(_Told(images[0], patient, "image", channels))
+                continue
+            roles = [channel_role(channels.get(number, "")) for number in range(len(images))]
+            told += [_Told(path, patient, role) for path, role in zip(images, roles, strict=True) if role]
+            without |= {path for path, role in zip(images, roles, strict=True) if not role}
+    paths = [each.path for each in told]
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise PipelineError(f"names {', '.join(sorted(twice)[:5])} twice. Remove one of the two.")
+    return told, without
+
+
+def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
+    """The file of a name in a datalist, or nnU-Net's files of its channels."""
+    path = posixpath.normpath(posixpath.join(folder, name))
+    if path in volumes:
+        return [path]
+    stem = stem_of(path)
+    numbered = [f"{stem}_{number:04d}{path[len(stem) :]}" for number in range(100)]
+    found = [each for each in numbered if each in volumes]
+    if not found or found != numbered[: len(found)]:
+        raise PipelineError(f"names {shown(name)}, which is not in the folder. Restore it, or mend the file.")
+    return found
+
+
+def _told_by_names(
+    paths: Iterable[str], described: Mapping[str, Channels]
+) -> tuple[list[_Told], dict[str, str]]:
+    """Patient and role of each file by its name and folder; path -> why a file is passed over."""
+    told: list[_Told] = []
+    others: list[PurePosixPath] = []
+    skipped: dict[str, str] = {}
+    for path in map(PurePosixPath, paths):
+        label = _LABEL.fullmatch(stem_of(path.name))
+        if label and "brain" in path.name.lower():
+            skipped[str(path)] = "a mask of the brain"
+        elif label:
+            case = label["case"]
+            told.append(_Told(str(path), _patient(path.with_name(f"{case}.nii")) if case else path.parent.name, "label"))
+        elif _folder_of(path)[0] in ("label", "mask"):
+            told.append(_Told(str(path), _patient(path), "label"))
+        else:
+            others.append(path)
+    labelled = {each.patient for each in told}
+    for path in others:
+        channels = next((described[str(up)] for up in _folders(path) if str(up) in described), {})
+        found = _image_told(path, labelled, channels)
+        if isinstance(found, _Told):
+            told.append(found)
+        else:
+            skipped[str(path)] = found
+    return told, skipped
+
+
+def _folders(path: PurePosixPath) -> list[PurePosixPath | str]:
+    """The folders of a path, the nearest first, the source folder as an empty text."""
+    return [*list(path.parents)[:-1], ""]
+
+
+def _folder_of(path: PurePosixPath) -> tuple[str, str]:
+    """What the nearest telling folder holds (image, label or mask) and of which part, such as ``tr``; else empty."""
+    matches = (_FOLDER.fullmatch(part) for part in reversed(path.parts[:-1]))
+    match = next(filter(None, matches), None)
+    return (match["kind"].lower(), (match["part"] or "").lower()) if match else ("", "")
+
+
+def _patient(path: PurePosixPath) -> str:
+    """The patient of a file that a mask may be named after: ``X`` of ``X``, ``X_flair`` and ``X_image``."""
+    stem = stem_of(path.name)
+    if bids := _BIDS_ID.match(stem):
+        return bids[0]
+    told = role_of(Path(path))
+    return told[0] if told else stem.removesuffix("_image")
+
+
+def _image_told(path: PurePosixPath, labelled: Collection[str], channels: Channels) -> _Told | str:
+    """What an image file is to whom, or why it is passed over."""
+    stem = stem_of(path.name)
+    kind, part = _folder_of(path)
+    if kind == "image" and stem not in labelled and (numbered := _NUMBERED.fullmatch(stem)):
+        number, patient = int(numbered["channel"]), numbered["case"]
+        if part in ("ts", "test") and patient not in labelled:
+            return "test image without label"
+        if not channels:
+            return _Told(str(path), patient, f"channel {number}")
+        role = channel_role(channels.get(number, ""))
+        return _Told(str(path), patient, role) if role else f"channel {channels.get(number, number)}, not FLAIR or T1"
+    if told := role_of(Path(path)):
+        return _Told(str(path), *told)
+    if kind == "image" or stem.endswith("_image") or stem == "image":
+        patient = path.parent.name if stem == "image" else _patient(path)
+        if part in ("ts", "test") and patient not in labelled:
+            return "test image without label"
+        return _Told(str(path), patient, "image", channels)
+    return _NAMELESS
+
+
+def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, Case], dict[str, str]]:
+    """Files as patients; path -> why a file is not used."""
+    by_patient: dict[str, dict[str, list[str]]] = {}
+    channels = {each.patient: each.channels for each in told if each.role == "image"}
+    for each in told:
+        by_patient.setdefault(each.patient, {}).setdefault(each.role, []).append(each.path)
+    cases: dict[str, Case] = {}
+    skipped: dict[str, str] = {}
+    for patient, roles in sorted(by_patient.items()):
+        for role, paths in roles.items():
+            roles[role], passed_over = _preferred(role, paths)
+            skipped |= passed_over
+        paths = tuple(sorted(path for group in roles.values() for path in group))
+        files = {role: group[0] for role, group in roles.items()}
+        if [role for role in files if role != "label"] == ["channel 0"]:
+            files["image"] = files.pop("channel 0")
+        fault = _naming_fault(patient, roles, files)
+        lacking = "" if fault else _lacking(files)
+        if lacking and skip_unpaired:
+            skipped |= dict.fromkeys(paths, f"unpaired: patient {patient} has no {lacking}")
+        else:
+            if lacking:
+                fault = f"patient {patient} has no {lacking} (expected {EXPECTED[lacking]}). Add it, or pass --skip-unpaired."
+            cases[patient] = Case(files, paths, channels.get(patient, {}), fault)
+    return cases, skipped
+
+
+def _preferred(role: str, paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Of several files the one that names itself the lesion's mask, or the raw image; all where that does not tell."""
+    if role == "label":
+        chosen, reason = [path for path in paths if "lesion" in PurePosixPath(path).name.lower()], "not the lesion's mask"
+    else:
+        chosen, reason = [path for path in paths if "derivatives" not in path.split("/")], "derived from a raw image"
+    if len(paths) == 1 or len(chosen) != 1:
+        return list(paths), {}
+    return chosen, dict.fromkeys(set(paths) - set(chosen), f"{reason}, {chosen[0]} is used")
+
+
+def _naming_fault(patient: str, roles: Mapping[str, Sequence[str]], files: Mapping[str, str]) -> str:
+    """Why the names do not tell which file is which, empty where they do."""
+    odd = id_fault(patient)
+    if odd:
+        return f"the name {shown(patient)!r} {odd}. Rename the files."
+    if unknown := [role for role in files if role.startswith("channel")]:
+        return (
+            f"{', '.join(unknown)} of one patient, and nothing says which is FLAIR. "
+            f"Add {DATASET_NAME} with channel_names."
+        )
+    rivals = [paths for paths in roles.values() if len(paths) > 1]
+    if "image" in files and {"flair", "pre", "post"} & files.keys():
+        rivals.append([path for role, path in files.items() if role != "label"])
+    if rivals:
+        return f"which file is which cannot be told: {' and '.join(rivals[0])}. Rename or remove all but one."
+    return ""
+
+
+def _lacking(files: Mapping[str, str]) -> str:
+    if "label" not in files:
+        return "mask"
+    return "" if {"flair", "image"} & files.keys() else "FLAIR"
+
+
+def _with_data_files(root: Path, case: Case, listing: Listing) -> Case:
+    """The case with the files that MHD and NHDR headers name for their voxels."""
+    more = [
+        data
+        for path in case.paths
+        if path.lower().endswith((".mhd", ".nhdr")) and (data := _data_file(root, path)) in listing.stamps
+    ]
+    return Case(case.files, (*case.paths, *more), case.channels, case.fault) if more else case
+
+
+def _data_file(root: Path, path: str) -> str:
+    """The file of the voxels of a header, a path below ``root``; empty where it names none."""
+    try:
+        with (root / path).open("rb") as file:
+            named = _DATA_FILE.search(file.read(2**16))
+    except OSError:
+        return ""  # told when it is read
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), named[1].decode(errors="replace"))) if named else ""

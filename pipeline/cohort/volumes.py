@@ -1,0 +1,160 @@
+"""The volume files of one patient -> image and label on one grid, or every fault of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from pipeline.cohort.cases import Case, Channels, channel_role
+from pipeline.cohort.listing import hash_of
+from pipeline.cohort.manifest import PatientRecord
+from pipeline.cohort.patients import PatientVolumes, missing_sequences, volume_names
+from pipeline.errors import PipelineError
+from pipeline.imaging.formats import NIFTI_SUFFIXES, join_sequences, read_volume
+from pipeline.imaging.nifti import load_image, oddities, refuse_unusable, save_image, spacing_mm
+from pipeline.scripts.files import sha256_file
+from pipeline.scripts.volumes import check_label, label_fault
+
+
+@dataclass(frozen=True)
+class VolumeRecord(PatientRecord):
+    """What the manifest tells of a patient whose volumes keep their grid.
+
+    ``shape`` and ``spacing_mm`` are of rows, columns and slices as the networks see them, whatever the orientation of
+    the file. ``spacing_mm`` and ``lesion_ml`` are None where the file tells no spacing.
+    """
+
+    spacing_mm: tuple[float, float, float] | None = None
+    lesion_ml: float | None = None
+
+
+def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Collection[float] = ()) -> PatientVolumes:
+    """Check and hash a patient's files, and put image and label into ``staging``.
+
+    Args:
+        root: The source folder.
+        name: The patient's id.
+        case: The patient's files.
+        staging: The folder of the volumes. The image keeps affine and orientation; the label is 0 and 1, on its grid.
+        label_values: The values of a label that are lesion; empty where a label holds one beside 0.
+
+    Returns:
+        The patient with its record, hashes of the volumes among it, or with faults.
+    """
+    patient = PatientVolumes(name)
+    for path in () if case.fault else case.paths:
+        try:
+            patient.hashes[path] = hash_of(root / path)
+        except PipelineError as error:
+            patient.faults[path].append(str(error))
+    if case.fault:
+        patient.faults[case.paths[0]].append(case.fault)
+    if patient.faults:
+        return patient
+    image, label = (staging / file for file in volume_names(name))
+    try:
+        _save_image(root, case, image)
+        values = _save_label(root / case.files["label"], image, label, label_values)
+    except PipelineError as error:
+        main = case.files.get("image") or case.files["flair"]
+        text = str(error).replace(str(label), case.files["label"]).replace(str(image), main).replace(f"{root}/", "")
+        subject = next((path for path in case.paths if text.startswith(f"{path}: ")), name)
+        patient.faults[subject].append(text.removeprefix(f"{subject}: "))
+        return patient
+    return replace(patient, record=_record(root, case, patient, values, image, label))
+
+
+def _save_image(root: Path, case: Case, target: Path) -> None:
+    """FLAIR alone, or with T1 on its grid, as ``predict`` takes it in."""
+    files = {role: root / path for role, path in case.files.items()}
+    if "image" in files:
+        image = _picked(files["image"], case.channels)
+    else:
+        image = join_sequences(files["flair"], files.get("pre"), files.get("post"))
+    save_image(image, target)
+    refuse_unusable(target)
+
+
+def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
+    """Of a volume with named channels FLAIR, and T1 where it is there; of another all channels."""
+    image = read_volume(path)
+    if len(image.shape) < 4 or not channels:
+        return image
+    if image.shape[3:] != (len(channels),):
+        raise PipelineError(
+            f"{path}: shape {image.shape}, but dataset.json names {len(channels)} channels. Mend the file."
+        )
+    numbers = {channel_role(name): number for number, name in channels.items()}
+    chosen = [numbers.get(role, numbers["flair"]) for role in ("pre", "flair", "post")]
+    voxels = np.asarray(image.dataobj)
+    picked = voxels[..., chosen[1]] if len(set(chosen)) == 1 else voxels[..., chosen]
+    return nib.Nifti1Image(picked, image.affine, image.header)
+
+
+def _save_label(path: Path, image: Path, target: Path, label_values: Collection[float]) -> tuple[float, ...]:
+    """Write a label, 0 and 1, on the image's grid; the values that it held."""
+    label = read_volume(path)
+    label = label.slicer[..., 0] if label.shape[3:] == (1,) else label
+    if len(label.shape) != 3:
+        raise PipelineError(f"{path}: shape {label.shape} (expected (I, J, K)). Give the mask, not the image.")
+    voxels = np.asarray(label.dataobj)
+    values = tuple(int(value) if value == int(value) else value for value in _values_of(voxels, path, label_values))
+    lesion = np.isin(voxels, list(label_values)) if label_values else voxels > 0
+    label = nib.Nifti1Image(lesion.astype(np.uint8), label.affine)
+    save_image(label, target)
+    check_label(target, image)
+    grid = nib.load(image)
+    turn = ornt_transform(io_orientation(label.affine), io_orientation(grid.affine))
+    turned = nib.Nifti1Image(np.asarray(label.as_reoriented(turn).dataobj), grid.affine)
+    turned.header.set_xyzt_units(grid.header.get_xyzt_units()[0])
+    save_image(turned, target)
+    return values
+
+
+def _values_of(voxels: NDArray[Any], path: Path, label_values: Collection[float]) -> list[float]:
+    values: list[float] = np.unique(voxels).tolist()
+    if not np.isfinite(voxels).all():
+        raise PipelineError(f"{path}: NaN or Inf among the voxels of the label. Replace them by 0.")
+    if not label_values and label_fault(voxels):
+        shown = ", ".join(f"{value:g}" for value in values[:8]) + ", ..." * (len(values) > 8)
+        raise PipelineError(
+            f"{path}: voxel values {shown} (expected 0 and one other). Say which are lesion, such as "
+            "--label-values 1,2,4."
+        )
+    if len(values) > 256:
+        raise PipelineError(f"{path}: {len(values)} different voxel values (expected a label). Give the mask.")
+    return values
+
+
+def _record(
+    root: Path, case: Case, patient: PatientVolumes, values: tuple[float, ...], image: Path, label: Path
+) -> VolumeRecord:
+    """What there is to tell of a patient, read from the volumes as they are handed on."""
+    seen = load_image(image)
+    lesion_voxels = int(np.count_nonzero(np.asarray(nib.load(label).dataobj)))
+    spacing = spacing_mm(image)
+    missing = missing_sequences(seen)
+    main = case.files.get("image") or case.files["flair"]
+    warnings = [f"geometry: {line}" for line in oddities(root / main if main.lower().endswith(NIFTI_SUFFIXES) else image)]
+    warnings += ["spacing: the file tells none"] * (spacing is None)
+    warnings += [f"missing sequence: {sequence}" for sequence in missing]
+    warnings += ["no lesion: the label is empty"] * (not lesion_voxels)
+    return VolumeRecord(
+        shape=seen.shape[:3],
+        lesion_voxels=lesion_voxels,
+        missing_sequences=missing,
+        mask_values=values,
+        warnings=tuple(warnings),
+        sources={path: patient.hashes[path] for path in sorted(case.paths)},
+        image_sha256=sha256_file(image),
+        label_sha256=sha256_file(label),
+        spacing_mm=spacing,
+        lesion_ml=None if spacing is None else round(lesion_voxels * float(np.prod(spacing)) / 1000, 6),
+    )
