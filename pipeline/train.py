@@ -84,12 +84,13 @@ def _run(command: Sequence[str], *, is_own: bool) -> int:
     ]
     say(" ".join(["python", *parts]))
     sys.stdout.flush()
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0] + ":backslashreplace"  # MONAI logs folder names
     ignored = [os.environ.get("PYTHONWARNINGS", ""), "ignore:parsing config_file" if is_own else ""]
     try:
         status = subprocess.run(  # noqa: S603
             command,
             check=False,
-            env={**os.environ, "PYTHONWARNINGS": ",".join(filter(None, ignored))},
+            env={**os.environ, "PYTHONWARNINGS": ",".join(filter(None, ignored)), "PYTHONIOENCODING": encoding},
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             stdout=None if logging.getLogger("pipeline").isEnabledFor(logging.INFO) else subprocess.DEVNULL,
         ).returncode

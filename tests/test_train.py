@@ -227,11 +227,13 @@ def test_monais_warning_about_trust_is_for_bundles_of_others(monkeypatch: pytest
 def test_a_training_of_our_own_shows_no_warning(manifest: Path, tmp_path: Path) -> None:
     """MONAI tells of the trust that a config needs and, with pydicom, of a decoder; no user can mend that."""
     tiny = [f"--{key}={value}" for key, value in {**TINY, "max_epochs": 1}.items()]
-    command = [sys.executable, "-m", "pipeline", "train", "--manifest", str(manifest), "--out", "run", *tiny]
-    clean = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline", "train", "--manifest", str(manifest), "--out", "läuft", *tiny]
+    clean = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stdout
+    assert "Logging error" not in done.stderr, done.stderr
+    assert r"ckpt_dir: 'l\xe4uft'" in done.stdout
     said = done.stdout + done.stderr
     assert not [word for word in ("parsing config_file", "nvImageCodec", "NvImgCodec") if word in said], said
     assert f"--bundle {BASIC.name} --weights" in done.stdout.splitlines()[-1]
