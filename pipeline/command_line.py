@@ -128,8 +128,14 @@ def program(command: str) -> str:
 def show_messages(level: int = logging.INFO, *, for_scripts: bool = False) -> None:
     """Show the messages that are logged under the name ``pipeline``; for scripts, all of them on standard error."""
     logger = logging.getLogger("pipeline")
-    logger.setLevel(level)
+    # Of several processes that share a run the first one speaks.
+    logger.setLevel(level if is_first_process() else max(level, logging.WARNING))
     logger.handlers = [Console(for_scripts=for_scripts)]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of those that torchrun started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
@@ -139,7 +145,8 @@ def say(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """The one document that ``--json`` puts on standard output."""
-    _write(json.dumps(document, indent=2) + "\n", sys.stdout)
+    if is_first_process():
+        _write(json.dumps(document, indent=2) + "\n", sys.stdout)
 
 
 def _write(text: str, stream: TextIO, *, flush: bool = False) -> None:

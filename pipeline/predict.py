@@ -78,6 +78,11 @@ def arguments() -> argparse.ArgumentParser:
         "lie apart, is read and extended",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="go on with the same run that was stopped, or with patients that came: what has its mask is kept",
+    )
     return parser
 
 
@@ -106,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_gaps=args.allow_gaps,
         pseudonymise=args.pseudonymise,
         overwrite=args.overwrite,
+        skip_existing=args.skip_existing,
         all_components=args.all_components,
         series=args.series,
         pre=args.pre,

@@ -7,9 +7,11 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,7 @@ from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
+from pipeline.model.sharing import Finished, own_device, shared
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
@@ -108,6 +111,7 @@ def predict_volumes(
     allow_gaps: bool = False,
     pseudonymise: str | Path | None = None,
     overwrite: bool = False,
+    skip_existing: bool = False,
     all_components: bool = False,
     series: str | None = None,
     pre: str | Path | None = None,
@@ -117,7 +121,8 @@ def predict_volumes(
 ) -> PredictionResult:
     """Predict volumes without truth; write masks, maps, ``predictions.csv`` and ``predictions.json``.
 
-    A volume that cannot be predicted does not keep the others from it.
+    A volume that cannot be predicted does not keep the others from it. Under torchrun each process predicts a share of
+    the volumes; the first writes the table of all.
 
     Args:
         inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, manifests or their
@@ -134,6 +139,8 @@ def predict_volumes(
         allow_gaps: Accept missing slice numbers in folders of slices.
         pseudonymise: A CSV of names and pseudonyms, read and extended; None keeps the names.
         overwrite: Replace results that are there.
+        skip_existing: Go on with a run of the same settings that was stopped, or to which patients came: volumes that
+            have their mask are not predicted again.
         all_components: Keep every connected component of a mask, not the largest alone.
         series: SeriesNumber or SeriesInstanceUID to take for FLAIR in DICOM.
         pre: Pre-contrast T1 of the one FLAIR file that ``inputs`` names, on any grid.
@@ -156,58 +163,85 @@ def predict_volumes(
     given, bundles, weights, out = path_list(inputs), path_list(bundles), path_list(weights), Path(out)
     if uncertainty:
         refuse_single_pass(len(bundles), flips=flips)
-    if pre or post:
-        found = name_sequences(given, Path(pre) if pre else None, Path(post) if post else None, out)
-    else:
-        found = find_inputs(given, out, series)
+    parts = [Path(path) if path else None for path in (pre, post)]
+    found = name_sequences(given, *parts, out) if any(parts) else find_inputs(given, out, series)
     key: dict[str, str] = {}
     if pseudonymise:
         check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
         found, key = _pseudonymised(found, Path(pseudonymise), out)
-    if not overwrite:
+    if not overwrite and not skip_existing:
         _refuse_what_is_there(out, found.sources)
     for bundle in bundles:
         config_of(bundle)
     refuse_unequal("--weights", weights, bundles)
     device_of(device, backend)
-    with locked(out, (VOLUMES, FIGURES)):
-        if found.slice_folders or any(source.is_built for source in found.sources.values()):
-            write_durably(out / BUILT_MARK, b"volumes/ here was built of other files; it is no input of a prediction\n")
-        for folder in found.slice_folders:
-            build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
+    with shared() as share, locked(out, (VOLUMES, FIGURES)) if share.is_first else nullcontext():
+        if share.is_first:
+            _build_slices(found, out, key, allow_gaps=allow_gaps)
+        share.wait()
         refuse_faults({"image": source.image} for source in found.sources.values() if not source.is_built)
-        networks = load_bundles(bundles, weights, backend, device=device, trust=trust)
-        for network in networks:
-            logger.info(network.as_trained())
-        # Until the end there is no table: one of an earlier run would pass for that of new masks.
-        for name in (TABLE_NAME, PREDICTIONS_NAME):
-            with writing_errors(out / name):
-                (out / name).unlink(missing_ok=True)
+        networks = load_bundles(bundles, weights, backend, device=own_device(device), trust=trust)
+        logger.info("\n".join(network.as_trained() for network in networks))
         predictor = Predictor(networks, flips=flips, uncertainty=uncertainty, all_components=all_components)
-        keep = _Kept(out, probability=probability, dicom_seg=dicom_seg)
-        predictions, faults = _all_predicted(predictor, found.sources, keep)
-        labels = {str(source.image): _label(name, source, key) for name, source in found.sources.items()}
-        predictions = [replace(one, image=labels[one.image]) for one in predictions]
-        rows = [asdict(prediction) for prediction in predictions]
-        summary = {
+        settings = {
             "bundles": [network.provenance() for network in networks],
             "tta": flips,
+            "all_components": all_components,
             "backend": backend,
-            "device": str(networks[0].device),
-            "versions": versions(backend),
-            "volumes": rows,
-            "failed": {labels[path]: text.replace(path, labels[path]) for path, text in faults.items()},
         }
-        write_durably(out / PREDICTIONS_NAME, (json.dumps(summary, indent=2) + "\n").encode())
-        lists = {name: [" ".join(map(str, row[name])) for row in rows] for name in ("box", "centroid_mm")}
-        table = pd.DataFrame(rows).assign(**lists).to_csv(index=False, lineterminator="\n")
-        write_durably(out / TABLE_NAME, table.encode())
-        _log_counts(found, len(predictions), named=not key)
+        written = {"probability": probability, "uncertainty": uncertainty, "dicom_seg": dicom_seg}
+        finished = Finished(out, {**settings, **written})
+        if share.is_first:
+            _remove_tables(out)
+            if not skip_existing:
+                finished.clear()
+        share.wait()
+        keep = _Kept(out, finished, probability=probability, dicom_seg=dicom_seg)
+        own = {name: found.sources[name] for name in share.of([*found.sources])}
+        predictions, faults = _all_predicted(predictor, own, keep)
+        by_name = {one.volume: one for one in share.gather(predictions)}
+        faults = dict(share.gather([*faults.items()]))
+        if not by_name:
+            raise ManifestError({path: [message] for path, message in faults.items()})
         images = {name: source.image for name, source in found.sources.items()}
+        labels = {str(source.image): _label(name, source, key) for name, source in found.sources.items()}
+        predictions = [replace(by_name[name], image=labels[str(images[name])]) for name in images if name in by_name]
         result = PredictionResult(tuple(predictions), faults, images)
-        if draw:
-            draw(result)
+        if share.is_first:
+            device = str(networks[0].device)
+            failed = {labels[path]: text.replace(path, labels[path]) for path, text in faults.items()}
+            _write_tables(out, {**settings, "device": device, "versions": versions(backend)}, predictions, failed)
+            _log_counts(found, len(predictions), named=not key)
+            if draw:
+                draw(result)
     return result
+
+
+def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gaps: bool) -> None:
+    """Build the volumes of folders of slices, and mark the folder of built volumes as no input."""
+    if found.slice_folders or any(source.is_built for source in found.sources.values()):
+        write_durably(out / BUILT_MARK, b"volumes/ here was built of other files; it is no input of a prediction\n")
+    for folder in found.slice_folders:
+        build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
+
+
+def _remove_tables(out: Path) -> None:
+    """Until the end there is no table: one of an earlier run would pass for that of new masks."""
+    for name in (TABLE_NAME, PREDICTIONS_NAME):
+        with writing_errors(out / name):
+            (out / name).unlink(missing_ok=True)
+
+
+def _write_tables(
+    out: Path, facts: Mapping[str, Any], predictions: Sequence[Prediction], failed: Mapping[str, str]
+) -> None:
+    """Write ``predictions.json`` and ``predictions.csv``."""
+    rows = [asdict(prediction) for prediction in predictions]
+    summary = {**facts, "volumes": rows, "failed": failed}
+    write_durably(out / PREDICTIONS_NAME, (json.dumps(summary, indent=2) + "\n").encode())
+    lists = {name: [" ".join(map(str, row[name])) for row in rows] for name in ("box", "centroid_mm")}
+    table = pd.DataFrame(rows).assign(**lists).to_csv(index=False, lineterminator="\n")
+    write_durably(out / TABLE_NAME, table.encode())
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> str:
@@ -254,6 +288,7 @@ class _Kept:
     """What is written of each volume, and where."""
 
     out: Path
+    finished: Finished
     probability: bool
     dicom_seg: bool
 
@@ -277,14 +312,14 @@ def _all_predicted(
         for path, one in outcomes.items()
         if isinstance(one, PipelineError)
     }
-    if not predictions:
-        raise ManifestError({path: [message] for path, message in faults.items()})
     return predictions, faults
 
 
 def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> Prediction:
     """Predict one volume and write its mask and maps."""
     image, out = source.image, keep.out
+    if earlier := _earlier(name, source, keep):
+        return earlier
     build_volume(source)
     for oddity in oddities(image):
         logger.warning("%s: %s", shown(name), oddity)
@@ -300,7 +335,7 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
     affine, spacing = open_nifti(image).affine, spacing_mm(image)
     places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
     axial = np.asarray(oriented(prediction.mask, affine).any(axis=(0, 1)))
-    return Prediction(
+    found = Prediction(
         volume=name,
         lesion_voxels=voxels,
         lesion_ml=None if spacing is None else voxels * math.prod(spacing) / 1000,
@@ -312,6 +347,19 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
         image_sha256=sha256_file(image),
         agreement=prediction.agreement,
     )
+    keep.finished.write(name, {**asdict(found), "image": ""})  # its folder is nobody's business
+    return found
+
+
+def _earlier(name: str, source: Source, keep: _Kept) -> Prediction | None:
+    """What an earlier run of the same settings found in the same image, if its mask is still there."""
+    row = keep.finished.read(name)
+    if row is None or not (keep.out / f"{name}{MASK_SUFFIX}").is_file() or not source.image.is_file():
+        return None
+    if sha256_file(source.image) != row["image_sha256"]:
+        return None
+    lists = {"box": tuple(row["box"]), "centroid_mm": tuple(row["centroid_mm"])}
+    return Prediction(**{**row, **lists, "image": str(source.image)})
 
 
 def _label(name: str, source: Source, key: Mapping[str, str]) -> str:

@@ -1,0 +1,101 @@
+"""Volumes shared out among processes, and runs that go on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.model.predictions import predict_volumes
+from pipeline.model.sharing import Finished, Share, shared
+from tests.conftest import BUNDLES, ROOT
+
+
+def test_every_item_is_in_one_share() -> None:
+    items = list(range(7))
+    parts = [Share(rank, 3).of(items) for rank in range(3)]
+    assert sorted(item for part in parts for item in part) == items
+    assert max(map(len, parts)) - min(map(len, parts)) == 1
+
+
+def test_one_process_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with shared() as share:
+        assert (share.rank, share.size, share.is_first) == (0, 1, True)
+        assert share.gather([1, 2]) == [1, 2]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(PipelineError, match=r"2 processes \(WORLD_SIZE\) cannot be joined"), shared():
+        pass
+
+
+def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
+    finished = Finished(tmp_path, {"tta": False})
+    finished.write("a", {"voxels": 3})
+    assert finished.read("a") == {"voxels": 3}
+    assert finished.read("b") is None
+    assert Finished(tmp_path, {"tta": True}).read("a") is None
+    (finished.folder / "a.json").write_text("{")
+    assert finished.read("a") is None
+    finished.clear()
+    assert not finished.folder.exists()
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one process."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    predict_volumes(manifest, BUNDLES[0], out)
+    return out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = ["-m", "pipeline.predict", str(manifest), "--bundle", str(BUNDLES[0]), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*torchrun, *command, "--no-figures"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Research only") == 1
+    assert content(tmp_path / "out") == content(whole)
+
+
+def test_a_run_that_was_stopped_goes_on(
+    whole: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has its mask is not predicted again; a mask that is gone, or of another image, is."""
+    from pipeline.model import predictions
+
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for name in ("predictions.csv", "predictions.json"):
+        (out / name).unlink()
+    masks = sorted(out.glob("*_mask.nii.gz"))
+    masks[0].unlink()
+    seen = []
+    original = predictions.save_prediction
+
+    def counted(*arguments: object) -> None:
+        seen.append(arguments[2])
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predictions, "save_prediction", counted)
+    with pytest.raises(PipelineError, match="is there already"):
+        predict_volumes(manifest, BUNDLES[0], out)
+    predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
+    assert seen == masks[:1]
+    assert content(out) == content(whole)
+    predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, flips=True)
+    assert len(seen) == 1 + len(masks)  # other settings: nothing counts
+    predict_volumes(manifest, BUNDLES[0], out, overwrite=True)
+    assert len(seen) == 1 + 2 * len(masks)
