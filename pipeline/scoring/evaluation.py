@@ -172,6 +172,9 @@ def evaluate_volumes(
             volumes,
             "evaluate",
         )
+        scores = [
+            replace(score, seen=_seen(score.patient, predictors[score.patient].bundles, cohort)) for score in scores
+        ]
         write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
         write_scores(out, scores)
         write_slices(out, scores)
@@ -247,9 +250,7 @@ def _log_notes(
     bundles: Sequence[Bundle], manifest: Manifest, provenance: Mapping[str, Any], volumes: int, *, unseen_expected: bool
 ) -> None:
     """Say by which settings the networks predict, and whether the patients are as unseen as the section promises."""
-    if manifest.raw.get("options", {}).get("pseudonymised") and any(
-        bundle.training_patients and bundle.training.get("manifest_sha256") != manifest.sha256 for bundle in bundles
-    ):
+    if _other_names(bundles, manifest):
         logger.warning(
             "these patients have pseudonyms, and the weights come from another manifest: whether any of them was "
             "trained on is not known"
@@ -289,6 +290,21 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path, *, p
         left_out = (truth.shape[2] - true.shape[2]) // 2  # at either end, by the protocol
         score = replace(score, slices=slice_counts(seen, true, 1 + left_out))
     return replace(score, reliability=reliability(probability, truth), agreement=prediction.agreement)
+
+
+def _seen(patient: str, bundles: Sequence[Bundle], manifest: Manifest) -> bool | None:
+    """Whether any of the weights were trained on a patient; None where their records or the names do not tell."""
+    if any(patient in bundle.training_patients for bundle in bundles):
+        return True
+    told = all(bundle.training_patients for bundle in bundles) and not _other_names(bundles, manifest)
+    return False if told else None
+
+
+def _other_names(bundles: Sequence[Bundle], manifest: Manifest) -> bool:
+    """Whether the patients have pseudonyms that the weights' records do not know."""
+    return bool(manifest.raw.get("options", {}).get("pseudonymised")) and any(
+        bundle.training_patients and bundle.training.get("manifest_sha256") != manifest.sha256 for bundle in bundles
+    )
 
 
 def _gzipped(path: Path) -> bytes:

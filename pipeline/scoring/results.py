@@ -40,6 +40,7 @@ class VolumeScore:
         volume_difference: (predicted - true) / true volume, -1 or more; None where the truth is empty.
         agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
             voxel.
+        seen: Whether weights that predicted the patient were trained on it; None where that is not known.
         reliability: For each tenth of probability its voxels, the sum of their probabilities and the lesion voxels
             among them; empty where no probability is known. It is not a column.
         slices: For each slice its number from 1, TP, FP and FN; empty where they were not asked for. They are rows of
@@ -58,6 +59,7 @@ class VolumeScore:
     surface_dice_2mm: float | None = None
     volume_difference: float | None = None
     agreement: float | None = None
+    seen: bool | None = None
     reliability: tuple[tuple[int, float, int], ...] = ()
     slices: tuple[tuple[int, int, int, int], ...] = ()
 
@@ -77,6 +79,11 @@ COUNT_COLUMNS = ("tp_voxels", "fp_voxels", "fn_voxels")
 OPTIONAL_COLUMNS = ("hd95_mm", "surface_dice_2mm", "volume_difference", "agreement")
 SCORE_COLUMNS = ("patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "lesion_voxels")
 """Columns of ``scores.csv``, explained at ``VolumeScore``; those of ``OPTIONAL_COLUMNS`` follow that hold a value."""
+SEEN_COLUMN = "seen"
+"""Its last column: true, false, or empty where it is not known. Version 0.1.0 had none."""
+_SEEN = {"true": True, "false": False, "": None}
+GROUPS: dict[bool | None, str] = {False: "not trained on", True: "trained on", None: "not known"}
+"""What patients are called by whether the weights were trained on them, in the order of tables."""
 SLICE_COLUMNS = ("patient", "slice", "tp", "fp", "fn", "dsc")
 """Columns of ``slices.csv``: slices are counted from 1 upwards, as in pictures; TP, FP and FN are pixels."""
 _STATISTICS = ["scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"]
@@ -102,9 +109,12 @@ def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
     """Write ``scores.csv``: a row for each volume, empty cells where a value is not defined."""
     import pandas as pd
 
-    rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels} for score in scores]
-    columns = [*SCORE_COLUMNS, *[name for name in OPTIONAL_COLUMNS if any(row[name] is not None for row in rows)]]
-    table = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
+    words = {value: word for word, value in _SEEN.items()}
+    rows = [
+        {**asdict(score), "lesion_voxels": score.lesion_voxels, SEEN_COLUMN: words[score.seen]} for score in scores
+    ]
+    optional = [name for name in OPTIONAL_COLUMNS if any(row[name] is not None for row in rows)]
+    table = pd.DataFrame(rows, columns=[*SCORE_COLUMNS, *optional, SEEN_COLUMN]).to_csv(index=False, lineterminator="\n")
     write_durably(folder / SCORES_NAME, table.encode())
 
 
@@ -177,22 +187,54 @@ def _score_of(row: Mapping[Any, str]) -> VolumeScore:
     ratios = {key: float(row[key]) if row[key] else None for key in RATIO_COLUMNS}
     counts = {key: int(row[key]) for key in COUNT_COLUMNS}
     others = {key: float(row[key]) if row.get(key) else None for key in OPTIONAL_COLUMNS}
-    return VolumeScore(patient=row["patient"], **ratios, **counts, **others)  # type: ignore[arg-type]
+    seen = _SEEN[row.get(SEEN_COLUMN, "")]
+    return VolumeScore(patient=row["patient"], seen=seen, **ratios, **counts, **others)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Subtotal:
+    """The patients of an evaluation that the weights were trained on, or were not.
+
+    Args:
+        group: One of the words of ``GROUPS``.
+        patients: How many patients they are.
+        scored: How many of them have a DSC.
+        dsc_mean: Mean DSC of those; None where there are none.
+    """
+
+    group: str
+    patients: int
+    scored: int
+    dsc_mean: float | None
+
+
+def subtotals(scores: Sequence[VolumeScore]) -> list[Subtotal]:
+    """A subtotal for each of ``GROUPS`` that has patients."""
+    found = []
+    for seen, name in GROUPS.items():
+        group = [score.dsc for score in scores if score.seen is seen]
+        dsc = [value for value in group if value is not None]
+        if group:
+            found.append(Subtotal(name, len(group), len(dsc), sum(dsc) / len(dsc) if dsc else None))
+    return found
 
 
 def scores_table(scores: Sequence[VolumeScore], summary: Mapping[str, Any]) -> str:
-    """The scores as text, worst first, with mean, median and interval."""
+    """The scores as text, worst first, with mean, median and interval, and subtotals where patients were trained on."""
+    trained_on = any(score.seen for score in scores)
     width = max(len("patient"), *(len(score.patient) for score in scores))
     in_mm = any(score.surface_dice_2mm is not None for score in scores)
     distances = f"{'HD95':>6}" + f"  {'in mm':>6}  {'S.DSC':>6}" * in_mm
     lines = [
         f"{'patient':<{width}}  {'DSC':>6}  {distances}  {'sens.':>6}  {'prec.':>6}  {'TP':>7}  {'FP':>7}  {'FN':>7}"
+        + "  trained on" * trained_on
     ]
     for s in sorted(scores, key=lambda score: -1.0 if score.dsc is None else score.dsc):
         mm = f"  {_cell(s.hd95_mm, 2)}  {_cell(s.surface_dice_2mm, 4)}" if in_mm else ""
         lines.append(
             f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}{mm}  {_cell(s.sensitivity, 4)}"
             f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
+            + {True: "  yes", False: "  no", None: "  -"}[s.seen] * trained_on
         )
     if summary["scored"]:
         low, high = summary["dsc_mean_95"]
@@ -200,6 +242,11 @@ def scores_table(scores: Sequence[VolumeScore], summary: Mapping[str, Any]) -> s
             f"mean DSC {summary['dsc_mean']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
             f"median {summary['dsc_median']:.4f}, {summary['scored']} of {summary['volumes']} volumes"
         )
+    if trained_on:
+        lines += [
+            f"{one.group}: mean DSC {_cell(one.dsc_mean, 4).strip()}, {one.scored} of {one.patients} volumes"
+            for one in subtotals(scores)
+        ]
     if summary["undefined"]:
         lines.append(f"DSC not defined (no lesion, none predicted): {', '.join(summary['undefined'])}")
     return "\n".join(lines)

@@ -123,10 +123,14 @@ def test_results_name_no_path_of_the_machine(trained, manifest, tmp_path: Path) 
 
 
 def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phantoms, tmp_path: Path, caplog) -> None:
-    assert evaluated(trained, manifest, tmp_path / "unseen").summary["seen_in_training"] == []
+    unseen = evaluated(trained, manifest, tmp_path / "unseen")
+    assert unseen.summary["seen_in_training"] == []
+    assert {score.seen for score in unseen.scores} == {False}
     other = tmp_path / "other"
     build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
-    seen = evaluated(trained, other, tmp_path / "seen").summary["seen_in_training"]
+    scored = evaluated(trained, other, tmp_path / "seen")
+    seen = scored.summary["seen_in_training"]
+    assert [score.patient for score in scored.scores if score.seen] == seen
     trained_on = {volume.patient for volume in read_manifest(manifest).sections["training"]}
     validated = {volume.patient for volume in read_manifest(other).sections["validation"]}
     assert set(seen) == trained_on & validated != set()
@@ -137,8 +141,9 @@ def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phant
 def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO", "pipeline")
     shutil.copy(trained[1] / "model.pt", tmp_path)
-    summary = evaluated((trained[0], tmp_path), manifest, tmp_path / "out").summary
-    assert not summary["bundles"][0]["recorded"]
+    result = evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+    assert not result.summary["bundles"][0]["recorded"]
+    assert {score.seen for score in result.scores} == {None}
     assert "no training.json beside the weights" in caplog.text
 
 
