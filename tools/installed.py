@@ -54,16 +54,18 @@ def install(wheel: Path, folder: Path) -> Path:
 def flair_and_truth(folder: Path) -> tuple[Path, Path]:
     """A phantom's FLAIR, alone, (H, W, D), and its label, as NIfTI files."""
     import nibabel as nib
+    import numpy as np
 
     from pipeline.cohort.building import build_manifest
     from pipeline.cohort.manifest import read_manifest
     from pipeline.cohort.phantoms import make_phantoms
+    from pipeline.scripts.volumes import open_nifti
 
     slices = make_phantoms(folder / "phantoms", patients=1, size=128, slices=12)
     build_manifest(slices, folder / "manifest", split="none")
     volume = read_manifest(folder / "manifest").sections["test"][0]
-    image = nib.load(volume.image)
-    nib.save(nib.Nifti1Image(image.get_fdata()[..., 1], image.affine), folder / "flair.nii.gz")
+    image = open_nifti(volume.image)
+    nib.Nifti1Image(np.asarray(image.dataobj)[..., 1], image.affine).to_filename(folder / "flair.nii.gz")
     return folder / "flair.nii.gz", volume.label
 
 
@@ -78,8 +80,11 @@ def run(command: Sequence[str], folder: Path) -> str:
 
 def check(binaries: Path, folder: Path) -> float:
     """DSC of the mask that the installed command writes, in an empty folder."""
-    import nibabel as nib
     import numpy as np
+
+    from pipeline.imaging.nifti import load_label
+    from pipeline.scoring.metrics import score_volume
+    from pipeline.scripts.volumes import open_nifti
 
     flair, truth = flair_and_truth(folder)
     (folder / "empty").mkdir()
@@ -87,13 +92,12 @@ def check(binaries: Path, folder: Path) -> float:
     found = json.loads(run([program, "predict", str(flair), "-o", "out", "--json"], folder / "empty"))
     if len(found["bundles"]) != 3 or [row["volume"] for row in found["volumes"]] != ["flair"]:
         raise PipelineError(f"{program}: {len(found['bundles'])} bundles, {found['volumes']} (expected 3, and flair).")
-    mask, label = nib.load(folder / "empty" / "out" / "flair_mask.nii.gz"), nib.load(truth)
-    if not np.array_equal(mask.affine, nib.load(flair).affine) or mask.shape != label.shape:
-        raise PipelineError(f"{mask.get_filename()}: on another grid than {flair}.")
-    both = np.asarray(mask.dataobj, bool), np.asarray(label.dataobj, bool)
-    dsc = float(2 * (both[0] & both[1]).sum() / (both[0].sum() + both[1].sum()))
+    mask = folder / "empty" / "out" / "flair_mask.nii.gz"
+    if not np.array_equal(open_nifti(mask).affine, open_nifti(flair).affine):
+        raise PipelineError(f"{mask}: on another grid than {flair}.")
+    dsc = score_volume("flair", load_label(mask), load_label(truth)).dsc or 0.0
     if dsc < MIN_DSC:
-        raise PipelineError(f"{mask.get_filename()}: DSC {dsc:.3f} (expected at least {MIN_DSC}).")
+        raise PipelineError(f"{mask}: DSC {dsc:.3f} (expected at least {MIN_DSC}).")
     ask = "from importlib.metadata import metadata; print(metadata('lgg-flair-pipeline')['License-Expression'])"
     if LICENCE not in run([str(binaries / "python"), "-c", ask], folder):
         raise PipelineError(f"the wheel's metadata: no {LICENCE}, the weights' licence.")
@@ -108,9 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wheel = build_wheel(folder)
         dsc = check(install(wheel, folder / "environment"), folder)
         size = wheel.stat().st_size / 1e6
-        print(
-            f"{wheel.name} ({size:.1f} MB): segments a phantom's FLAIR from an empty folder, DSC {dsc:.3f}"
-        )
+        print(f"{wheel.name} ({size:.1f} MB): segments a phantom's FLAIR from an empty folder, DSC {dsc:.3f}")
     return 0
 
 
