@@ -139,7 +139,8 @@ def _record(
     """What there is to tell of a patient, read from the volumes as they are handed on."""
     seen = load_image(image)
     lesion_voxels = int(np.count_nonzero(np.asarray(nib.load(label).dataobj)))
-    spacing = spacing_mm(image)
+    known = spacing_mm(image)
+    spacing = known and tuple(round(size, 6) for size in known)  # NIfTI holds 32 bits
     missing = missing_sequences(seen)
     main = case.files.get("image") or case.files["flair"]
     warnings = [f"geometry: {line}" for line in oddities(root / main if main.lower().endswith(NIFTI_SUFFIXES) else image)]

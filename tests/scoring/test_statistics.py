@@ -35,6 +35,17 @@ def test_summary_of_nothing_scored_has_no_mean() -> None:
     assert summary["dsc_mean_95"] == [None, None]
 
 
+def test_medians_are_of_the_volumes_that_have_a_figure() -> None:
+    shifted = box((3, 7), (2, 6), (2, 4))
+    scores = [score_volume("mm", shifted, TRUTH, (2.0, 1.0, 1.0)), score_volume("px", TRUTH, TRUTH)]
+    summary = summarise([*scores, score_volume("missed", 0 * TRUTH, TRUTH, (1.0, 1.0, 1.0))])
+    assert summary["hd95_px_median"] == 0.5
+    assert summary["hd95_mm_median"] == 2.0
+    assert summary["surface_dice_2mm_median"] == 0.5  # what was missed counts
+    assert summary["volume_difference_median"] == 0.0
+    assert summarise(scores[1:])["hd95_mm_median"] is None
+
+
 def test_bootstrap_is_seeded_and_narrows() -> None:
     values = list(np.linspace(0.8, 1.0, 20))
     assert bootstrap_interval(values, 3) == bootstrap_interval(values, 3)

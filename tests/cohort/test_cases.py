@@ -1,0 +1,177 @@
+"""Names, folders and ``dataset.json`` tell which volume is what to whom; what they do not tell is a fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cohort.cases import Cases, channel_role, find_cases
+from pipeline.cohort.listing import list_files
+
+END = ".nii.gz"
+
+
+def found(root: Path, names: Iterable[str], *, content: Any = None, skip_unpaired: bool = False) -> Cases:
+    """The cases of a folder of empty files, which are named without ``.nii.gz``."""
+    for name in names:
+        path = root / (name if "." in name else name + END)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if content is not None:
+        (root / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return find_cases(root, list_files(root), skip_unpaired=skip_unpaired)
+
+
+def files(cases: Cases) -> dict[str, dict[str, str]]:
+    assert [case.fault for case in cases.cases.values() if case.fault] == []
+    return {
+        name: {role: path.removesuffix(END) for role, path in sorted(case.files.items())}
+        for name, case in cases.cases.items()
+    }
+
+
+BIDS_ANAT, BIDS_MASK = "sub-1/ses-2/anat/sub-1_ses-2", "derivatives/x/sub-1/ses-2/sub-1_ses-2"
+B = "BraTS-GLI-00001-000"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([f"{B}/{B}-t2f", f"{B}/{B}-t1n", f"{B}/{B}-seg"], {B: {"flair": 0, "pre": 1, "label": 2}}),
+        (["BraTS20_1_flair", "BraTS20_1_t1ce", "BraTS20_1_seg"], {"BraTS20_1": {"flair": 0, "post": 1, "label": 2}}),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_dseg"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_ANAT}_label-lesion_mask"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_FLAIR_mask"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
+        (["x_image", "x_label", "y_image", "y_mask"], {"x": {"image": 0, "label": 1}, "y": {"image": 2, "label": 3}}),
+        (["images/x", "labels/x"], {"x": {"image": 0, "label": 1}}),
+        (["a/images/x_0001", "a/masks/x_0001"], {"x_0001": {"image": 0, "label": 1}}),
+        (["images/x_flair", "images/x_t1", "labels/x"], {"x": {"flair": 0, "pre": 1, "label": 2}}),
+        (["images/x_flair", "labels/x_flair"], {"x": {"flair": 0, "label": 1}}),
+        (["imagesTr/x_0000", "labelsTr/x"], {"x": {"image": 0, "label": 1}}),
+        (["P 1/flair", "P 1/mask"], {"P 1": {"flair": 0, "label": 1}}),
+        (["P1/image.nrrd", "P1/label.nrrd"], {"P1": {"image": 0, "label": 1}}),
+    ],
+)
+def test_names_tell_patients(tmp_path: Path, names: list[str], expected: dict[str, dict[str, int]]) -> None:
+    cases = found(tmp_path, names)
+    assert (cases.skipped, cases.faults) == ({}, {})
+    assert files(cases) == {
+        name: {role: names[number] for role, number in sorted(roles.items())} for name, roles in expected.items()
+    }
+
+
+def test_the_lesions_mask_and_the_raw_image_are_taken(tmp_path: Path) -> None:
+    names = [f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_desc-preproc_FLAIR", f"{BIDS_MASK}_label-lesion_mask"]
+    cases = found(tmp_path, [*names, f"{BIDS_MASK}_label-edema_mask", f"{BIDS_MASK}_desc-brain_mask", "notes.txt"])
+    assert files(cases) == {"sub-1_ses-2": {"flair": names[0], "label": names[2]}}
+    assert cases.skipped == {
+        "notes.txt": "not a volume",
+        names[1] + END: f"derived from a raw image, {names[0]}{END} is used",
+        f"{BIDS_MASK}_label-edema_mask{END}": f"not the lesion's mask, {names[2]}{END} is used",
+        f"{BIDS_MASK}_desc-brain_mask{END}": "a mask of the brain",
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["x_image", "x_label", "x_mask"], "which file is which cannot be told: x_label.nii.gz and x_mask.nii.gz"),
+        (["a/x_image", "b/x_image", "x_mask"], "a/x_image.nii.gz and b/x_image.nii.gz. Rename or remove"),
+        (["x_image", "x_flair", "x_mask"], "x_flair.nii.gz and x_image.nii.gz"),
+        (["imagesTr/x_0000", "imagesTr/x_0001", "labelsTr/x"], "nothing says which is FLAIR. Add dataset.json"),
+        (["=x_image", "=x_mask"], "the name '=x' starts with a character"),
+        (["x_image"], "patient x has no mask (expected"),
+        (["x_t1", "x_seg"], "patient x has no FLAIR (expected"),
+    ],
+)
+def test_what_cannot_be_told_is_a_fault(tmp_path: Path, names: list[str], fault: str) -> None:
+    (case,) = found(tmp_path, names).cases.values()
+    assert fault in case.fault
+    assert set(case.paths) == {name + END for name in names}
+
+
+def test_what_stands_alone_is_skipped_on_request(tmp_path: Path) -> None:
+    cases = found(tmp_path, ["x_image", "y_t1", "y_mask", "z_image", "z_mask"], skip_unpaired=True)
+    assert set(cases.cases) == {"z"}
+    assert cases.skipped == {
+        f"x_image{END}": "unpaired: patient x has no mask",
+        f"y_t1{END}": "unpaired: patient y has no FLAIR",
+        f"y_mask{END}": "unpaired: patient y has no FLAIR",
+    }
+
+
+NNUNET = ["imagesTr/x_0000", "imagesTr/x_0001", "imagesTr/x_0002", "labelsTr/x", "imagesTs/y_0000"]
+
+
+def test_channel_names_tell_the_sequences_of_nnunet(tmp_path: Path) -> None:
+    cases = found(tmp_path, NNUNET, content={"channel_names": {"0": "T1Gd", "1": "T2", "2": "T2-FLAIR"}})
+    assert files(cases) == {"x": {"post": NNUNET[0], "flair": NNUNET[2], "label": NNUNET[3]}}
+    assert cases.skipped == {
+        NNUNET[1] + END: "channel T2, not FLAIR or T1",
+        NNUNET[4] + END: "test image without label",
+        "dataset.json": "describes the folder",
+    }
+
+
+def test_a_datalist_names_pairs(tmp_path: Path) -> None:
+    pair = {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/y.nii.gz"}
+    content = {"modality": {"0": "FLAIR", "1": "T2"}, "training": [pair], "test": ["./imagesTs/z.nii.gz"]}
+    cases = found(tmp_path, ["imagesTr/x", "labelsTr/y", "imagesTs/z", "other_image", "other_mask"], content=content)
+    assert files(cases)["x"] == {"image": "imagesTr/x", "label": "labelsTr/y"}
+    assert cases.cases["x"].channels == {0: "FLAIR", 1: "T2"}
+    assert cases.skipped[f"imagesTs/z{END}"] == "without label in dataset.json"
+    assert set(cases.cases) == {"x", "other"}
+
+
+def test_a_datalist_of_nnunet_names_files_without_their_channel(tmp_path: Path) -> None:
+    pair = {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}
+    content = {"modality": {"0": "FLAIR", "1": "T1", "2": "T2"}, "training": [pair], "test": ["./imagesTs/y.nii.gz"]}
+    cases = found(tmp_path, NNUNET, content=content)
+    assert files(cases) == {"x": {"flair": NNUNET[0], "pre": NNUNET[1], "label": NNUNET[3]}}
+    assert set(cases.skipped) == {NNUNET[2] + END, NNUNET[4] + END, "dataset.json"}
+
+
+PAIR = {"image": "images/x.nii.gz", "label": "labels/x.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{", "no JSON object"),
+        ("[1]", "no JSON object"),
+        ({"training": {}}, "'training' is no list"),
+        ({"training": [{"image": 3}]}, "expected image and label"),
+        ({"training": [PAIR, PAIR]}, "names images/x.nii.gz, labels/x.nii.gz twice"),
+        ({"training": [{**PAIR, "label": "labels/gone.nii.gz"}]}, "names labels/gone.nii.gz, which is not in the folder"),
+        ({"training": [{**PAIR, "image": "../x.nii.gz"}]}, "names ../x.nii.gz, which is not in the folder"),
+        ({"modality": {"0": "T2"}, "training": [PAIR]}, "no channel FLAIR (found T2)"),
+        ({"modality": {"0": "FLAIR", "1": "T1", "2": "T1w"}}, "two channels of one sequence"),
+        ({"modality": ["FLAIR"]}, "expected numbers and names"),
+    ],
+)
+def test_an_odd_datalist_is_a_fault(tmp_path: Path, content: Any, fault: str) -> None:
+    cases = found(tmp_path, ["images/x", "labels/x"], content=content)
+    assert fault in cases.faults["dataset.json"]
+    assert "dataset.json" not in cases.skipped
+
+
+def test_voxels_in_a_file_of_their_own_belong_to_the_patient(tmp_path: Path) -> None:
+    (tmp_path / "x_image.mhd").write_text("NDims = 3\nElementDataFile = x_image.raw\n")
+    (tmp_path / "x_mask.nhdr").write_text("NRRD0004\ndata file: voxels/x.raw.gz\n")
+    (tmp_path / "y_image.mhd").write_text("ElementDataFile = LOCAL\n")
+    cases = found(tmp_path, ["x_image.raw", "voxels/x.raw.gz", "y_mask"])
+    assert set(cases.cases["x"].paths) == {"x_image.mhd", "x_mask.nhdr", "x_image.raw", "voxels/x.raw.gz"}
+    assert set(cases.cases["y"].paths) == {"y_image.mhd", f"y_mask{END}"}
+    assert cases.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("FLAIR", "flair"), ("T2 FLAIR", "flair"), ("T1w", "pre"), ("t1gd", "post"), ("pre-contrast", "pre"), ("T2", None)],
+)
+def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
+    assert channel_role(name) == role
