@@ -11,10 +11,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.command_line import CommandParser, program, run_cli, say
 from pipeline.files import OWN
-from pipeline.model.training import ALL_FOLDS, TrainingPlan, plan_training
+
+if TYPE_CHECKING:
+    from pipeline.model.training import TrainingPlan
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments()
     args, overrides = parser.parse_known_args(argv)
     options = [text.removeprefix("--") for text in parser.format_help().split() if text.startswith("--")]
+    from pipeline.model.training import plan_training
+
     plan = plan_training(**vars(args), overrides=overrides, option_names=options)
     for command in plan.commands.values():
         status = _run(command, is_own=not args.trust) if command else 0
@@ -54,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     """The best validation DSC, and the commands that score the last weights and show them."""
+    from pipeline.model.training import ALL_FOLDS
+
     what = ["--weights", str(plan.out / "model.pt")] if args.fold is None else ["--folds", str(plan.out)]
     what += [] if args.fold in (None, ALL_FOLDS) else ["--fold", args.fold]
     what += ["--trust"] if args.trust else []
