@@ -1,6 +1,7 @@
 """Command line: a folder of slices or volumes -> NIfTI volumes and manifest.json, every file accounted for.
 
-Research only. The manifest is a Decathlon datalist. Every patient has an image and a label volume. Nothing is joined from data.csv.
+Research only. The manifest is a Decathlon datalist. Every patient has an image and a label volume. Nothing is joined
+from data.csv.
 """
 
 from __future__ import annotations

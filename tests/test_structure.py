@@ -33,7 +33,14 @@ LAYERS = (
 )
 """From below: a package or module imports those of its own layer and of lower ones."""
 HEAVY = {"torch", "monai", "ignite"}
-USE_TORCH = {"model.backends", "model.bundle", "model.predictor", "model.sharing", "model.training_config"}
+USE_TORCH = {
+    "model.backends",
+    "model.bundle",
+    "model.predictor",
+    "model.sharing",
+    "model.training_config",
+    "scoring.metrics",
+}
 
 
 def imports(name: str, *, top_only: bool = False) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.cohort.changes import changes, known_sources
-from pipeline.cohort.listing import Listing, counts_line, list_files
+from pipeline.cohort.listing import counts_line, list_files
 from pipeline.cohort.manifest import STAGING, Manifest, read_manifest, unchanged, write_manifest
 from pipeline.cohort.names import institution
 from pipeline.cohort.patients import volume_names
@@ -147,7 +147,7 @@ def build_manifest(
             content = content.without(changed, "changed since the manifest was built")
             counts = content.counts(listing)
             try:
-                _judge(source, listing, found, content.faults, changed, skip_faulty)
+                _judge(source, found, content.faults, changed, skip_faulty)
                 division = divide(content.records, choice, content.faulty)
             except PipelineError as error:
                 error.add_note(counts_line(counts))
@@ -182,17 +182,12 @@ def _earlier_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
 
 
 def _judge(
-    source: Path,
-    listing: Listing,
-    found: Found,
-    faults: Mapping[str, list[str]],
-    changed: Mapping[str, list[str]],
-    skip_faulty: bool,
+    source: Path, found: Found, faults: Mapping[str, list[str]], changed: Mapping[str, list[str]], skip_faulty: bool
 ) -> None:
     """Refuse a folder without patients, with files that changed, or with faults that may not be skipped."""
-    if not found.files and not listing.slices and not faults:
+    if not found.files and not faults:
         raise PipelineError(
-            f"{source}: no slice among {len(listing.stamps)} file(s), and no volume with its mask (expected "
+            f"{source}: no slice among {len(found.skipped)} file(s), and no volume with its mask (expected "
             "<patient>_<number>.tif and <patient>_<number>_mask.tif, or volumes such as X_image.nii.gz and "
             "X_mask.nii.gz). Check the path and the names."
         )

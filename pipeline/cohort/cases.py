@@ -1,8 +1,14 @@
 """Volume files of a folder -> patients with image and mask, told from names, folders and ``dataset.json``.
 
-Known are BraTS (``X-t2f``, ``X_flair``, ``X-seg``), BIDS (``sub-X_FLAIR``, masks beside or in ``derivatives/``), nnU-Net
-(``imagesTr/X_0000``, ``labelsTr/X``), Decathlon datalists (``dataset.json``) and pairs by name (``X_image`` and
-``X_label`` or ``X_mask``, ``images/X`` and ``labels/X``). What cannot be told is a fault, never guessed.
+What is known:
+
+- BraTS: ``X-t2f`` or ``X_flair``, T1 beside it, ``X-seg``.
+- BIDS: ``sub-X_FLAIR``, masks (``_mask``, ``_dseg``) beside it or in ``derivatives/``.
+- nnU-Net: ``imagesTr/X_0000``, ``labelsTr/X``; ``channel_names`` in ``dataset.json`` say which channel is FLAIR.
+- Decathlon: pairs that ``dataset.json`` lists.
+- Pairs by name: ``X_image`` and ``X_label`` or ``X_mask``; ``images/X`` and ``labels/X``.
+
+What cannot be told is a fault, never guessed.
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,10 +37,12 @@ EXPECTED = {
     "mask": "a file named as by BraTS, BIDS, nnU-Net or in a pair, such as X_seg, X_mask or labels/X",
     "FLAIR": "a file such as X_flair, X-t2f, X_FLAIR, X_image or images/X",
 }
-_NAMELESS = "its name tells neither FLAIR, T1 nor a mask"
+_OTHER_CHANNEL = "channel {}, not FLAIR or T1"
 _LABEL = re.compile(r"(?:(?P<case>.+?)[-_. ])?(?:seg|dseg|segmentation|mask|labels?)", re.IGNORECASE)
 _BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
-_FOLDER = re.compile(r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE)
+_FOLDER = re.compile(
+    r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE
+)
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 _OWN_CHANNELS = dict(zip(CHANNELS, ("pre", "flair", "post"), strict=True))
@@ -91,42 +100,49 @@ def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> 
         skip_unpaired: Skip images without mask and masks without image.
     """
     free = [path for path, reason in listing.skipped.items() if reason == NOT_A_SLICE]
-    volumes = sorted(filter(is_volume_name, free))
+    volumes = {path for path in free if is_volume_name(path)}
     if not volumes:
         return Cases()
-    skipped: dict[str, str] = {path: "not a volume" for path in free if path not in volumes}
-    faults: dict[str, str] = {}
-    told: list[_Told] = []
-    rest = set(volumes)
-    channels: dict[str, Channels] = {}
-    for path in sorted(skipped, reverse=True):  # what lies deeper comes first
-        if PurePosixPath(path).name != DATASET_NAME:
-            continue
-        skipped[path] = "describes the folder"
+    described = _described(root, [path for path in free if PurePosixPath(path).name == DATASET_NAME], volumes)
+    rest = volumes - {each.path for each in described.told} - described.skipped.keys()
+    by_name, nameless = _told_by_names(sorted(rest), described.channels)
+    told = [*described.told, *by_name]
+    cases, left_out = _grouped(told, skip_unpaired=skip_unpaired)
+    cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
+    used = {path for case in cases.values() for path in case.paths}
+    skipped = {path: "not a volume" for path in free if path not in volumes}
+    skipped |= described.skipped | nameless | left_out
+    owners = {path: (name, f"_data{_suffix(path)}") for name, case in cases.items() for path in case.paths}
+    owners |= {each.path: (each.patient, f"_{each.role}{_suffix(each.path)}") for each in told}
+    apart = used | described.faults.keys()
+    return Cases(cases, {path: why for path, why in skipped.items() if path not in apart}, described.faults, owners)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What all ``dataset.json`` tell: files, path -> why one is not used, faults of theirs, folder -> channels."""
+
+    told: list[_Told] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    channels: dict[str, Channels] = field(default_factory=dict)
+
+
+def _described(root: Path, paths: Sequence[str], volumes: Collection[str]) -> _Described:
+    found = _Described()
+    for path in paths:
         folder = posixpath.dirname(path)
         try:
             content = _read_json(root / path)
-            channels[folder] = _channels(content)
-            listed, without = _listed(content, folder, rest, channels[folder])
+            channels = _channels(content)
+            told, skipped = _listed(content, folder, volumes, channels)
         except PipelineError as error:
-            del skipped[path]
-            faults[path] = str(error)
-            continue
-        told += listed
-        skipped |= dict.fromkeys(without, f"without label in {path}")
-        rest -= {each.path for each in listed} | without
-    by_name, nameless = _told_by_names(sorted(rest), channels)
-    told += by_name
-    skipped |= nameless
-    cases, left_out = _grouped(told, skip_unpaired=skip_unpaired)
-    skipped |= left_out
-    cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
-    used = {path for case in cases.values() for path in case.paths}
-    owners = {each.path: (each.patient, f"_{each.role}{_suffix(each.path)}") for each in told}
-    owners |= {
-        path: (name, f"_data{_suffix(path)}") for name, case in cases.items() for path in case.paths if path not in owners
-    }
-    return Cases(cases, {path: reason for path, reason in skipped.items() if path not in used}, faults, owners)
+            found.faults[path] = str(error)
+        else:
+            found.told.extend(told)
+            found.channels[folder] = channels
+            found.skipped.update(skipped | {path: "describes the folder"})
+    return found
 
 
 def _suffix(path: str) -> str:
@@ -138,7 +154,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return {**json.loads(content_of(path, MAX_JSON_BYTES))}
     except (OSError, ValueError, TypeError) as error:
-        raise PipelineError(f"no JSON object ({shown(error)}). Restore it, or remove it to pair files by name.") from error
+        raise PipelineError(
+            f"no JSON object ({shown(error)}). Restore it, or remove it to pair files by name."
+        ) from error
 
 
 def _channels(content: Mapping[str, Any]) -> Channels:
@@ -164,38 +182,39 @@ def channel_role(name: str) -> str | None:
 
 def _listed(
     content: Mapping[str, Any], folder: str, volumes: Collection[str], channels: Channels
-) -> tuple[list[_Told], set[str]]:
-    """Files that a Decathlon datalist names, and its images without label."""
+) -> tuple[list[_Told], dict[str, str]]:
+    """Files that a Decathlon datalist names; path -> why one of them is not used."""
     told: list[_Told] = []
-    without: set[str] = set()
+    skipped: dict[str, str] = {}
     for section in SECTIONS:
         items = content.get(section, [])
         if not isinstance(items, list):
             raise PipelineError(f"{section!r} is no list. Mend the file.")
         for item in items:
-            item = item if isinstance(item, dict) else {"image": item}
-            given = item.get("image")
-            names = given if isinstance(given, list) else [given]
-            label = item.get("label")
-            if not names or not all(isinstance(one, str) for one in (*names, *([label] * ("label" in item)))):
+            pair = item if isinstance(item, dict) else {"image": item}
+            image: Any = pair.get("image")
+            label: Any = pair.get("label")
+            names: list[Any] = image if isinstance(image, list) else [image]
+            if not names or not all(isinstance(name, str) for name in (*names, "" if label is None else label)):
                 raise PipelineError(f"{shown(item)[:100]} in {section!r} (expected image and label). Mend the file.")
-            images = [image for name in names for image in _existing(folder, name, volumes)]
+            images = [path for name in names for path in _existing(folder, name, volumes)]
             if label is None:
-                without |= set(images)
+                skipped |= dict.fromkeys(images, f"listed in {section!r} without label")
                 continue
-            mask = _existing(folder, label, volumes)[0]
             patient = _patient(PurePosixPath(posixpath.normpath(names[0])))
-            told.append(_Told(mask, patient, "label"))
+            told.append(_Told(_existing(folder, label, volumes)[0], patient, "label"))
             if len(images) == 1:
                 told.append(_Told(images[0], patient, "image", channels))
                 continue
-            roles = [channel_role(channels.get(number, "")) for number in range(len(images))]
-            told += [_Told(path, patient, role) for path, role in zip(images, roles, strict=True) if role]
-            without |= {path for path, role in zip(images, roles, strict=True) if not role}
-    paths = [each.path for each in told]
-    if twice := {path for path in paths if paths.count(path) > 1}:
+            for number, path in enumerate(images):
+                if role := channel_role(channels.get(number, "")):
+                    told.append(_Told(path, patient, role))
+                else:
+                    skipped[path] = _OTHER_CHANNEL.format(channels.get(number, number))
+    twice = [path for path, count in Counter(each.path for each in told).items() if count > 1]
+    if twice:
         raise PipelineError(f"names {', '.join(sorted(twice)[:5])} twice. Remove one of the two.")
-    return told, without
+    return told, skipped
 
 
 def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
@@ -211,9 +230,7 @@ def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
     return found
 
 
-def _told_by_names(
-    paths: Iterable[str], described: Mapping[str, Channels]
-) -> tuple[list[_Told], dict[str, str]]:
+def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> tuple[list[_Told], dict[str, str]]:
     """Patient and role of each file by its name and folder; path -> why a file is passed over."""
     told: list[_Told] = []
     others: list[PurePosixPath] = []
@@ -224,7 +241,9 @@ def _told_by_names(
             skipped[str(path)] = "a mask of the brain"
         elif label:
             case = label["case"]
-            told.append(_Told(str(path), _patient(path.with_name(f"{case}.nii")) if case else path.parent.name, "label"))
+            told.append(
+                _Told(str(path), _patient(path.with_name(f"{case}.nii")) if case else path.parent.name, "label")
+            )
         elif _folder_of(path)[0] in ("label", "mask"):
             told.append(_Told(str(path), _patient(path), "label"))
         else:
@@ -265,22 +284,22 @@ def _image_told(path: PurePosixPath, labelled: Collection[str], channels: Channe
     """What an image file is to whom, or why it is passed over."""
     stem = stem_of(path.name)
     kind, part = _folder_of(path)
-    if kind == "image" and stem not in labelled and (numbered := _NUMBERED.fullmatch(stem)):
-        number, patient = int(numbered["channel"]), numbered["case"]
-        if part in ("ts", "test") and patient not in labelled:
-            return "test image without label"
-        if not channels:
-            return _Told(str(path), patient, f"channel {number}")
-        role = channel_role(channels.get(number, ""))
-        return _Told(str(path), patient, role) if role else f"channel {channels.get(number, number)}, not FLAIR or T1"
-    if told := role_of(Path(path)):
-        return _Told(str(path), *told)
-    if kind == "image" or stem.endswith("_image") or stem == "image":
-        patient = path.parent.name if stem == "image" else _patient(path)
-        if part in ("ts", "test") and patient not in labelled:
-            return "test image without label"
-        return _Told(str(path), patient, "image", channels)
-    return _NAMELESS
+    numbered = _NUMBERED.fullmatch(stem) if kind == "image" and stem not in labelled else None
+    told = role_of(Path(path))
+    if numbered:
+        number = int(numbered["channel"])
+        role = channel_role(channels.get(number, "")) if channels else f"channel {number}"
+        found = _Told(str(path), numbered["case"], role) if role else None
+        reason = _OTHER_CHANNEL.format(channels.get(number, number))
+    elif told:
+        found = _Told(str(path), *told)
+    elif kind == "image" or stem.endswith("_image") or stem == "image":
+        found = _Told(str(path), path.parent.name if stem == "image" else _patient(path), "image", channels)
+    else:
+        found, reason = None, "its name tells neither FLAIR, T1 nor a mask"
+    if found and part in ("ts", "test") and found.patient not in labelled:
+        return "test image without label"
+    return found or reason
 
 
 def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, Case], dict[str, str]]:
@@ -295,25 +314,29 @@ def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, C
         for role, paths in roles.items():
             roles[role], passed_over = _preferred(role, paths)
             skipped |= passed_over
-        paths = tuple(sorted(path for group in roles.values() for path in group))
+        everything = tuple(sorted(path for group in roles.values() for path in group))
         files = {role: group[0] for role, group in roles.items()}
         if [role for role in files if role != "label"] == ["channel 0"]:
             files["image"] = files.pop("channel 0")
         fault = _naming_fault(patient, roles, files)
         lacking = "" if fault else _lacking(files)
         if lacking and skip_unpaired:
-            skipped |= dict.fromkeys(paths, f"unpaired: patient {patient} has no {lacking}")
+            skipped |= dict.fromkeys(everything, f"unpaired: patient {patient} has no {lacking}")
         else:
             if lacking:
-                fault = f"patient {patient} has no {lacking} (expected {EXPECTED[lacking]}). Add it, or pass --skip-unpaired."
-            cases[patient] = Case(files, paths, channels.get(patient, {}), fault)
+                expected = EXPECTED[lacking]
+                fault = f"patient {patient} has no {lacking} (expected {expected}). Add it, or pass --skip-unpaired."
+            cases[patient] = Case(files, everything, channels.get(patient, {}), fault)
     return cases, skipped
 
 
 def _preferred(role: str, paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Of several files the one that names itself the lesion's mask, or the raw image; all where that does not tell."""
     if role == "label":
-        chosen, reason = [path for path in paths if "lesion" in PurePosixPath(path).name.lower()], "not the lesion's mask"
+        chosen, reason = (
+            [path for path in paths if "lesion" in PurePosixPath(path).name.lower()],
+            "not the lesion's mask",
+        )
     else:
         chosen, reason = [path for path in paths if "derivatives" not in path.split("/")], "derived from a raw image"
     if len(paths) == 1 or len(chosen) != 1:
@@ -362,4 +385,6 @@ def _data_file(root: Path, path: str) -> str:
             named = _DATA_FILE.search(file.read(2**16))
     except OSError:
         return ""  # told when it is read
-    return posixpath.normpath(posixpath.join(posixpath.dirname(path), named[1].decode(errors="replace"))) if named else ""
+    return (
+        posixpath.normpath(posixpath.join(posixpath.dirname(path), named[1].decode(errors="replace"))) if named else ""
+    )

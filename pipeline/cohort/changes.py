@@ -19,9 +19,7 @@ Sources = dict[str, dict[str, str]]
 """Patient of a manifest -> path in the source folder -> SHA-256 when the manifest was built."""
 
 
-def known_sources(
-    manifest: Manifest, root: Path, listing: Listing, key: Path | None
-) -> tuple[Sources, dict[str, str]]:
+def known_sources(manifest: Manifest, root: Path, listing: Listing, key: Path | None) -> tuple[Sources, dict[str, str]]:
     """The sources of a manifest of this folder, and path in the manifest -> path in the folder where they differ."""
     done = bool(manifest.raw.get("options", {}).get("pseudonymised"))
     if done != bool(key):
@@ -64,9 +62,7 @@ def changes(known: Sources, paths: Collection[str], hashes: Mapping[str, str]) -
 def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Path | None = None) -> str:
     """Recheck the SHA-256 of every source file and volume of a manifest; nothing is written."""
     listing, manifest = list_files(Path(source)), read_manifest(out)
-    known, names = known_sources(
-        manifest, Path(source), listing, Path(pseudonymise) if pseudonymise else None
-    )
+    known, names = known_sources(manifest, Path(source), listing, Path(pseudonymise) if pseudonymise else None)
     faults: dict[str, list[str]] = defaultdict(list)
     hashes: dict[str, str] = {}
     for volume in progress(manifest.volumes, "verify", "patient"):

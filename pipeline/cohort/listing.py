@@ -128,7 +128,9 @@ def hash_of(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise PipelineError(f"cannot be read ({error.strerror or error}). Replace it, or mend its permissions.") from error
+        raise PipelineError(
+            f"cannot be read ({error.strerror or error}). Replace it, or mend its permissions."
+        ) from error
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -133,8 +133,8 @@ def _listed(file: Path, section: str, items: Any) -> tuple[Volume, ...]:
     for item in items:
         found = item if isinstance(item, dict) else {"image": item}
         image, label, fold = found.get("image"), found.get("label"), found.get("fold")
-        fits = isinstance(image, str) and isinstance(label, (str, type(None))) and type(fold) in (int, type(None))
-        if not fits:
+        fits = isinstance(label, (str, type(None))) and type(fold) in (int, type(None))
+        if not isinstance(image, str) or not fits:
             raise PipelineError(
                 f"{file}: {shown(item)[:100]} in {section!r} (expected image and label, each a path). Mend the file."
             )

@@ -149,9 +149,7 @@ def slice_owners(paths: Iterable[str]) -> dict[str, tuple[str, str]]:
     return owners
 
 
-def _found_volumes(
-    root: Path, listing: Listing, cases: Cases, staging: Path, label_values: Sequence[float]
-) -> Found:
+def _found_volumes(root: Path, listing: Listing, cases: Cases, staging: Path, label_values: Sequence[float]) -> Found:
     skipped = {path: reason for path, reason in listing.skipped.items() if path not in cases.owners}
     slices = dict.fromkeys(listing.slices, "not a volume")
     refused = {**listing.faults, **cases.faults}

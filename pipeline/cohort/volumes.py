@@ -18,9 +18,9 @@ from pipeline.cohort.manifest import PatientRecord
 from pipeline.cohort.patients import PatientVolumes, missing_sequences, volume_names
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, join_sequences, read_volume
-from pipeline.imaging.nifti import load_image, oddities, refuse_unusable, save_image, spacing_mm
+from pipeline.imaging.nifti import load_image, load_label, oddities, refuse_unusable, save_image, spacing_mm
 from pipeline.scripts.files import sha256_file
-from pipeline.scripts.volumes import check_label, label_fault
+from pipeline.scripts.volumes import check_label, label_fault, open_nifti
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,17 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
     if patient.faults:
         return patient
     image, label = (staging / file for file in volume_names(name))
+    main = case.files.get("image") or case.files["flair"]
     try:
         _save_image(root, case, image)
         values = _save_label(root / case.files["label"], image, label, label_values)
     except PipelineError as error:
-        main = case.files.get("image") or case.files["flair"]
         text = str(error).replace(str(label), case.files["label"]).replace(str(image), main).replace(f"{root}/", "")
         subject = next((path for path in case.paths if text.startswith(f"{path}: ")), name)
         patient.faults[subject].append(text.removeprefix(f"{subject}: "))
         return patient
-    return replace(patient, record=_record(root, case, patient, values, image, label))
+    sources = {path: patient.hashes[path] for path in sorted(case.paths)}
+    return replace(patient, record=_record(root / main, sources, values, image, label))
 
 
 def _save_image(root: Path, case: Case, target: Path) -> None:
@@ -110,7 +111,7 @@ def _save_label(path: Path, image: Path, target: Path, label_values: Collection[
     label = nib.Nifti1Image(lesion.astype(np.uint8), label.affine)
     save_image(label, target)
     check_label(target, image)
-    grid = nib.load(image)
+    grid = open_nifti(image)
     turn = ornt_transform(io_orientation(label.affine), io_orientation(grid.affine))
     turned = nib.Nifti1Image(np.asarray(label.as_reoriented(turn).dataobj), grid.affine)
     turned.header.set_xyzt_units(grid.header.get_xyzt_units()[0])
@@ -133,17 +134,16 @@ def _values_of(voxels: NDArray[Any], path: Path, label_values: Collection[float]
     return values
 
 
-def _record(
-    root: Path, case: Case, patient: PatientVolumes, values: tuple[float, ...], image: Path, label: Path
-) -> VolumeRecord:
-    """What there is to tell of a patient, read from the volumes as they are handed on."""
+def _record(source: Path, sources: dict[str, str], values: tuple[float, ...], image: Path, label: Path) -> VolumeRecord:
+    """What there is to tell of a patient, read from the volumes as they are handed on; ``source`` is of FLAIR."""
     seen = load_image(image)
-    lesion_voxels = int(np.count_nonzero(np.asarray(nib.load(label).dataobj)))
+    lesion_voxels = int(np.count_nonzero(load_label(label)))
     known = spacing_mm(image)
-    spacing = known and tuple(round(size, 6) for size in known)  # NIfTI holds 32 bits
+    # NIfTI holds 32 bits: what they add to 0.9 is left out.
+    spacing = (round(known[0], 6), round(known[1], 6), round(known[2], 6)) if known else None
     missing = missing_sequences(seen)
-    main = case.files.get("image") or case.files["flair"]
-    warnings = [f"geometry: {line}" for line in oddities(root / main if main.lower().endswith(NIFTI_SUFFIXES) else image)]
+    is_nifti = source.name.lower().endswith(NIFTI_SUFFIXES)
+    warnings = [f"geometry: {line}" for line in oddities(source if is_nifti else image)]
     warnings += ["spacing: the file tells none"] * (spacing is None)
     warnings += [f"missing sequence: {sequence}" for sequence in missing]
     warnings += ["no lesion: the label is empty"] * (not lesion_voxels)
@@ -153,9 +153,9 @@ def _record(
         missing_sequences=missing,
         mask_values=values,
         warnings=tuple(warnings),
-        sources={path: patient.hashes[path] for path in sorted(case.paths)},
+        sources=sources,
         image_sha256=sha256_file(image),
         label_sha256=sha256_file(label),
         spacing_mm=spacing,
-        lesion_ml=None if spacing is None else round(lesion_voxels * float(np.prod(spacing)) / 1000, 6),
+        lesion_ml=round(lesion_voxels * float(np.prod(spacing)) / 1000, 6) if spacing else None,
     )

@@ -112,26 +112,28 @@ def _hd95_px(predicted: Mask, true: Mask) -> float | None:
     return float(hd95(predicted, true))
 
 
-def _surfaces_mm(
-    predicted: Mask, true: Mask, spacing: tuple[float, float, float]
-) -> tuple[float | None, float | None]:
+def _surfaces_mm(predicted: Mask, true: Mask, spacing: tuple[float, float, float]) -> tuple[float | None, float | None]:
     """HD95 in mm and surface DSC at ``TOLERANCE_MM``."""
     if not (predicted.any() and true.any()):
         return None, 0.0 if predicted.any() or true.any() else None
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-    pair = [torch.from_numpy(mask)[None, None] for mask in (predicted, true)]
-    options = {"include_background": True, "spacing": spacing}
-    distance = compute_hausdorff_distance(*pair, percentile=95, **options)
-    return float(distance), float(compute_surface_dice(*pair, class_thresholds=[TOLERANCE_MM], **options))
+    ours, theirs = (torch.from_numpy(mask)[None, None] for mask in (predicted, true))
+    distance = compute_hausdorff_distance(ours, theirs, include_background=True, percentile=95, spacing=spacing)
+    dsc = compute_surface_dice(ours, theirs, [TOLERANCE_MM], include_background=True, spacing=spacing)
+    return float(distance), float(dsc)
 
 
-def slice_counts(prediction: NDArray[Any], truth: NDArray[Any], first: int = 1) -> tuple[tuple[int, int, int, int], ...]:
+def slice_counts(
+    prediction: NDArray[Any], truth: NDArray[Any], first: int = 1
+) -> tuple[tuple[int, int, int, int], ...]:
     """Number, TP, FP and FN of each slice of two masks (H, W, D), 0 and 1; the lowest has the number ``first``."""
     predicted, true = as_mask(prediction, "prediction"), as_mask(truth, "truth")
     counts = (np.count_nonzero(each, axis=(0, 1)) for each in (predicted & true, predicted & ~true, true & ~predicted))
-    return tuple((number, int(tp), int(fp), int(fn)) for number, (tp, fp, fn) in enumerate(zip(*counts, strict=True), first))
+    return tuple(
+        (number, int(tp), int(fp), int(fn)) for number, (tp, fp, fn) in enumerate(zip(*counts, strict=True), first)
+    )
 
 
 def reliability(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[tuple[int, float, int], ...]:

@@ -123,7 +123,7 @@ def test_a_datalist_names_pairs(tmp_path: Path) -> None:
     cases = found(tmp_path, ["imagesTr/x", "labelsTr/y", "imagesTs/z", "other_image", "other_mask"], content=content)
     assert files(cases)["x"] == {"image": "imagesTr/x", "label": "labelsTr/y"}
     assert cases.cases["x"].channels == {0: "FLAIR", 1: "T2"}
-    assert cases.skipped[f"imagesTs/z{END}"] == "without label in dataset.json"
+    assert cases.skipped[f"imagesTs/z{END}"] == "listed in 'test' without label"
     assert set(cases.cases) == {"x", "other"}
 
 
@@ -132,7 +132,11 @@ def test_a_datalist_of_nnunet_names_files_without_their_channel(tmp_path: Path) 
     content = {"modality": {"0": "FLAIR", "1": "T1", "2": "T2"}, "training": [pair], "test": ["./imagesTs/y.nii.gz"]}
     cases = found(tmp_path, NNUNET, content=content)
     assert files(cases) == {"x": {"flair": NNUNET[0], "pre": NNUNET[1], "label": NNUNET[3]}}
-    assert set(cases.skipped) == {NNUNET[2] + END, NNUNET[4] + END, "dataset.json"}
+    assert cases.skipped == {
+        NNUNET[2] + END: "channel T2, not FLAIR or T1",
+        NNUNET[4] + END: "listed in 'test' without label",
+        "dataset.json": "describes the folder",
+    }
 
 
 PAIR = {"image": "images/x.nii.gz", "label": "labels/x.nii.gz"}
@@ -146,7 +150,10 @@ PAIR = {"image": "images/x.nii.gz", "label": "labels/x.nii.gz"}
         ({"training": {}}, "'training' is no list"),
         ({"training": [{"image": 3}]}, "expected image and label"),
         ({"training": [PAIR, PAIR]}, "names images/x.nii.gz, labels/x.nii.gz twice"),
-        ({"training": [{**PAIR, "label": "labels/gone.nii.gz"}]}, "names labels/gone.nii.gz, which is not in the folder"),
+        (
+            {"training": [{**PAIR, "label": "labels/gone.nii.gz"}]},
+            "names labels/gone.nii.gz, which is not in the folder",
+        ),
         ({"training": [{**PAIR, "image": "../x.nii.gz"}]}, "names ../x.nii.gz, which is not in the folder"),
         ({"modality": {"0": "T2"}, "training": [PAIR]}, "no channel FLAIR (found T2)"),
         ({"modality": {"0": "FLAIR", "1": "T1", "2": "T1w"}}, "two channels of one sequence"),
@@ -171,7 +178,14 @@ def test_voxels_in_a_file_of_their_own_belong_to_the_patient(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "role"),
-    [("FLAIR", "flair"), ("T2 FLAIR", "flair"), ("T1w", "pre"), ("t1gd", "post"), ("pre-contrast", "pre"), ("T2", None)],
+    [
+        ("FLAIR", "flair"),
+        ("T2 FLAIR", "flair"),
+        ("T1w", "pre"),
+        ("t1gd", "post"),
+        ("pre-contrast", "pre"),
+        ("T2", None),
+    ],
 )
 def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
     assert channel_role(name) == role

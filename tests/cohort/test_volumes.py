@@ -249,7 +249,9 @@ def test_nothing_of_a_header_but_the_grid_is_handed_on(tmp_path: Path) -> None:
     built(tmp_path / "in", tmp_path / "out", split="none")
     stored = nib.load(tmp_path / "out" / "volumes" / "x_image.nii.gz")
     assert stored.header["descrip"].tobytes().rstrip(b"\0") == b"research only"
-    assert spacing_mm(tmp_path / "out" / "volumes" / "x_image.nii.gz") == pytest.approx(voxel_sizes(image.affine)[[1, 0, 2]])
+    assert spacing_mm(tmp_path / "out" / "volumes" / "x_image.nii.gz") == pytest.approx(
+        voxel_sizes(image.affine)[[1, 0, 2]]
+    )
 
 
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def nnunet(root: Path, patients: int = 2, names: Mapping[str, str] | None = None
     save(root / "imagesTs" / "C9_0000.nii.gz", phantom(9)[0][..., FLAIR])
     names = {"0": "FLAIR", "1": "T1Gd", "2": "T2"} if names is None else names
     if names:
-        write_json(root / "dataset.json", {"channel_names": names, "labels": {"background": 0}, "file_ending": ".nii.gz"})
+        write_json(
+            root / "dataset.json", {"channel_names": names, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+        )
     return root
 
 
@@ -117,7 +119,9 @@ def decathlon(root: Path, patients: int = 2) -> Path:
         stacked = np.stack([image[..., FLAIR], image[..., PRE], image[..., POST], image[..., FLAIR] // 2], axis=-1)
         save(root / "imagesTr" / f"BRATS_{number:03d}.nii.gz", stacked)
         save(root / "labelsTr" / f"BRATS_{number:03d}.nii.gz", mask)
-        training.append({"image": f"./imagesTr/BRATS_{number:03d}.nii.gz", "label": f"./labelsTr/BRATS_{number:03d}.nii.gz"})
+        training.append(
+            {"image": f"./imagesTr/BRATS_{number:03d}.nii.gz", "label": f"./labelsTr/BRATS_{number:03d}.nii.gz"}
+        )
     save(root / "imagesTs" / "BRATS_900.nii.gz", stacked)
     modality = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
     write_json(
