@@ -28,9 +28,9 @@ from pipeline.cohort.manifest import read_manifest, select
 from pipeline.cohort.names import parse_name
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image, nifti_bytes
-from pipeline.imaging.tiff import decode_slice
-from pipeline.model.weights import read_state
+from pipeline.imaging.pictures import decode_slice
 from pipeline.scripts.volumes import check_image
+from pipeline.scripts.weights import read_state
 from stress.flips import damaged
 
 MAX_SECONDS, MAX_BYTES, HANG_SECONDS = 10.0, 2 * 2**30, 120.0

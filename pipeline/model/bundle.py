@@ -20,11 +20,10 @@ from pipeline.errors import PipelineError
 from pipeline.files import OWN, named_path
 from pipeline.model.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.model.trust import refuse_foreign, refuse_links
-from pipeline.model.weights import load_state, read_state
 from pipeline.scripts.faults import ready_libraries
 from pipeline.scripts.files import sha256_bytes
-from pipeline.scripts.records import RECORD, changed_settings, trained_settings, without_fetching
-from pipeline.scripts.weights import WEIGHTS, read_weights
+from pipeline.scripts.records import RECORD, changed_settings, seen_patients, trained_settings, without_fetching
+from pipeline.scripts.weights import WEIGHTS, load_state, read_state, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +63,8 @@ class Bundle:
         settings: Keys of the config that the weights were trained with other values of, and those values.
         recorded: Whether a ``training.json`` lies beside the weights.
         training: Seed, manifest, machine, budget and method of the training; empty where they are not recorded.
-        training_patients: Ids of the patients that were trained on; empty where they are not recorded.
+        training_patients: Ids of the patients that were trained on, also by the weights that the training started
+            from; empty where they are not recorded.
         backend: The name of what runs the network, a key of ``BACKENDS``.
         replaced: The weights in the bundle's folder are others than its metadata names, left by a training.
     """
@@ -153,10 +153,9 @@ def device_of(name: str | None, backend: str = TORCH) -> str | None:
         return "cpu"
     if name is None:
         return None
-    import torch
+    from pipeline.scripts.machine import devices
 
-    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    found += ["mps"] if torch.backends.mps.is_available() else []
+    found = devices()
     device = f"{name}:0" if name == "cuda" else name
     if device not in found:
         raise PipelineError(f"--device {name}: this machine has no such device (found: {', '.join(found)}). Pass one.")
@@ -256,7 +255,7 @@ def load_bundle(
         settings=settings,
         recorded=bool(given.record),
         training=_training_facts(given.record),
-        training_patients=tuple(map(str, given.record.get("training_patients", ()))),
+        training_patients=tuple(seen_patients(given.record)),
         backend=backend,
         replaced=given.is_replaced,
     )

@@ -1,12 +1,15 @@
-"""The config that runs: keys of earlier versions, switches, and the bundle's own text."""
+"""The config that runs: keys of earlier versions, what each setting may be, and the bundle's own text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .faults import PipelineError
+from .faults import PipelineError, explain_faults
 
 REMOVED = {
     "attached": "train#handlers",
@@ -26,25 +29,124 @@ REMOVED = {
     "validate#pictures": "validate#handlers",
 }
 """Keys of earlier configs -> what to use in their place."""
+REMOVED_FROM_TRAINING = {**REMOVED, "ckpt_path": "init, to start from weights"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting may be, in words and as a test."""
+
+    expected: str
+    allows: Callable[[Any], bool]
+
+
+def _number(least: float, most: float = math.inf, *, whole: bool = False, between: bool = False) -> Setting:
+    """A number from ``least`` to ``most``, both included or, where it must lie ``between`` them, not."""
+    if most < math.inf:
+        limits = f"between {least:g} and {most:g}" if between else f"from {least:g} to {most:g}"
+    else:
+        limits = f"above {least:g}" if between else f"of {least:g} or more"
+
+    def allows(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+            return False
+        return least < value < most if between else least <= value <= most
+
+    return Setting(f"a {'whole ' if whole else ''}number {limits}", allows)
+
+
+def _or_none(setting: Setting) -> Setting:
+    return Setting(f"{setting.expected}, or None", lambda value: value is None or setting.allows(value))
+
+
+def _are_percentiles(value: Any) -> bool:
+    limits = value if isinstance(value, (list, tuple)) else ()
+    return len(limits) == 2 and all(map(_number(0, 100).allows, limits)) and limits[0] < limits[1]
+
+
+_COUNT, _SHARE = _number(1, whole=True), _number(0, 1)
+_SWITCH = Setting("True or False, capitalised as in Python", lambda value: isinstance(value, bool))
+_SWITCH_OR_TEXT = Setting("True or False", lambda value: str(value).lower() in ("true", "false"))
+_PATH = Setting("a path; ./NAME for a name that is a number", lambda value: isinstance(value, (str, os.PathLike)))
+SETTINGS = {
+    "seed": _number(0, whole=True),
+    "fold": _or_none(_number(0, whole=True)),
+    **dict.fromkeys(("max_epochs", "steps_per_epoch", "batch_size", "val_interval", "sw_batch_size"), _COUNT),
+    **dict.fromkeys(("world_size", "train#trainer#max_epochs"), _COUNT),
+    **dict.fromkeys(("rank", "early_stop_patience", "train#dataloader#num_workers"), _number(0, whole=True)),
+    "image_size": _number(16, whole=True),
+    **dict.fromkeys(("learning_rate", "gradient_clip"), _number(0, between=True)),
+    "weight_decay": _number(0),
+    "ema_momentum": _number(0, 1, between=True),
+    **dict.fromkeys(("warmup_fraction", "cache_rate", "even_share", "threshold"), _SHARE),
+    **dict.fromkeys(("amp", "crop_to_head", "normalize_head"), _SWITCH),
+    **dict.fromkeys(("resume", "allow_different"), _SWITCH_OR_TEXT),
+    "percentiles": Setting("two numbers from 0 to 100, the lower one first", _are_percentiles),
+    **dict.fromkeys(("dataset_dir", "ckpt_dir", "output_dir", "ckpt_path"), _PATH),
+    **dict.fromkeys(("init", "cache_dir"), _or_none(_PATH)),
+}
+"""What the settings of the configs may be. An expression or a component in a setting's place is taken as it is."""
+
+
+def setting_faults(config: Any) -> list[str]:
+    """A line for each setting of a config, a MONAI ``ConfigParser``, that no run could use."""
+    faults = [
+        f"{key}: {config[key]!r} (expected {setting.expected})."
+        for key, setting in SETTINGS.items()
+        if key in config and not _is_expression(config[key]) and not setting.allows(config[key])
+    ]
+    return faults or _size_faults(config) + _device_faults(config.get("device"))
+
+
+def check_settings(workflow: Sequence[Any]) -> None:
+    """Refuse settings that no run could use; the program then ends with a line each.
+
+    ``workflow`` holds the MONAI workflow that runs the config, or nothing.
+    """
+    faults = setting_faults(workflow[0].parser) if workflow else []
+    if faults:
+        explain_faults()
+        raise PipelineError("\n".join(faults))
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.startswith(("$", "@", "%")))
+
+
+def _size_faults(config: Any) -> list[str]:
+    """MONAI's networks that halve a slice and join what comes back with what went in need sizes that can be halved."""
+    size, network = config.get("image_size"), config.get("network_def")
+    if _is_expression(size) or not isinstance(network, dict):
+        return []
+    name, strides = str(network.get("_target_")).rpartition(".")[2], network.get("strides")
+    if name not in ("AttentionUnet", "UNet") or not all(isinstance(stride, int) for stride in strides or [None]):
+        return []
+    factor = math.prod(strides)
+    if not isinstance(size, int) or size % factor == 0:
+        return []
+    above = size + -size % factor
+    return [f"image_size: {size} (expected a multiple of {factor} for {name}). Pass --image_size {above}."]
+
+
+def _device_faults(device: Any) -> list[str]:
+    if not isinstance(device, str) or _is_expression(device):
+        return []
+    from .machine import devices  # brings torch
+
+    name = f"{device}:0" if device == "cuda" else device
+    found = devices()
+    return [] if name in found else [f"device: {device!r} (expected one of this machine's: {', '.join(found)})."]
 
 
 def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
     """Refuse keys of earlier versions, which MONAI would accept and nothing would read."""
-    found = [key for key in removed if workflow and key in workflow[0].parser]
-    if found:
-        raise PipelineError("\n".join(f"{key}: is no key of this version. Use {removed[key]}." for key in found))
+    if workflow and (found := [removed_key(key, removed) for key in removed if key in workflow[0].parser]):
+        raise PipelineError("\n".join(found))
 
 
-def refuse_text_switches(workflow: Sequence[Any], *keys: str) -> None:
-    """Refuse switches that are no booleans: ``--crop_to_head false`` is text, and text counts as true.
-
-    A component or expression that gives the switch is taken as it is.
-    """
-    for key in keys if workflow else ():
-        value = workflow[0].parser[key]
-        is_expression = isinstance(value, dict) or str(value).startswith(("$", "@"))
-        if not isinstance(value, bool) and not is_expression:
-            raise PipelineError(f"{key}: {value!r} (expected True or False, capitalised as in Python).")
+def removed_key(key: str, removed: Mapping[str, str]) -> str:
+    """The line about a key of earlier versions."""
+    return f"{key}: is no key of this version. Use {removed[key]}."
 
 
 def config_without_overrides(path: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_c
     for config, key, successor in (
         ("train", "missing_sequences", "augmentation"),
         ("train", "train#sampler", "batch_size and steps_per_epoch"),
-        ("train", "ckpt_path", "a CheckpointLoader among train#handlers"),
+        ("train", "ckpt_path", "init, to start from weights"),
         ("evaluate", "datalist", "dataset_dir"),
     ):
         places = {**folders, "ckpt_dir": str(trained[1])} if config == "evaluate" else {**folders, **TINY}

@@ -48,7 +48,7 @@ def test_case_33_weights_of_another_architecture_name_the_keys(trained, tmp_path
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(PipelineError, match=rf"Missing key.*{re.escape(key)}.*Unexpected key.*stranger"):
         load_bundle(bundle, tmp_path / "model.pt")
-    torch.save({"model": state}, tmp_path / "model.pt")
+    torch.save({"net": state, "epoch": 3}, tmp_path / "model.pt")
     with pytest.raises(PipelineError, match="no plain state dict"):
         load_bundle(bundle, tmp_path / "model.pt")
     (tmp_path / "model.pt").write_bytes((out / "model.pt").read_bytes()[:1000])

@@ -6,13 +6,78 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import torch
+
 from pipeline.errors import PipelineError
 from pipeline.model.bundle import load_bundle
+from pipeline.scripts.faults import fault_line
 from pipeline.scripts.files import sha256_file
-from tests.conftest import ROOT, TINY
+from pipeline.scripts.weights import read_state, weights_in
+from tests.conftest import ROOT, TINY, save_weights
+
+
+def test_weights_that_lead_the_unpickler_astray_are_an_error() -> None:
+    """Found by mutation: torch's unpickler pops from an empty list."""
+    data = b"\x80\x02}q\x00(X\x01\x00\x00\x00aRK\x03tR."
+    with pytest.raises(PipelineError, match="no readable weights"):
+        read_state(data, Path("model.pt"), torch.device("cpu"))
+
+
+def test_a_folder_means_its_weights(tmp_path: Path) -> None:
+    assert weights_in(tmp_path / "model.pt") == tmp_path / "model.pt"
+    assert weights_in(tmp_path) == tmp_path / "models" / "model.pt"  # named where there is none
+    (tmp_path / "model.pt").touch()
+    assert weights_in(tmp_path) == tmp_path / "model.pt"  # of a training
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.pt").touch()
+    assert weights_in(tmp_path) == tmp_path / "models" / "model.pt"  # of a bundle
+
+
+def wrapped(state: dict[str, torch.Tensor], how: str) -> dict[str, Any]:
+    """A state dict as other programs save it."""
+    if how in ("module.", "_orig_mod.", "_orig_mod.module."):
+        return {f"{how}{name}": value for name, value in state.items()}
+    if how == "lightning":
+        return {"state_dict": wrapped(state, "module."), "epoch": 3}
+    return {how: state}
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+@pytest.mark.parametrize("how", ["model", "state_dict", "module.", "_orig_mod.module.", "lightning"])
+def test_weights_of_other_programs_are_read_alike(trained, manifest, run_config, tmp_path: Path, how: str) -> None:  # noqa: PLR0917
+    """By the package and by the bundle's own configs, which write the same masks as by plain weights."""
+    bundle, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    file = save_weights(wrapped(state, how), trained, tmp_path / "other" / "model.pt")
+    loaded = load_bundle(bundle, file).network.state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    for name, weights in (("plain", out / "model.pt"), ("other", file)):
+        places = {"dataset_dir": str(manifest), "output_dir": str(tmp_path / "scores" / name)}
+        run_config(bundle / "configs/evaluate.json", **places, ckpt_path=str(weights), image_size=TINY["image_size"])
+    scores = [(tmp_path / "scores" / name / "val_dsc_raw.csv").read_text() for name in ("plain", "other")]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
+@pytest.mark.parametrize("content", ["checkpoint", "other network"])
+def test_other_contents_are_refused_alike(trained, manifest, run_config, tmp_path: Path, content: str) -> None:  # noqa: PLR0917
+    bundle, out = trained
+    state = torch.load(out / "model.pt", weights_only=True)
+    if content == "checkpoint":
+        given, message = {"network": state, "ema": state, "trainer": {}}, "no plain state dict"
+    else:
+        given, message = {f"encoder.{name}": value for name, value in state.items()}, "another architecture"
+    file = save_weights(given, trained, tmp_path / "other" / "model.pt")
+    with pytest.raises(PipelineError, match=message):
+        load_bundle(bundle, file)
+    places = {"dataset_dir": str(manifest), "output_dir": str(tmp_path / "scores")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(bundle / "configs/evaluate.json", **places, ckpt_path=str(file), image_size=TINY["image_size"])
+    assert message in str(fault_line(failure.value))
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])

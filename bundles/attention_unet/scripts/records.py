@@ -7,6 +7,8 @@ bring no code. ``record["config"]`` is the config as it ran, for people to read;
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import inspect
 import json
@@ -53,6 +55,9 @@ def _without_folders(value: Any) -> Any:
         return [_without_folders(item) for item in value]
     if not isinstance(value, str):
         return value
+    if value.startswith("$'"):  # a path that MONAI would have misread by itself
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = str(ast.literal_eval(value[1:]))
     if Path(value).is_absolute():
         return Path(value).name
     return _FOLDERS.sub(lambda match: "" if Path(match[0]).is_dir() else match[0], value)
@@ -141,7 +146,7 @@ def load_record(path: Path) -> dict[str, Any]:
         data = content_of(path, MAX_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
         dict(**record["config"]), dict(**record["weights"]), dict(**record.get("prediction", {}))
-        list(record.get("training_patients", []))
+        seen_patients(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
     if not matches_checksum(path, sha256_bytes(data)):
@@ -161,6 +166,12 @@ def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
             "remove the record to use them as the bundle's config says."
         )
     return record
+
+
+def seen_patients(record: Mapping[str, Any]) -> list[str]:
+    """Ids of all patients that weights were trained on, also by the weights that their training started from."""
+    trainings = (record, record.get("init") or {})
+    return sorted({str(patient) for training in trainings for patient in training.get("training_patients", ())})
 
 
 def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from .config import refuse_removed_keys, refuse_text_switches
+from .config import refuse_removed_keys
 from .faults import PipelineError
 from .machine import keep_freed_memory
 from .manifest import IMAGE_SUFFIX, refuse_changed_volumes
@@ -46,7 +46,6 @@ class Evaluation:
         """
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
-        refuse_text_switches(self.workflow, "crop_to_head", "normalize_head")
         if not self.data:
             raise PipelineError(f"{self.dataset_dir}: holds no *{IMAGE_SUFFIX}. Pass --dataset_dir FOLDER.")
         self._check_weights()

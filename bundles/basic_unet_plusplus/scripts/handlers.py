@@ -15,13 +15,15 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, ProgressBar
 from ignite.metrics import Average
+from monai import handlers
 from monai.engines import IterationEvents
 from monai.transforms import LabelToContour
 from monai.utils import set_determinism
 
-from .faults import PipelineError
+from .faults import PipelineError, machine_fault_line
 from .finite import first_three, not_finite, prediction_fault
 from .manifest import FLAIR
+from .weights import load_state, read_state
 
 
 class Attach:
@@ -76,6 +78,22 @@ class WeightAverage(EMAHandler):
         self._is_resumed = True
 
 
+class CheckpointLoader(handlers.CheckpointLoader):
+    """MONAI's loader, for weights of one network: it reads what the package reads, and refuses the rest in a line.
+
+    So it also takes weights below ``{"model": ...}`` or with the prefix of ``DataParallel``. Other contents than one
+    network's are left to MONAI.
+    """
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights when the engine starts."""
+        (network, *others), path = self.load_dict.values(), Path(self.load_path)
+        if others or not isinstance(network, torch.nn.Module) or not path.is_file():
+            super().__call__(engine)  # type: ignore[no-untyped-call]
+        else:
+            load_state(network, read_state(path.read_bytes(), path, self.map_location), path, "the config's network")
+
+
 class CheckLogits:
     """Refuse, before the first step, a network or a loss by which a training learns nothing.
 
@@ -96,8 +114,17 @@ class CheckLogits:
         size, device = self.image_size, engine.state.device
         noise = 1000 * torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
-        with torch.no_grad():
-            logits = engine.inferer(noise, self.network)
+        try:
+            with torch.no_grad():
+                logits = engine.inferer(noise, self.network)
+        except (RuntimeError, ValueError) as error:
+            if machine_fault_line(error, ""):
+                raise
+            first = str(error).strip().partition("\n")[0]
+            raise PipelineError(
+                f"image_size {size}: the network cannot take slices of this size ({first}). Pass another --image_size, "
+                "such as a multiple of 32, or another network_def."
+            ) from error
         if not isinstance(logits, torch.Tensor) or logits.shape != (2, 1, size, size):
             raise PipelineError("the network must return one tensor of logits, a channel of the size of its input")
         if bool(logits.min() >= 0 and logits.max() <= 1 and (logits != 0).any()):

@@ -12,6 +12,12 @@ import torch
 from .faults import PipelineError
 
 
+def devices() -> list[str]:
+    """Names of this machine's devices: ``cpu``, ``cuda:0`` and so on, ``mps``."""
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    return found + (["mps"] if torch.backends.mps.is_available() else [])
+
+
 def amp_by_default(device: torch.device | str) -> bool:
     """True where 16 bits are faster than 32: on CUDA, and on CPUs with AVX512-BF16 (all with AMX have it)."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch since 2.10

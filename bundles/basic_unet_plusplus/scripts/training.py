@@ -18,25 +18,34 @@ from monai.engines import default_prepare_batch
 
 from . import metrics
 from .checkpoints import DurableSaver, checkpoints_in, newest
-from .config import REMOVED, config_without_overrides, refuse_removed_keys, refuse_text_switches
+from .config import REMOVED_FROM_TRAINING, config_without_overrides, refuse_removed_keys
 from .faults import PipelineError, explain_faults
 from .files import held, locked, sha256_file, write_durably, write_with_checksum
 from .handlers import WeightAverage
 from .machine import check_shared_memory
 from .manifest import MANIFEST_NAME, read_manifest_json, refuse_changed_volumes
-from .records import RECORD, RECORD_VERSION, as_text, for_prediction
+from .records import (
+    RECORD,
+    RECORD_VERSION,
+    as_text,
+    changed_settings,
+    for_prediction,
+    seen_patients,
+    trained_settings,
+)
 from .slices import library_versions
-from .weights import WEIGHTS, shipped_sha256
+from .weights import WEIGHTS, Weights, load_state, read_state, read_weights, shipped_sha256, weights_in
 
 BEGAN = "checkpoint.json"
 """The record of how a training began, beside its checkpoints."""
 RUN = "run.json"
 """How far a training came: ``running`` or, written last, ``completed``."""
 MAY_CHANGE = (
-    *("resume", "allow_different", "dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "amp"),
+    *("resume", "allow_different", "dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate"),
+    *("amp", "init"),
 )
-"""Config keys that may differ on resume. ``amp`` is compared by its value on this device, not by its text."""
-REMOVED_FROM_TRAINING = {**REMOVED, "ckpt_path": "a CheckpointLoader among train#handlers, to start from weights"}
+"""Config keys that may differ on resume. ``amp`` is compared by its value on this device, and ``init`` by the hash of
+the weights, not by their text."""
 
 _LOG = logging.getLogger("train")
 
@@ -69,6 +78,8 @@ class Setup:
     batch_size: int
     world_size: int = 1
     amp: bool = False
+    init: str | None = None
+    """Folder or file of the weights that the training starts from; None: from scratch."""
     resume: bool | str = False
     allow_different: bool | str = False
 
@@ -79,6 +90,7 @@ class Setup:
         self.allow_different = str(self.allow_different).lower() == "true"
         self.config: dict[str, Any] = dict(self.workflow[0].parser.config) if self.workflow else {}
         self.facts: dict[str, Any] = {}
+        self.initial: Weights | None = None
 
     def check(self) -> None:
         """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing."""
@@ -86,7 +98,6 @@ class Setup:
             return
         explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
         refuse_removed_keys(self.workflow, REMOVED_FROM_TRAINING)
-        refuse_text_switches(self.workflow, "amp", "crop_to_head", "normalize_head")
         if self.batch_size % self.world_size:
             raise PipelineError(
                 f"a batch of {self.batch_size} cannot be shared out evenly to {self.world_size} processes: pass "
@@ -107,7 +118,7 @@ class Setup:
                 f"{self.folder}: nothing to resume, no checkpoint_*.pt in it (a finished training leaves none and "
                 "cannot be extended). Start without --resume."
             )
-        facts = self._facts(patients)
+        facts = {**self._facts(patients), **self._start()}
         if self.resume:
             self._refuse_changes(json.loads(as_text(facts)))
         refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
@@ -118,6 +129,64 @@ class Setup:
         if checkpoints_in(self.folder):
             return "--resume True goes on from the newest checkpoint."
         return "No epoch has ended, there is no checkpoint to resume from: start again."
+
+    def _start(self) -> dict[str, Any]:
+        """What the record tells of the weights that the training starts from; nothing from scratch."""
+        if self.init is None:
+            return {}
+        file = weights_in(Path(self.init))
+        if self.resume and file.resolve().parent == self.folder.resolve():
+            # This training may have replaced them by its own.
+            return {"init": _beginning(self.folder).get("init")}
+        self.initial = read_weights(file, file.absolute().parent.parent, "--init")
+        record = self.initial.record
+        self._check_start(record)
+        patients = seen_patients(record)
+        self._warn_of_seen_patients(patients)
+        is_of_bundle = file.parent.name == Path(WEIGHTS).parent.name
+        return {
+            "init": {
+                "name": file.absolute().parent.parent.name if is_of_bundle else file.name,
+                "sha256": self.initial.sha256,
+                "training_patients": patients,
+            }
+        }
+
+    def _check_start(self, record: Mapping[str, Any]) -> None:
+        """Refuse weights of another kind of network; say where they saw slices at other settings."""
+        try:
+            trained = changed_settings(trained_settings(record, Path(str(self.init))), self.config)
+        except PipelineError:  # settings that cannot be told; the weights can be used all the same
+            return
+        before, now = (part.get("network_def") or {} for part in (trained, self.config))
+        if before.get("_target_", now.get("_target_")) != now.get("_target_"):
+            raise PipelineError(
+                f"{self.init}: weights of {before['_target_']} (expected {now['_target_']}). Pass --init of the same "
+                "bundle, or train the bundle of these weights."
+            )
+        told = ", ".join(
+            f"{key} {value} (now {self.config.get(key)})" for key, value in trained.items() if key != "network_def"
+        )
+        if told and self.is_first:
+            _LOG.warning("the weights of --init were trained with other settings: %s", told)
+
+    def _warn_of_seen_patients(self, seen: Sequence[str]) -> None:
+        """Say which validation patients the weights that the training starts from were trained on."""
+        shares = _gathered(json.dumps([item["patient"] for item in self.validation_data if "patient" in item]))
+        validation = sorted({str(patient) for share in shares for patient in json.loads(share)})
+        known = [patient for patient in validation if patient in set(seen)]
+        if not self.is_first or not validation:
+            return
+        if not seen:
+            _LOG.warning("which patients the weights of --init were trained on is not known: there is no %s", RECORD)
+        if known:
+            _LOG.warning(
+                "%d of %d validation patients were trained on by the weights of --init, their scores are not of unseen "
+                "patients: %s",
+                len(known),
+                len(validation),
+                ", ".join(known),
+            )
 
     def _patients(self) -> list[int]:
         """The training patients of each process."""
@@ -166,6 +235,8 @@ class Setup:
             "amp": f"amp on this device (pass --amp {before['amp']})",
         }
         changed += [name for key, name in named.items() if before[key] != now[key]]
+        starts = [(facts.get("init") or {}).get("sha256") for facts in (before, now)]
+        changed += ["the weights of --init"] if starts[0] != starts[1] else []
         changed += _differing(before["versions"], now["versions"]).values()
         if changed and not self.allow_different:
             raise PipelineError(
@@ -192,7 +263,8 @@ class Training:
     ``run`` checks everything before it writes to the folder. Where the setup says so, it goes on from the newest whole
     checkpoint, to the bit as if nothing had happened. It keeps the two newest checkpoints and the best weights, and
     leaves ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run``
-    themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints and no record.
+    themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints, no record, and no
+    weights to start from.
     ``early_stop_patience`` is the number of validations without a better DSC before training stops; 0: never.
     """
 
@@ -226,6 +298,8 @@ class Training:
             self._check()
             if self.setup.resume:
                 self._load()
+            elif self.setup.initial:
+                self._start_from(self.setup.initial)
             idist.barrier()  # no process removes what another still reads
             self._attach()
             # A training that had come to its end, or had stopped early, does not go on.
@@ -243,6 +317,12 @@ class Training:
             )
         share = self.setup.batch_size // self.setup.world_size
         check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
+
+    def _start_from(self, given: Weights) -> None:
+        """Start from weights; their average starts from them too."""
+        state = read_state(given.data, given.path, self.trainer.state.device)
+        load_state(self.ema.model, state, given.path, "the one to be trained")
+        _LOG.info("starts from %s (SHA-256 %s)", given.path, given.sha256)
 
     def _load(self) -> None:
         """Load the newest checkpoint; refuse other settings than it holds, which would not take effect."""
