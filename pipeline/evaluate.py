@@ -31,8 +31,8 @@ def arguments() -> argparse.ArgumentParser:
         "--manifest",
         type=Path,
         required=True,
-        help="manifest.json or its folder, or another Decathlon datalist of NIfTI images and labels, whose patients are "
-        "named by the image files",
+        help="manifest.json or its folder, or another Decathlon datalist of NIfTI images and labels, whose patients "
+        "are named by the image files",
     )
     add_bundle_arguments(parser)
     parser.add_argument(
@@ -53,6 +53,8 @@ def arguments() -> argparse.ArgumentParser:
         choices=[*SECTIONS, "all"],
         help="default: validation; with --folds or --fold all, one table out of fold",
     )
+    parser.add_argument("--patients", nargs="+", default=[], metavar="ID", help="these patients of the section alone")
+    parser.add_argument("--skip-existing", action="store_true", help="go on with the same evaluation that was stopped")
     parser.add_argument(
         "-o",
         "--out",
@@ -104,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folds=args.folds,
         fold=args.fold,
         split=args.split,
+        patients=args.patients,
+        skip_existing=args.skip_existing,
         protocol=args.protocol,
         flips=args.tta,
         uncertainty=args.uncertainty,

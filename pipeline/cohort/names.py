@@ -16,7 +16,7 @@ from pipeline.scripts.faults import shown
 
 @dataclass(frozen=True)
 class SliceFile:
-    """One TIFF file, known by its name alone; ``path`` is relative to the source folder."""
+    """One TIFF, PNG or JPEG file, known by its name alone; ``path`` is relative to the source folder."""
 
     path: PurePosixPath
     patient: str
@@ -34,16 +34,17 @@ RESERVED_IDS = frozenset({"volumes", "manifest.json"})
 JUNK_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 NOT_A_SLICE = "not a slice"
 
-_TIFF = re.compile(r"\.tiff?\Z", re.IGNORECASE)
-_SLICE = re.compile(r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?)\Z", re.DOTALL)
+_PICTURE = re.compile(r"\.tiff?\Z|_[0-9]{1,6}(_mask)?\.(png|jpe?g)\Z", re.IGNORECASE)
+"""Any TIFF is held to be a slice; a PNG or JPEG only with a slice number, as other pictures lie in many folders."""
+_SLICE = re.compile(r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?|png|jpe?g)\Z", re.DOTALL)
 _EXAM = re.compile(r"(?P<person>sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z))")
 """An exam by BIDS, ``sub-X_ses-Y``, and by BraTS, ``BraTS-GLI-00001-000``."""
 _TCGA = re.compile(r"(?P<person>TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}\Z")
 
 
 def parse_name(path: PurePosixPath) -> SliceFile | None:
-    """Patient, number and kind of ``<patient>_<number>.tif`` or ``<patient>_<number>_mask.tif``; None for no TIFF."""
-    if not _TIFF.search(path.name):
+    """Patient, number and kind of ``<patient>_<number>.tif`` or ``..._mask.tif``; None for another file."""
+    if not _PICTURE.search(path.name):
         return None
     match = _SLICE.match(path.name)
     if match is None:
@@ -83,7 +84,7 @@ def id_fault(patient: str) -> str:
 
 
 def skip_reason(path: PurePosixPath) -> str | None:
-    """Why a file is passed over for its name alone, None for a TIFF outside every junk folder."""
+    """Why a file is passed over for its name alone, None for a picture outside every junk folder."""
     if any(is_junk_folder(part) for part in path.parts[:-1]):
         return "inside a hidden or __MACOSX folder"
     name = path.name.casefold()
@@ -91,7 +92,7 @@ def skip_reason(path: PurePosixPath) -> str | None:
         return "left by an operating system"
     if name == "data.csv":
         return "clinical table, not joined"
-    return None if _TIFF.search(name) else NOT_A_SLICE
+    return None if _PICTURE.search(name) else NOT_A_SLICE
 
 
 def is_junk_folder(name: str) -> bool:

@@ -14,7 +14,7 @@ from pipeline.cohort.listing import read_bytes
 from pipeline.cohort.manifest import PatientRecord
 from pipeline.cohort.names import SliceFile, by_preference, missing_numbers, number_list
 from pipeline.errors import PipelineError
-from pipeline.imaging.tiff import Pixels, decode_slice
+from pipeline.imaging.pictures import Pixels, decode_slice
 from pipeline.scripts.files import sha256_bytes
 from pipeline.scripts.manifest import CHANNELS, FLAIR, IMAGE_SUFFIX, LABEL_SUFFIX
 

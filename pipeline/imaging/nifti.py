@@ -13,7 +13,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.tiff import Pixels
+from pipeline.imaging.pictures import Pixels
 from pipeline.scripts.files import write_durably
 from pipeline.scripts.manifest import CHANNELS
 from pipeline.scripts.volumes import (

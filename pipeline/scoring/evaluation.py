@@ -7,7 +7,8 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.model.backends import TORCH
 from pipeline.model.bundle import Bundle, load_bundle, load_bundles, refuse_unequal, versions
 from pipeline.model.predictions import FIGURES
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
+from pipeline.model.sharing import Finished, own_device, shared
 from pipeline.scoring.curves import CURVES_NAME, read_events, write_curves
 from pipeline.scoring.metrics import reliability, score_volume, slice_counts
 from pipeline.scoring.protocols import PROTOCOLS, view
@@ -66,6 +68,7 @@ def evaluate_volumes(
     folds: Sequence[str | Path] = (),
     fold: int | None = None,
     split: str | None = None,
+    patients: Sequence[str] = (),
     protocol: str = "native",
     flips: bool = False,
     uncertainty: bool = False,
@@ -73,11 +76,14 @@ def evaluate_volumes(
     backend: str = TORCH,
     device: str | None = None,
     trust: bool = False,
+    skip_existing: bool = False,
     seed: int = 0,
     command: str = "",
     draw: Callable[[EvaluationResult], None] | None = None,
 ) -> EvaluationResult:
     """Predict and score the volumes of a manifest; write scores, summary, masks, volumes, maps and training curves.
+
+    Under torchrun each process predicts a share of the volumes; the first writes the table of all.
 
     Args:
         manifest: ``manifest.json`` or its folder, or another Decathlon datalist of NIfTI images and labels.
@@ -87,6 +93,7 @@ def evaluate_volumes(
         folds: One folder of ``fold_K/model.pt`` for each bundle, or none.
         fold: Evaluate the patients of this fold alone; None for all.
         split: The section, or all; None for validation, or for all where folds are asked for.
+        patients: Evaluate these patients of the section alone; none for all.
         protocol: A key of ``PROTOCOLS``.
         flips: Average with the prediction of the left-right mirrored volume.
         uncertainty: Also write uncertainty maps and each volume's agreement.
@@ -94,6 +101,8 @@ def evaluate_volumes(
         backend: A key of ``BACKENDS``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
         trust: Also run bundles that are not this project's: their configs can run any code.
+        skip_existing: Go on with an evaluation of the same settings that was stopped: volumes that have their mask are
+            not predicted again.
         seed: Seed of the bootstrap interval, 0 or more.
         command: The command line that asks, for the summary.
         draw: Draws pictures of the result into ``figures/``, before another run may write to the folder. None removes
@@ -112,21 +121,14 @@ def evaluate_volumes(
     """
     bundles = tuple(named_path(bundle, "bundles") for bundle in path_list(bundles))
     weights, folds, out = path_list(weights), path_list(folds), Path(out)
-    if weights and folds:
-        raise PipelineError(
-            "--weights and --folds together (expected one of them). The folds hold weights of their own."
-        )
-    refuse_unequal("--folds", folds, bundles)
-    if protocol not in PROTOCOLS:
-        raise PipelineError(f"protocol {protocol!r} (expected {' or '.join(PROTOCOLS)}).")
-    if seed < 0:
-        raise PipelineError(f"--seed {seed} (expected 0 or more).")
+    _refuse_options(weights, folds, bundles, protocol, seed)
     split = split or ("all" if folds or fold is not None else "validation")
     cohort = read_manifest(manifest)
-    volumes = _of_fold(select(cohort, split), cohort, fold)
+    volumes = _named(_of_fold(select(cohort, split), cohort, fold), patients)
     for volume in volumes:
         verify_volume(volume)
     refuse_faults({"image": volume.image, "label": volume.label} for volume in volumes)
+    device = own_device(device)
     if folds:
         pairs = zip(bundles, folds, strict=True)
         groups = [
@@ -145,6 +147,7 @@ def evaluate_volumes(
         "protocol": protocol,
         "split": split,
         "fold": fold,
+        "patients": sorted(patients) or None,
         "tta": flips,
         "bundles": [
             bundle.provenance() if fold_of is None else {**bundle.provenance(), "fold": fold_of}
@@ -161,28 +164,63 @@ def evaluate_volumes(
         "backend": backend,
         "device": str(loaded[0][1].device),
     }
-    with locked(out, (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES)):
-        _refuse_other_results(out, provenance)
-        _log_notes([bundle for _, bundle in loaded], cohort, provenance, len(volumes), unseen_expected=bool(folds))
-        if draw is None:
-            shutil.rmtree(out / FIGURES, ignore_errors=True)
-        write_summary(out, provenance)  # without statistics, which says that the folder is not complete
-        scores = overlapped(
-            lambda volume: _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice),
-            volumes,
-            "evaluate",
-        )
-        scores = [
-            replace(score, seen=_seen(score.patient, predictors[score.patient].bundles, cohort)) for score in scores
-        ]
-        write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
-        write_scores(out, scores)
-        write_slices(out, scores)
+    settings = {key: provenance[key] for key in ("protocol", "tta", "bundles", "manifest_sha256", "backend")}
+    finished = Finished(out, {**settings, "uncertainty": uncertainty, "per_slice": per_slice})
+
+    def score_of(volume: Volume) -> VolumeScore:
+        if (row := finished.read(volume.patient)) and (out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}").is_file():
+            lists = {name: tuple(map(tuple, row[name])) for name in ("reliability", "slices")}
+            return VolumeScore(**{**row, **lists})
+        score = _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice)
+        score = replace(score, seen=_seen(volume.patient, predictors[volume.patient].bundles, cohort))
+        finished.write(volume.patient, asdict(score))
+        return score
+
+    parts = (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES)
+    with shared() as share, locked(out, parts) if share.is_first else nullcontext():
+        if share.is_first:
+            _refuse_other_results(out, provenance)
+            _log_notes([bundle for _, bundle in loaded], cohort, provenance, len(volumes), unseen_expected=bool(folds))
+            if draw is None:
+                shutil.rmtree(out / FIGURES, ignore_errors=True)
+            if not skip_existing:
+                finished.clear()
+            write_summary(out, provenance)  # without statistics, which says that the folder is not complete
+        share.wait()
+        gathered = share.gather(overlapped(score_of, share.of(volumes), "evaluate"))
+        by_patient = {score.patient: score for score in gathered}
+        scores = [by_patient[volume.patient] for volume in volumes]
         result = EvaluationResult(tuple(scores), {**provenance, **summarise(scores, seed)}, volumes)
-        write_summary(out, result.summary)
-        if draw:
-            draw(result)
+        if share.is_first:
+            write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
+            write_scores(out, scores)
+            write_slices(out, scores)
+            write_summary(out, result.summary)
+            if draw:
+                draw(result)
     return result
+
+
+def _refuse_options(
+    weights: Sequence[Path], folds: Sequence[Path], bundles: Sequence[Path], protocol: str, seed: int
+) -> None:
+    if weights and folds:
+        raise PipelineError(
+            "--weights and --folds together (expected one of them). The folds hold weights of their own."
+        )
+    refuse_unequal("--folds", folds, bundles)
+    if protocol not in PROTOCOLS:
+        raise PipelineError(f"protocol {protocol!r} (expected {' or '.join(PROTOCOLS)}).")
+    if seed < 0:
+        raise PipelineError(f"--seed {seed} (expected 0 or more).")
+
+
+def _named(volumes: Sequence[Volume], patients: Sequence[str]) -> tuple[Volume, ...]:
+    """The volumes of these patients, in the manifest's order; of all where none are named."""
+    unknown = sorted(set(patients) - {volume.patient for volume in volumes})
+    if unknown:
+        raise PipelineError(f"--patients {' '.join(unknown)}: not in this section. Choose another --split.")
+    return tuple(volume for volume in volumes if not patients or volume.patient in patients)
 
 
 def bundles_for(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
@@ -234,14 +272,15 @@ def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
     """Keep masks and table of one folder about the same patients."""
     try:
         earlier = json.loads((out / SUMMARY_NAME).read_bytes())
-        same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "manifest_sha256"))
+        same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "patients", "manifest_sha256"))
     except FileNotFoundError:
         return
     except (OSError, ValueError, AttributeError):
         same = False
     if not same:
         raise PipelineError(
-            f"{out}: holds the results of another split, fold or manifest. Choose another --out, or delete them."
+            f"{out}: holds the results of another split, fold, manifest or choice of patients. Choose another --out, or "
+            "delete them."
         )
     logger.info(f"{out}: the results that are there are replaced; pictures and maps of other masks go")
 

@@ -6,13 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.cohort.inputs import find_inputs
+from pipeline.cohort.inputs import Source, build_one, build_volume, find_inputs, name_sequences
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.imaging.nifti import nifti_bytes
+from pipeline.imaging.nifti import load_image, nifti_bytes
+from pipeline.scripts.volumes import AFFINE
 
 
 def test_a_changed_volume_of_a_manifest_is_refused(manifest: Path, tmp_path: Path) -> None:
@@ -99,4 +101,73 @@ def test_links_and_folders_that_cannot_be_followed_are_refused(
 
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(PipelineError, match=r"sub: the folder cannot be read \(Permission denied\)"):
+        find_inputs([tmp_path / "in"], tmp_path / "out")
+
+
+def test_slices_as_png_make_a_volume(tmp_path: Path) -> None:
+    """Gray ones hold FLAIR; the number is the slice's place."""
+    from PIL import Image
+
+    voxels = np.random.default_rng(0).integers(1, 255, (16, 12, 11), dtype=np.uint8)
+    for number in range(1, 12):
+        Image.fromarray(voxels[..., number - 1]).save(tmp_path / f"P_{number}.png")
+    (tmp_path / "notes.png").write_bytes(b"no slice")
+    image = load_image(build_one(tmp_path, tmp_path / "out"))
+    assert np.array_equal(image, np.stack([voxels] * 3, axis=-1))
+
+
+def named(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        voxels = np.ones((6, 5, 4), np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(nifti_bytes(voxels))
+    return folder
+
+
+def test_folders_of_brats_and_bids(tmp_path: Path) -> None:
+    brats = named(tmp_path / "a", *(f"P1/P1-{kind}.nii.gz" for kind in ("t1n", "t1c", "t2f", "t2w", "seg")))
+    bids = named(tmp_path / "b", "sub-1/anat/sub-1_FLAIR.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
+    found = find_inputs([brats, bids], tmp_path / "out")
+    assert list(found.sources) == ["P1", "sub-1"]
+    sequences = found.sources["P1"].sequences
+    assert sequences is not None
+    assert [path.name for path in (sequences.pre, sequences.flair, sequences.post) if path] == [
+        "P1-t1n.nii.gz",
+        "P1-t2f.nii.gz",
+        "P1-t1c.nii.gz",
+    ]
+    assert found.sources["sub-1"] == Source(bids / "sub-1/anat/sub-1_FLAIR.nii.gz")  # read as it is
+    assert {path.name for path in found.skipped} == {"P1-t2w.nii.gz", "P1-seg.nii.gz", "sub-2_T1w.nii.gz"}
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    two = named(tmp_path / "two", "sub-1_run-1_FLAIR.nii.gz", "sub-1_run-2_FLAIR.nii.gz")
+    with pytest.raises(ManifestError, match=r"sub-1: which file is which cannot be told: .*run-1.* and .*run-2"):
+        find_inputs([two], tmp_path / "out")
+    with pytest.raises(PipelineError, match=r"no file's name tells that it is FLAIR \(found a.nii.gz, b.nii.gz\)"):
+        find_inputs([named(tmp_path / "plain", "a.nii.gz", "b.nii.gz")], tmp_path / "out")
+    with pytest.raises(PipelineError, match="T1 of its own goes with one FLAIR file"):
+        name_sequences([tmp_path / "a.nii", tmp_path / "b.nii"], tmp_path / "t1.nii", None, tmp_path / "out")
+
+
+def test_studies_are_named_by_their_folders(tmp_path: Path) -> None:
+    from tests.imaging.series import write_series
+
+    voxels = np.ones((8, 8, 3), np.int16)
+    for number, patient in ((1, "Anna"), (2, "Ben")):
+        write_series(tmp_path / "in" / patient / "s", voxels, AFFINE, study=f"1.2.3.{number}")
+        write_series(
+            tmp_path / "in" / patient / "t", voxels, AFFINE, study=f"1.2.3.{number}", description="T1", number=9
+        )
+    found = find_inputs([tmp_path / "in"], tmp_path / "out")
+    assert list(found.sources) == ["Anna", "Ben"]
+    assert sorted(set(found.skipped.values())) == ["series 9 (T1, 3 files), not FLAIR"]
+    for source in found.sources.values():
+        build_volume(source)
+        assert np.asarray(nib.load(source.image).dataobj).shape == (8, 8, 3)
+    with pytest.raises(PipelineError, match=r"2 studies \(expected one with --series\)"):
+        find_inputs([tmp_path / "in"], tmp_path / "out", "9")
+    write_series(tmp_path / "in" / "Anna", voxels, AFFINE, study="1.2.3.2", description="T2", number=11)
+    with pytest.raises(PipelineError, match="2 studies that do not lie in a folder each"):
         find_inputs([tmp_path / "in"], tmp_path / "out")

@@ -195,7 +195,7 @@ IMAGE_FAULTS = {
     "case_14_uint16": (encoded(np.zeros((SIDE, SIDE), np.uint16)), "16-bit unsigned pixels"),
     "case_14_float": (encoded(np.zeros((SIDE, SIDE), np.float32)), "32-bit float pixels (expected"),
     "case_14_float_rgb": (float_rgb(0.5), "32-bit float pixels (expected"),
-    "case_15_grayscale": (encoded(mask()), "1 channel(s), grayscale"),
+    "case_15_gray_and_alpha": (encoded(np.dstack([mask(), mask()])), "2 channel(s), grayscale + alpha"),
     "case_15_rgba": (encoded(np.dstack([image(), mask()])), "4 channel(s), RGBA"),
     "case_18_nan": (encoded(np.full((SIDE, SIDE), np.nan, np.float32)), "float pixels holding NaN"),
     "case_18_inf": (float_rgb(np.inf), "float pixels holding Inf"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from pipeline.scoring.curves import read_curves
 from pipeline.scoring.evaluation import EvaluationResult, evaluate_volumes
 from pipeline.scoring.protocols import largest_component
 from pipeline.scripts.files import sha256_file, write_durably
-from tests.conftest import lively_weights
+from tests.conftest import BUNDLES, ROOT, lively_weights
 
 
 def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, **options: Any) -> EvaluationResult:
@@ -175,3 +178,50 @@ def test_the_folder_of_the_results_must_not_be_a_file(trained, manifest, tmp_pat
         evaluated(trained, manifest, tmp_path / "file")
     with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
         write_durably(tmp_path / "file" / "scores.csv", b"")
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one process, by shipped weights."""
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    evaluate_volumes(manifest, BUNDLES[0], out, split="all")
+    return out
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    given = ["--manifest", str(manifest), "--bundle", str(BUNDLES[0]), "--split", "all", "--out", str(tmp_path / "out")]
+    command = [*torchrun, "-m", "pipeline.evaluate", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (whole, tmp_path / "out"))
+    assert {**one, "command": ""} == {**two, "command": ""}
+
+
+def test_an_evaluation_that_was_stopped_goes_on(
+    whole: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "scores.csv").unlink()
+    masks = sorted((out / "masks").iterdir())
+    masks[0].unlink()
+    predicted = []
+    original = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda self, image: predicted.append(image) or original(self, image))
+    evaluate_volumes(manifest, BUNDLES[0], out, split="all", skip_existing=True)
+    assert len(predicted) == 1
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (out / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
+
+
+def test_chosen_patients_alone(whole: Path, manifest: Path, tmp_path: Path) -> None:
+    chosen = [volume.patient for volume in read_manifest(manifest).sections["validation"]][:1]
+    result = evaluate_volumes(manifest, BUNDLES[0], tmp_path / "out", patients=chosen)
+    assert [score.patient for score in result.scores] == chosen
+    with pytest.raises(PipelineError, match="--patients nobody: not in this section"):
+        evaluate_volumes(manifest, BUNDLES[0], tmp_path / "other", patients=["nobody"])
+    with pytest.raises(PipelineError, match="another split, fold, manifest or choice of patients"):
+        evaluate_volumes(manifest, BUNDLES[0], tmp_path / "out")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.tiff import decode_slice
+from pipeline.imaging.pictures import decode_slice
 
 
 def tiff(array, **options):
@@ -66,7 +66,50 @@ def test_other_formats_are_named(data, found):
 def test_a_palette_image_is_refused():
     palette = io.BytesIO()
     Image.fromarray(RGB).quantize(4).save(palette, "TIFF")
-    with pytest.raises(PipelineError, match="palette"):
+    with pytest.raises(PipelineError, match="pixel mode P"):
         decode_slice(palette.getvalue(), "image")
     with pytest.raises(PipelineError, match="pixel mode P"):
         decode_slice(palette.getvalue(), "mask")
+
+
+def saved(pixels, name: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["TIFF", "PNG"])
+def test_colour_and_gray_slices(name):
+    """Gray is FLAIR, which stands in for the other sequences."""
+    assert np.array_equal(decode_slice(saved(RGB, name), "image"), RGB)
+    gray = RGB[..., 1]
+    assert np.array_equal(decode_slice(saved(gray, name), "image"), np.stack([gray] * 3, axis=-1))
+    assert np.array_equal(decode_slice(saved(gray, name), "mask"), gray)
+
+
+def test_jpeg_holds_images_but_no_masks():
+    flat = np.full((32, 32, 3), 120, np.uint8)
+    assert np.abs(decode_slice(saved(flat, "JPEG"), "image").astype(int) - 120).max() <= 2
+    with pytest.raises(PipelineError, match="a mask as JPEG"):
+        decode_slice(saved(flat[..., 0], "JPEG"), "mask")
+
+
+def test_stacks_are_refused_however_they_are_packed():
+    two = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    packed = {}
+    for name in ("TIFF", "PNG", "MPO"):
+        buffer = io.BytesIO()
+        two[0].save(buffer, name, save_all=True, append_images=two[1:])
+        packed[name] = buffer.getvalue()
+    packed["ImageJ"] = saved(RGB, "TIFF", description="ImageJ=1.53\nimages=30\nslices=30\n")
+    for name, data in packed.items():
+        with pytest.raises(PipelineError, match=r"several p.*one slice a file"):
+            decode_slice(data, "image")
+    assert decode_slice(saved(RGB, "TIFF", description="ImageJ=1.53\nimages=1\n"), "image").shape == RGB.shape
+
+
+@pytest.mark.parametrize(("pixels", "message"), [("deep", "pixel mode I;16"), ("alpha", "pixel mode RGBA")])
+def test_other_pngs_are_refused(pixels: str, message: str):
+    arrays = {"deep": np.zeros((8, 8), np.uint16), "alpha": np.zeros((8, 8, 4), np.uint8)}
+    with pytest.raises(PipelineError, match=message):
+        decode_slice(saved(arrays[pixels], "PNG"), "image")

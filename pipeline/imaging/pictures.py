@@ -1,8 +1,9 @@
-"""One TIFF slice -> an array; whatever else is refused by what was found."""
+"""One slice as TIFF, PNG or JPEG -> an array; whatever else is refused by what was found."""
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from pipeline.scripts.faults import shown
 
 MAX_SLICE_SIDE_PX = 4096
 """The published slices have 256; a header that claims far more is refused before memory is taken for it."""
+_SUB_PAGES, _DESCRIPTION = 330, 270
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _STRIP_BYTES, _FORMAT = 256, 257, 258, 259, 273, 277, 279, 339
 _UNSIGNED, _FLOAT, _UNCOMPRESSED = 1, 3, 1
 _DECODER_ERRORS = (
@@ -36,44 +38,46 @@ Pixels = NDArray[np.uint8]
 
 
 def decode_slice(data: bytes, kind: Literal["image", "mask"]) -> Pixels:
-    """Decode the bytes of one TIFF file after its header has been checked.
+    """Decode the bytes of one TIFF, PNG or JPEG file after its header has been checked.
 
     Returns:
-        (H, W, 3) uint8 for an image, (H, W) uint8 for a mask with values as stored (1-bit masks: 0 and 1).
+        (H, W, 3) uint8 for an image, a gray one in all three channels; (H, W) uint8 for a mask with values as stored
+        (1-bit masks: 0 and 1).
     """
-    _check_start(data)
+    name = _format_of(data)
+    if name == "JPEG" and kind == "mask":
+        raise PipelineError("a mask as JPEG, which changes values (expected TIFF or PNG). Export the mask again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tags = _first_page(data)
-            _check_header(data, tags, kind)
-            with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-                _check_mode(image.mode, kind)
+            if name == "TIFF":
+                _check_header(data, _first_page(data), kind)
+            with Image.open(io.BytesIO(data), formats=[name]) as image:
+                _check_picture(image, kind)
                 image.load()
                 pixels = np.asarray(image).astype(np.uint8)
     except _DECODER_ERRORS as error:
         raise PipelineError(
-            f"damaged or truncated TIFF of {len(data)} bytes ({shown(error)}). Restore the file from its source."
+            f"damaged or truncated {name} of {len(data)} bytes ({shown(error)}). Restore the file from its source."
         ) from error
-    return pixels
+    return np.stack([pixels] * 3, axis=-1) if kind == "image" and pixels.ndim == 2 else pixels
 
 
-def _check_start(data: bytes) -> None:
-    """Refuse what is no TIFF by its first bytes, and name what it is."""
+def _format_of(data: bytes) -> str:
+    """TIFF, PNG or JPEG by the first bytes; anything else is refused, and named where it can be."""
     if not data:
-        raise PipelineError("0 bytes (expected a TIFF). Restore the file from its source.")
+        raise PipelineError("0 bytes (expected a TIFF, PNG or JPEG). Restore the file from its source.")
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return
+        return "TIFF"
+    if data.startswith(b"\x89PNG"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
     text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    found = f"no picture: the file starts with {data[:4]!r}"
     if text.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in text:
-        found = "an HTML page under the name of a TIFF, perhaps a login page in place of the download"
-    elif data.startswith(b"\x89PNG"):
-        found = "a PNG under the name of a TIFF"
-    elif data.startswith(b"\xff\xd8\xff"):
-        found = "a JPEG under the name of a TIFF"
-    else:
-        found = f"no TIFF: the file starts with {data[:4]!r}"
-    raise PipelineError(f"{found} (expected a TIFF). Download the file again.")
+        found = "an HTML page under the name of a picture, perhaps a login page in place of the download"
+    raise PipelineError(f"{found} (expected a TIFF, PNG or JPEG). Download the file again.")
 
 
 def _first_page(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
@@ -100,7 +104,8 @@ def _check_header(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind
         raise PipelineError(
             f"the header claims {height} x {width} px (expected 1 to {MAX_SLICE_SIDE_PX} a side). Replace the file."
         )
-    if tags.next:
+    description = str(tags.get(_DESCRIPTION, ""))
+    if tags.next or _SUB_PAGES in tags or re.search(r"^(images|slices|frames)=(?!1$)", description, re.MULTILINE):
         raise PipelineError("several pages (expected one slice a file). Split the file, one page a slice.")
     bits, samples = _sequence(tags.get(_BITS, 1)), int(tags.get(_SAMPLES, 1))
     formats = _sequence(tags.get(_FORMAT, _UNSIGNED))
@@ -114,20 +119,26 @@ def _check_header(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind
             f"{bits[0]}-bit {'unsigned' if set(formats) == {_UNSIGNED} else 'signed or complex'} pixels "
             "(expected 8-bit unsigned). Convert with a stated intensity window."
         )
-    expected = 3 if kind == "image" else 1
-    if samples != expected:
+    if samples not in ((1, 3) if kind == "image" else (1,)):
         names = {1: "grayscale or palette", 2: "grayscale + alpha", 3: "RGB", 4: "RGBA or CMYK"}
-        wanted = "RGB: pre-contrast, FLAIR, post-contrast" if kind == "image" else "1 channel"
+        wanted = "RGB: pre-contrast, FLAIR, post-contrast, or gray" if kind == "image" else "1 channel"
         raise PipelineError(
             f"{samples} channel(s), {names.get(samples, 'unknown')} (expected {wanted}). Replace the file."
         )
 
 
-def _check_mode(mode: str, kind: str) -> None:
-    """Refuse what the header check cannot see: palettes, YCbCr, Lab."""
-    allowed = ("RGB",) if kind == "image" else ("L", "1")
-    if mode not in allowed:
-        raise PipelineError(f"pixel mode {mode} (expected {' or '.join(allowed)}). Convert the file.")
+def _check_picture(image: Image.Image, kind: str) -> None:
+    """Refuse several pictures in one file, sizes that no slice has, palettes, alpha, YCbCr, Lab and deep pixels."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise PipelineError("several pictures in one file (expected one slice a file). Split the file.")
+    if max(image.size) > MAX_SLICE_SIDE_PX:
+        raise PipelineError(
+            f"the header claims {image.height} x {image.width} px (expected 1 to {MAX_SLICE_SIDE_PX} a side). "
+            "Replace the file."
+        )
+    allowed = ("RGB", "L") if kind == "image" else ("L", "1")
+    if image.mode not in allowed:
+        raise PipelineError(f"pixel mode {image.mode} (expected 8-bit {' or '.join(allowed)}). Convert the file.")
 
 
 def _sequence(value: Any) -> tuple[int, ...]:
