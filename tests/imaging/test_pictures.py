@@ -102,7 +102,7 @@ def test_stacks_are_refused_however_they_are_packed():
         two[0].save(buffer, name, save_all=True, append_images=two[1:])
         packed[name] = buffer.getvalue()
     packed["ImageJ"] = saved(RGB, "TIFF", description="ImageJ=1.53\nimages=30\nslices=30\n")
-    for name, data in packed.items():
+    for data in packed.values():
         with pytest.raises(PipelineError, match=r"several p.*one slice a file"):
             decode_slice(data, "image")
     assert decode_slice(saved(RGB, "TIFF", description="ImageJ=1.53\nimages=1\n"), "image").shape == RGB.shape
