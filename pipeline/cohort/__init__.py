@@ -1,1 +1,1 @@
-"""A folder of slices -> a manifest of volumes; splits, folds, pseudonyms and phantoms."""
+"""A folder of slices or volumes -> a manifest of volumes; splits, folds, pseudonyms and phantoms."""

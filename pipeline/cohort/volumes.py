@@ -64,7 +64,9 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
         _save_image(root, case, image)
         values = _save_label(root / case.files["label"], image, label, label_values)
     except PipelineError as error:
-        text = str(error).replace(str(label), case.files["label"]).replace(str(image), main).replace(f"{root}/", "")
+        text = str(error).replace(str(label), case.files["label"]).replace(str(image), main)
+        for path in case.paths:  # without the place of the source folder
+            text = text.replace(str(root / path), path)
         subject = next((path for path in case.paths if text.startswith(f"{path}: ")), name)
         patient.faults[subject].append(text.removeprefix(f"{subject}: "))
         return patient
