@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="draw figures/NAME/slice_NNN.png and figures/NAME.gif: the mask's contour red on FLAIR, beside it the "
-        "uncertainty where asked for; slices with a voxel of the mask or with uncertainty (default: draw)",
+        "uncertainty where asked for; slices with a voxel of the mask or with uncertainty; and predictions.html, a page with a viewer (default: draw)",
     )
     parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
     parser.add_argument("--all-components", action="store_true", help="keep every lesion, not the largest alone")
@@ -132,6 +132,7 @@ def _draw(result: PredictionResult, out: Path, *, figures: bool, all_slices: boo
     """Remove pictures of other masks, and draw those of these where they are asked for."""
     from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import Case, draw_cases, remove_outdated
+    from pipeline.pages.predictions import write_predictions_page
 
     cases = [
         Case(
@@ -145,7 +146,8 @@ def _draw(result: PredictionResult, out: Path, *, figures: bool, all_slices: boo
     remove_outdated(cases, out / FIGURES)
     if figures:
         draw_cases(cases, out / FIGURES, all_slices=all_slices)
-        say(f"figures: {out / FIGURES}")
+        page = write_predictions_page(out, result.images)
+        say(f"figures: {out / FIGURES}; open in a browser: {page}")
 
 
 if __name__ == "__main__":

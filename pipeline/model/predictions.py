@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 TABLE_NAME = "predictions.csv"
 PREDICTIONS_NAME = "predictions.json"
+PAGE_NAME = "predictions.html"
 SEGMENTATION_SUFFIX = "_seg.dcm"
 FIGURES = "figures"
 """Folder of pictures, in results of any kind."""
@@ -226,8 +227,8 @@ def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gap
 
 
 def _remove_tables(out: Path) -> None:
-    """Until the end there is no table: one of an earlier run would pass for that of new masks."""
-    for name in (TABLE_NAME, PREDICTIONS_NAME):
+    """Until the end there is no table and no page: those of an earlier run would pass for those of new masks."""
+    for name in (TABLE_NAME, PREDICTIONS_NAME, PAGE_NAME):
         with writing_errors(out / name):
             (out / name).unlink(missing_ok=True)
 

@@ -6,35 +6,40 @@ import contextlib
 import html
 import io
 import logging
+import math
 import re
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 from matplotlib.ticker import LogLocator, NullLocator
 
 from pipeline.scoring.curves import Curve
 
+WIDTH_IN = 5.4
+"""Of a chart: its text is still read where a telephone shrinks it to two thirds."""
+MAX_ROWS = 30
+"""Patients with a row of their own; more stand side by side without their ids."""
+MAX_NAME = 34
+"""Letters of a name in a chart."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
 """Of runs; Okabe and Ito 2008, their yellow darkened and black made grey for light and dark paper alike."""
-HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "ooo", "+++")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Runs differ by more than colour."""
 _INK = "#0a0b0c"
 """Stands for the page's own text colour in an SVG."""
 _STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans"],
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 9,
+    "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
     "text.parse_math": False,
-    "hatch.linewidth": 0.6,
 }
 _SVG: dict[str, Any] = {
     **_STYLE,
@@ -78,59 +83,65 @@ def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float], without: in
     return buffer.getvalue()
 
 
-def dsc_svg(runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[str]) -> str:
-    """DSC by patient, all runs side by side; a cross: DSC not defined; nothing: the run has no such patient."""
+def dsc_svg(
+    runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[str], trained_on: Collection[str] = ()
+) -> str:
+    """DSC by patient, a mark for each run; a cross: DSC not defined; nothing: the run has no such patient.
+
+    Marks of patients in ``trained_on`` are hollow. Up to ``MAX_ROWS`` patients have a row each; more stand side by
+    side, so that the chart stays of one height.
+    """
     with _styled(_SVG):
-        thick = 0.8 / len(runs)
-        figure = Figure(figsize=(9, 0.9 + len(patients) * max(0.3, 0.13 * len(runs) + 0.08)))
+        in_rows = len(patients) <= MAX_ROWS
+        figure = _figure(runs, 0.7 + 0.24 * len(patients) if in_rows else 3.2)
         axes = figure.add_subplot()
+        lowest = _floor(runs)
         for number, (name, dsc) in enumerate(runs.items()):
-            rows = np.arange(len(patients)) + (number + 0.5) * thick - 0.4
-            values = [dsc.get(patient) or 0 for patient in patients]
-            axes.barh(
-                rows,
-                values,
-                height=thick * 0.92,
-                label=name,
-                color=_colour(number),
-                hatch=_own(HATCHES, number),
-                edgecolor="#ffffff",
-                lw=0,
-            )
-            crosses = [row for row, patient in zip(rows, patients, strict=True) if dsc.get(patient, 0) is None]
-            axes.plot([0.01] * len(crosses), crosses, "x", color=_INK, ms=4)
-        axes.set(yticks=range(len(patients)), yticklabels=patients, xlabel="DSC", xlim=(0, 1))
-        axes.invert_yaxis()
-        axes.margins(y=0.01)
-        return _svg(figure, f"DSC of {len(patients)} patients, a bar a run")
+            shift = (number + 1) / (len(runs) + 1) - 0.5 if in_rows else 0.0
+            places = {patient: place + shift for place, patient in enumerate(patients) if patient in dsc}
+            marks = {patient: (dsc[patient], place) for patient, place in places.items() if dsc[patient] is not None}
+            turned = {patient: (x, y) if in_rows else (y, x) for patient, (x, y) in marks.items()}
+            _mark(axes, turned, number, name, trained_on)
+            crosses = [place for patient, place in places.items() if dsc[patient] is None]
+            at_floor = [lowest] * len(crosses)
+            axes.plot(*((at_floor, crosses) if in_rows else (crosses, at_floor)), "x", color=_INK, ms=4)
+        if in_rows:
+            axes.set(yticks=range(len(patients)), yticklabels=[_short(patient, 26) for patient in patients])
+            axes.set(xlabel="DSC", xlim=(lowest, 1.01), ylim=(len(patients) - 0.4, -0.6))
+        else:
+            axes.set(xlabel=f"{len(patients)} patients, from the worst to the best", ylabel="DSC", ylim=(lowest, 1.01))
+        axes.grid(axis="x" if in_rows else "y", color=_INK, alpha=0.15, lw=0.6)
+        return _svg(figure, f"DSC of {len(patients)} patients, a mark a run")
 
 
-def sizes_svg(runs: Mapping[str, Mapping[str, float | None]], lesion_voxels: Mapping[str, int]) -> str:
-    """Lesion size against DSC, a mark for each patient and run."""
+def sizes_svg(
+    runs: Mapping[str, Mapping[str, float | None]],
+    lesion_voxels: Mapping[str, int],
+    trained_on: Collection[str] = (),
+) -> str:
+    """Lesion size against DSC, a mark for each patient and run; hollow those of patients in ``trained_on``."""
     with _styled(_SVG):
-        figure = Figure(figsize=(9, 3.6))
+        figure = _figure(runs, 3.2)
         axes = figure.add_subplot()
         for number, (name, dsc) in enumerate(runs.items()):
-            scored = {p: value for p, value in dsc.items() if value is not None and lesion_voxels.get(p)}
-            sizes = [lesion_voxels[p] for p in scored]
-            look: dict[str, Any] = {"color": _colour(number), "marker": _own(MARKERS, number)}
-            axes.plot(sizes, [*scored.values()], ls="", ms=6, alpha=0.85, label=name, **look)
-        lowest = min((value for dsc in runs.values() for value in dsc.values() if value is not None), default=0.0)
-        axes.set(xscale="log", xlabel="lesion, voxels of the truth")
-        axes.set(ylabel="DSC", ylim=(int(lowest * 10) / 10 - 0.03, 1))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            known = {p: (lesion_voxels[p], value) for p, value in dsc.items() if lesion_voxels.get(p)}
+            marks = {p: (size, value) for p, (size, value) in known.items() if value is not None}
+            _mark(axes, marks, number, name, trained_on)
+        axes.set(xscale="log", xlabel="lesion, voxels of the truth", ylabel="DSC", ylim=(_floor(runs), 1.01))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
         return _svg(figure, "Lesion size against DSC")
 
 
 def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Training loss (thin) and validation loss on the left, validation DSC on the right, by iteration."""
+    """Training loss (thin) and validation loss above, validation DSC below, by iteration."""
     with _styled(_SVG):
-        figure = Figure(figsize=(9, 3.4))
-        loss, dsc = figure.subplots(1, 2)
+        figure = _figure(curves, 5.2)
+        loss, dsc = figure.subplots(2, 1)
         for number, (name, tags) in enumerate(curves.items()):
-            look: dict[str, Any] = {"color": _colour(number), "marker": _own(MARKERS, number), "ms": 4, "label": name}
+            look: dict[str, Any] = {"color": _colour(number), "marker": _own_marker(number), "ms": 4}
+            look["label"] = _short(name, MAX_NAME)
             for axes, tag, style in (
                 (dsc, "val_dsc", {"lw": 1.4}),
                 (loss, "val_loss", {"lw": 1.4, "ls": "--"}),
@@ -139,23 +150,63 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
                 if tags.get(tag):
                     axes.plot(*zip(*tags[tag], strict=True), **look, **style)
                     look.pop("label", None)  # once in the legend, whatever a training has kept
-        loss.set(xlabel="iteration", title="loss: training thin, validation dashed")
+        loss.set(title="loss: training thin, validation dashed")
         dsc.set(xlabel="iteration", title="validation DSC")
         return _svg(figure, "Training curves")
+
+
+def _figure(names: Collection[str], height: float) -> Figure:
+    """An empty chart with room for a legend of these names above a plot of this height in inches."""
+    columns = _legend_columns(names)
+    return Figure(figsize=(WIDTH_IN, height + 0.24 * math.ceil(len(names) / columns)))
+
+
+def _legend_columns(names: Iterable[str]) -> int:
+    """As many as fit beside each other."""
+    return max(1, min(3, 54 // (6 + max(len(_short(name, MAX_NAME)) for name in names))))
+
+
+def _mark(
+    axes: Axes, marks: Mapping[str, tuple[float, float]], number: int, name: str, trained_on: Collection[str]
+) -> None:
+    """Draw a run's marks, patient -> place; hollow those of patients that were trained on."""
+    look: dict[str, Any] = {"color": _colour(number), "marker": _own_marker(number), "ls": "", "ms": 6, "alpha": 0.85}
+    filled = [place for patient, place in marks.items() if patient not in trained_on]
+    hollow = [place for patient, place in marks.items() if patient in trained_on]
+    axes.plot(*(zip(*filled, strict=True) if filled else ([], [])), **look, label=_short(name, MAX_NAME))
+    axes.plot(*(zip(*hollow, strict=True) if hollow else ([], [])), **look, markerfacecolor="none")
+
+
+def _floor(runs: Mapping[str, Mapping[str, float | None]]) -> float:
+    """Where the axis of DSC begins: a little below the lowest."""
+    lowest = min((value for dsc in runs.values() for value in dsc.values() if value is not None), default=0.0)
+    return int(lowest * 10) / 10 - 0.03
+
+
+def _short(name: str, letters: int) -> str:
+    """A name with its middle left out where it is longer."""
+    half = (letters - 1) // 2
+    return name if len(name) <= letters else f"{name[:half]}\u2026{name[-half:]}"
 
 
 def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _own(choices: Sequence[str], number: int) -> str:
-    """A run's hatch or marker: where colours come again, they come with another one than the first time."""
-    return choices[(number + number // len(COLOURS)) % len(choices)]
+def _own_marker(number: int) -> str:
+    """A run's marker: where colours come again, they come with another one than the first time."""
+    return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 
 def _svg(figure: Figure, label: str) -> str:
     """The chart to be set into a page: text in the page's colour, no header, no ids shared with another chart."""
-    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    for axes in figure.axes[1:]:
+        more = axes.get_legend_handles_labels()
+        handles, names = handles + more[0], names + more[1]
+    if handles:
+        columns = _legend_columns(names)
+        figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False, handletextpad=0.4)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": label}):  # ids of its own
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey
+from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey, spacing_mm
 from pipeline.pages.overlays import contour_frame, gif_bytes, heat_frame, picture_bytes, slices_of_interest
 from pipeline.progress import progress
 from pipeline.scripts.files import sha256_file, write_durably, writing_errors
@@ -26,7 +26,7 @@ from pipeline.scripts.manifest import FLAIR
 DSC_FIGURE = "dsc.png"
 STAMP = ".drawn.json"
 """In each patient's folder, written last: what it was drawn from."""
-DRAWN_BY = 3
+DRAWN_BY = 4
 """Goes up when the pictures change."""
 UNCERTAIN = 0.1
 """Deviation of probabilities from which a slice is drawn though no mask touches it."""
@@ -143,6 +143,8 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any]) -> None:
     mask = load_label(case.mask)
     truth = load_label(case.label) if case.label else None
     uncertainty = load_map(case.map) if case.map else None
+    distances = spacing_mm(case.image)
+    spacing = distances[:2] if distances else None
     depth = image.shape[2]
     unsure = None if uncertainty is None else uncertainty >= UNCERTAIN
     wanted = range(depth) if stamp["all_slices"] else slices_of_interest(mask, truth, unsure) or [depth // 2]
@@ -153,10 +155,11 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any]) -> None:
     frames = []
     for z in wanted:
         caption = f"slice {z + 1}/{depth}"
-        frame = contour_frame(image[..., z], mask[..., z], None if truth is None else truth[..., z], caption=caption)
+        true = None if truth is None else truth[..., z]
+        frame = contour_frame(image[..., z], mask[..., z], true, caption=caption, spacing=spacing)
         if uncertainty is not None:
             spaced = np.pad(frame, ((0, 0), (0, GAP), (0, 0)))
-            frame = np.hstack([spaced, heat_frame(image[..., z], uncertainty[..., z])])
+            frame = np.hstack([spaced, heat_frame(image[..., z], uncertainty[..., z], spacing)])
         write_durably(folder / f"slice_{z + 1:03d}.png", picture_bytes(frame, "png", compress_level=4))
         frames.append(frame)
     write_durably(out / f"{case.name}.gif", gif_bytes(frames))

@@ -23,7 +23,9 @@ MAGENTA = (255, 60, 220)
 MAX_UNCERTAINTY = 0.5
 """Highest value of an uncertainty map; drawn in full."""
 SCALE = 2
-"""Screen pixels for each pixel of the slice, along a side."""
+"""Screen pixels for each pixel of the slice, along the side where pixels are shorter."""
+Spacing = tuple[float, float] | None
+"""Distance of rows and of columns in mm; None where it is not known, which counts as equal."""
 _FINER = 4
 """Lines are drawn so much finer and averaged down: anti-aliased."""
 _WIDTH = 1.4
@@ -42,20 +44,22 @@ def contour_frame(
     prediction: NDArray[Any] | None,
     truth: NDArray[Any] | None,
     colours: tuple[Colour, Colour] = (RED, GREEN),
+    *,
     caption: str = "",
+    spacing: Spacing = None,
 ) -> Picture:
-    """One grey slice, (H, W) uint8, with the contours of two masks, (H, W): (2 H, 2 W, 3) uint8, RGB.
+    """One grey slice, (H, W) uint8, with the contours of two masks, (H, W): a picture, uint8, RGB.
 
+    The picture is (2 H, 2 W, 3), and larger along the side where ``spacing`` is larger, so that a mm has one length.
     The colours are those of prediction and truth. The caption, ASCII, comes into the upper left corner.
     """
-    height, width = background.shape
-    size = (width * SCALE, height * SCALE)
+    size = picture_size(background, spacing)
     grey = np.asarray(Image.fromarray(background).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     light = np.zeros((size[1], size[0], 3), dtype=np.float32)
     cover = np.zeros((size[1], size[0], 1), dtype=np.float32)
     for mask, colour in zip((prediction, truth), colours, strict=True):
         if mask is not None and mask.any():
-            share = _contour_share(mask)[..., None]
+            share = _contour_share(mask, size)[..., None]
             light += share * np.array(colour, dtype=np.float32)
             cover = np.maximum(cover, share)
     canvas = Image.fromarray(np.clip(grey[..., None] * (1 - cover) + light, 0, 255).astype(np.uint8))
@@ -65,21 +69,29 @@ def contour_frame(
     return np.asarray(canvas)
 
 
-def _contour_share(mask: NDArray[Any]) -> NDArray[np.float32]:
-    """Share of each screen pixel that the mask's outline covers, (2 H, 2 W), 0 to 1."""
-    fine = SCALE * _FINER
-    canvas = Image.new("L", (mask.shape[1] * fine, mask.shape[0] * fine))
+def picture_size(background: NDArray[Any], spacing: Spacing = None) -> tuple[int, int]:
+    """Width and height, in screen pixels, of the picture of a slice, (H, W)."""
+    rows, columns = spacing or (1.0, 1.0)
+    shorter = min(rows, columns)
+    height, width = background.shape
+    return round(width * SCALE * columns / shorter), round(height * SCALE * rows / shorter)
+
+
+def _contour_share(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Share of each pixel of a picture, of that width and height, that the mask's outline covers, 0 to 1."""
+    canvas = Image.new("L", (size[0] * _FINER, size[1] * _FINER))
+    across, down = canvas.width / mask.shape[1], canvas.height / mask.shape[0]
     draw = ImageDraw.Draw(canvas)
     for contour in find_contours(np.pad(mask.astype(np.float32), 1), 0.5):
-        points = [((x - 0.5) * fine, (y - 0.5) * fine) for y, x in contour]
+        points = [((x - 0.5) * across, (y - 0.5) * down) for y, x in contour]
         draw.line(points, fill=255, width=round(_WIDTH * _FINER), joint="curve")
     small = canvas.reduce(_FINER)
     return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
-def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]]) -> Picture:
-    """One grey slice, (H, W) uint8, with its uncertainty, (H, W), in magenta: (2 H, 2 W, 3) uint8, RGB."""
-    size = (background.shape[1] * SCALE, background.shape[0] * SCALE)
+def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]], spacing: Spacing = None) -> Picture:
+    """One grey slice, (H, W) uint8, with its uncertainty, (H, W), in magenta, as large as ``contour_frame``'s."""
+    size = picture_size(background, spacing)
     grey, heat = (
         np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None]
         for layer in (background.astype(np.float32), (uncertainty / MAX_UNCERTAINTY).astype(np.float32))

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import __version__
 from pipeline.errors import PipelineError
 from pipeline.files import path_list
-from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey
+from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME, charts
+from pipeline.pages.page import collect_views, grey_channels, listed, render, viewer_data
 from pipeline.pages.overlays import ORANGE, SKY_BLUE, contour_frame
 from pipeline.pages.viewer import data_address, head_box, patient_view
-from pipeline.progress import progress
 from pipeline.scoring.curves import CURVES_NAME, Curve, read_curves
 from pipeline.scoring.results import (
+    GROUPS,
     MAP_FOLDER,
     MASK_FOLDER,
     SUMMARY_NAME,
+    Subtotal,
     Summary,
     VolumeScore,
     read_scores,
     read_summary,
+    subtotals,
 )
 from pipeline.scoring.statistics import paired
 from pipeline.scripts.files import sha256_file, write_durably
@@ -62,6 +62,11 @@ class Run:
         """The same without patients whose DSC is not defined."""
         return {score.patient: score.dsc for score in self.scores if score.dsc is not None}
 
+    @cached_property
+    def subtotals(self) -> dict[str, Subtotal]:
+        """Group of patients -> subtotal; empty where none of the patients was trained on."""
+        return {one.group: one for one in subtotals(self.scores)} if any(one.seen for one in self.scores) else {}
+
     def file(self, folder: str, patient: str, kind: str) -> Path | None:
         """A volume of the evaluation, None where it is not there."""
         path = self.folder / folder / f"{patient}_{kind}.nii.gz"
@@ -73,6 +78,7 @@ def write_report(
     out: str | Path | None = None,
     names: Sequence[str] = (),
     viewers: int = MAX_VIEWERS,
+    patients: Sequence[str] = (),
 ) -> tuple[Path, list[str]]:
     """Write one HTML page of one or several evaluations; it needs no other file and no network.
 
@@ -81,6 +87,7 @@ def write_report(
         out: The page's file; by default ``report.html`` in the first folder.
         names: One name for each evaluation, used in the page; by default the folders' names.
         viewers: How many patients' slices can be looked at, the worst first.
+        patients: Ids of patients whose slices can be looked at as well.
 
     Returns:
         The page's file, and what is missing from the page.
@@ -99,10 +106,12 @@ def write_report(
     if viewers < 0:
         raise PipelineError(f"--viewers {viewers} (expected 0 or more).")
     runs = read_runs(given, names)
+    if unknown := set(patients).difference(*(run.by_patient for run in runs)):
+        raise PipelineError(f"--patient {listed(sorted(unknown))}: in no RUN. Take ids of its scores.csv.")
     target = Path(out) if out else given[0] / REPORT_NAME
     if target.is_dir():
         raise PipelineError(f"{target}: is a folder (expected a name for the page, such as {target / REPORT_NAME}).")
-    text, notes = _page(runs, viewers)
+    text, notes = _page(runs, viewers, patients)
     write_durably(target, text.encode())
     return target, notes
 
@@ -127,7 +136,13 @@ def _read_run(name: str, folder: Path) -> Run:
     if not (folder / SUMMARY_NAME).is_file():
         what = f"no {SUMMARY_NAME} in it" if folder.exists() else "nothing there"
         raise PipelineError(f"{folder}: {what} (expected a folder that pipeline.evaluate wrote). Check the path.")
-    run = Run(name, folder, read_summary(folder), tuple(read_scores(folder)), read_curves(folder / CURVES_NAME))
+    summary = read_summary(folder)
+    # The table of an earlier version does not tell; its summary names those that were trained on.
+    scores = (
+        replace(score, seen=True) if score.patient in summary["seen_in_training"] else score
+        for score in read_scores(folder)
+    )
+    run = Run(name, folder, summary, tuple(scores), read_curves(folder / CURVES_NAME))
     if not len(run.by_patient) == len(run.scores) == run.summary.get("volumes"):
         raise PipelineError(f"{folder}: scores.csv and {SUMMARY_NAME} are not of one evaluation. Evaluate again.")
     return run
@@ -156,23 +171,19 @@ def _refuse_other_truths(runs: Sequence[Run]) -> None:
                 )
 
 
-def _page(runs: Sequence[Run], viewers: int) -> tuple[str, list[str]]:
+def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str, list[str]]:
     """The page, and what is missing from it."""
     patients = worst_first(runs)
-    chosen = _example_patients(runs[0], patients) if viewers else {}
-    shown = {*patients[:viewers], *chosen}
-    wanted = [patient for patient in patients if patient in shown]
-    views, examples = _pictures(runs, wanted, chosen)
-    notes = _notes(runs, wanted, views)
-    if len(patients) > viewers:
-        notes.append(f"slices of {len(views)} of {len(patients)} patients, the worst first (--viewers)")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.pages"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # patients stay worst first
+    trained_on = {score.patient for run in runs for score in run.scores if score.seen}
+    trained = [patient for patient in patients if patient in trained_on]
+    unseen = [patient for patient in patients if patient not in trained_on]
+    examples = _example_patients(runs[0], unseen or trained) if viewers else {}
+    wanted = [*dict.fromkeys([*asked, *examples, *[*unseen, *trained][:viewers]])]
+    views, pictures, left_out = _pictures(runs, wanted, examples)
+    notes = _notes(runs, wanted, views, left_out)
+    if len(patients) > len(wanted):
+        first = ", first those that were not trained on" if unseen and trained else ""
+        notes.append(f"slices of {len(views)} of {len(patients)} patients, the worst{first} (--viewers, --patient)")
     dsc = {run.name: run.dsc for run in runs}
     lesion_voxels = {patient: score.lesion_voxels for run in runs for patient, score in run.by_patient.items()}
     curves = {
@@ -180,41 +191,58 @@ def _page(runs: Sequence[Run], viewers: int) -> tuple[str, list[str]]:
         for run in runs
         for name, tags in run.curves.items()
     }
-    text = environment.get_template("report.html.j2").render(
+    everything = [score for run in runs for score in run.scores]
+    text = render(
+        "report.html.j2",
         runs=runs,
         rows=[_run_row(run, runs[0]) for run in runs],
+        groups=[group for group in GROUPS.values() if any(group in run.subtotals for run in runs)],
+        tables=[(unseen, False), (trained, True)] if unseen and trained else [(patients, False)],
+        # Of runs that were trained on different patients it must be said which.
+        mixed=any(
+            len({run.by_patient[patient].seen for run in runs if patient in run.by_patient}) > 1
+            for patient in trained_on
+        ),
         patients=patients,
+        trained_on=trained_on,
         lesion_voxels=lesion_voxels,
-        agreement=[any(score.agreement is not None for score in run.scores) for run in runs],
+        in_mm=any(score.hd95_mm is not None for score in everything)
+        and all(score.hd95_mm is not None for score in everything if score.hd95_px is not None),
+        agreement=[run for run in runs if any(score.agreement is not None for score in run.scores)],
         notes=notes,
-        dsc=charts.dsc_svg(dsc, patients),
-        sizes=charts.sizes_svg(dsc, lesion_voxels),
+        dsc=charts.dsc_svg(dsc, patients, trained_on),
+        sizes=charts.sizes_svg(dsc, lesion_voxels, trained_on),
         curves=charts.curves_svg(curves) if curves else "",
-        examples=examples,
-        # A list of its own: JavaScript sorts keys that look like numbers.
-        data={"runs": [run.name for run in runs], "channels": list(CHANNELS), "order": list(views), "patients": views},
-        version=__version__,
+        examples=pictures,
+        data=viewer_data([run.name for run in runs], CHANNELS, patients, views),
     )
     return text, notes
 
 
 def _pictures(
     runs: Sequence[Run], wanted: Sequence[str], chosen: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """The viewer's images by patient, and the examples for paper; both without patients whose image is not there."""
-    views: dict[str, dict[str, Any]] = {}
-    examples = []
-    for patient in progress(wanted, "report", "patient"):
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """The viewer's images by patient, the examples for paper, and the patients for whom the page has no room."""
+    examples = {}
+
+    def view_of(patient: str) -> dict[str, Any] | None:
         volumes = _volumes(runs, patient)
         if volumes is None:
-            continue
+            return None
         dsc = {run.name: run.dsc[patient] for run in runs if patient in run.dsc}
-        views[patient] = {"dsc": dsc, **patient_view(*volumes)}
+        captions = {
+            name: ("DSC not defined" if value is None else f"DSC {value:.4f}")
+            + ("" if name in volumes.masks else ", no mask in its folder")
+            for name, value in dsc.items()
+        }
+        view = patient_view(volumes.image, volumes.truth, volumes.masks, volumes.maps, volumes.spacing)
         if patient in chosen:
-            image, truth, masks, _ = volumes
-            pictures = _example(image, truth, masks, views[patient]["start"])
-            examples.append({"which": chosen[patient], "patient": patient, "pictures": pictures})
-    return views, examples
+            pictures = _example(volumes, view["start"])
+            examples[patient] = {"which": chosen[patient], "patient": patient, "pictures": pictures}
+        return {**view, "captions": captions}
+
+    views, left_out = collect_views(wanted, view_of, "report")
+    return views, [examples[patient] for patient in chosen if patient in examples and patient in views], left_out
 
 
 def worst_first(runs: Sequence[Run]) -> list[str]:
@@ -229,30 +257,39 @@ def _example_patients(first: Run, patients: Sequence[str]) -> dict[str, str]:
     scored = [patient for patient in patients if patient in first.defined]
     last = len(scored) - 1
     places = {last: "best", last // 2: "median", 0: "worst"}  # of one place the last word counts
-    return {scored[place]: which for place, which in places.items() if scored}
+    return {scored[place]: which for place, which in sorted(places.items()) if scored}
 
 
-def _notes(runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any]) -> list[str]:
+def _notes(
+    runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any], left_out: Sequence[str]
+) -> list[str]:
     """What a reader of the page must know of its runs, and what is missing from it."""
     notes = []
     if len({run.summary["manifest_sha256"] for run in runs}) > 1:
         notes.append("the runs were evaluated on different manifests; patients that stand in several have one truth")
     if len({frozenset(run.by_patient) for run in runs}) > 1:
         notes.append("the runs are not of the same patients; differences are of those that both have")
+    told: dict[str, list[str]] = {}
     for run in runs:
         seen, undefined = run.summary["seen_in_training"], run.summary.get("undefined")
-        if seen:
-            notes.append(f"{run.name}: {len(seen)} of {len(run.scores)} patients were trained on: {', '.join(seen)}")
-        if undefined:
-            notes.append(f"{run.name}: no DSC where neither truth nor prediction has a voxel: {', '.join(undefined)}")
         maskless = [patient for patient in views if patient in run.dsc and not run.file(MASK_FOLDER, patient, "mask")]
-        if maskless:
-            notes.append(f"{run.name}: no mask of {', '.join(maskless)} in its folder")
-    without = ", ".join(patient for patient in wanted if patient not in views)
+        of_run = {
+            f"{len(seen)} of {len(run.scores)} patients were trained on": seen,
+            "no DSC where neither truth nor prediction has a voxel": undefined,
+            f"no mask in {MASK_FOLDER}/": maskless,
+        }
+        for fact, ids in of_run.items():
+            if ids:
+                told.setdefault(f"{fact}: {listed(ids)}", []).append(run.name)
+    notes += [f"{', '.join(names)}: {text}" for text, names in told.items()]
+    without = [patient for patient in wanted if patient not in {*views, *left_out}]
     if without:
         notes.append(
-            f"no slices of {without}: {VOLUMES}/ of the evaluation lacks them. Evaluate again to keep them there"
+            f"no slices of {listed(without)}: {VOLUMES}/ of the evaluation lacks them. Evaluate again to keep them "
+            "there"
         )
+    if left_out:
+        notes.append(f"no room for slices of {listed(left_out)}: the page would grow too large for a browser")
     return notes
 
 
@@ -288,8 +325,15 @@ def _target(definition: Any) -> str:
     return str(definition.get("_target_", "")).rpartition(".")[2] if isinstance(definition, dict) else ""
 
 
-Volumes = tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
-"""Image (H, W, D, 3) uint8, truth (H, W, D), masks (H, W, D) and uncertainties (H, W, D) by run."""
+@dataclass(frozen=True)
+class Volumes:
+    """What is shown of one patient: image (H, W, D, 3) uint8; truth, masks and maps by run (H, W, D)."""
+
+    image: NDArray[Any]
+    truth: NDArray[Any]
+    masks: dict[str, NDArray[Any]]
+    maps: dict[str, NDArray[Any]]
+    spacing: tuple[float, float, float] | None
 
 
 def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
@@ -298,9 +342,7 @@ def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
     image_path, label_path = next((both for both in paths if all(both)), (None, None))
     if not image_path or not label_path:
         return None
-    raw = load_image(image_path)
-    image = np.stack([shown_in_grey(raw[..., channel]) for channel in range(len(CHANNELS))], axis=-1)
-    truth = load_label(label_path)
+    image, truth = grey_channels(load_image(image_path)), load_label(label_path)
     mask_files = {run.name: run.file(MASK_FOLDER, patient, "mask") for run in runs}
     map_files = {run.name: run.file(MAP_FOLDER, patient, "uncertainty") for run in runs}
     masks = {name: load_label(path) for name, path in mask_files.items() if path}
@@ -312,15 +354,18 @@ def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
                 f"patient {patient}: {what} of shape {volume.shape}, image of {image.shape[:3]} (expected one grid). "
                 "Evaluate again."
             )
-    return image, truth, masks, maps
+    return Volumes(image, truth, masks, maps, spacing_mm(image_path))
 
 
-def _example(image: NDArray[Any], truth: NDArray[Any], masks: Mapping[str, NDArray[Any]], z: int) -> dict[str, str]:
+def _example(volumes: Volumes, z: int) -> dict[str, str]:
     """Run -> picture of one slice: prediction orange, truth blue."""
-    rows, columns = head_box(image, truth, *masks.values())
+    rows, columns = head_box(volumes.image, volumes.truth, *volumes.masks.values())
     part = (rows, columns, z)
+    spacing = volumes.spacing[:2] if volumes.spacing else None
     frames = {
-        run: contour_frame(image[..., FLAIR][part], mask[part], truth[part], (ORANGE, SKY_BLUE))
-        for run, mask in masks.items()
+        run: contour_frame(
+            volumes.image[..., FLAIR][part], mask[part], volumes.truth[part], (ORANGE, SKY_BLUE), spacing=spacing
+        )
+        for run, mask in volumes.masks.items()
     }
-    return {run: data_address(frame, "png", compress_level=4) for run, frame in frames.items()}
+    return {run: data_address(frame, "webp", quality=90) for run, frame in frames.items()}
