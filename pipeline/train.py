@@ -34,6 +34,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--recipe", help="file, or name below recipes/")
     add("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
     add("--fold", help="validate on this fold, train on the others; all: every fold in turn")
+    add("--init", help="weights to start from: a bundle, by name or folder, or a weights file (default: none)")
     add("--resume", action="store_true", help="go on where a training was interrupted")
     trust_help = "train a --bundle that is not this project's own: its configs can run any code"
     add("--trust", action="store_true", help=trust_help)

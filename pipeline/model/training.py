@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,19 @@ from pipeline.model.training_config import config_with
 from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
 from pipeline.scripts.records import RECORD, load_record
+from pipeline.scripts.weights import Weights, read_weights, weights_in
 
 logger = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
 PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
 """Config keys that say where a training runs, not what it is."""
+INIT_KEY = "init"
+"""The config key of the weights that a training starts from; they are known by their hash, not by their path."""
 OPTION_KEYS = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
 """Config keys that options set, for each fold its own."""
+_PLAIN_PATH = re.compile(r"[\w./][\w./ -]*")
+"""Paths that MONAI's command line and configs read as they are, but for names such as ``12`` and ``None``."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ def plan_training(
     experiment: Sequence[str] = (),
     recipe: str | None = None,
     fold: str | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     out: Path | None = None,
     overrides: Sequence[str] = (),
@@ -63,7 +70,8 @@ def plan_training(
     """Check what is asked for and make the command of each training; nothing runs.
 
     ``bundle``, each ``experiment`` and ``recipe`` are paths, or names below ``bundles/``, ``experiments/`` and
-    ``recipes/``. ``fold`` is a number, ``all``, or None for a training on all but the validation section.
+    ``recipes/``. ``fold`` is a number, ``all``, or None for a training on all but the validation section. ``init`` are
+    the weights to start from: a bundle's name, the folder of a bundle or training, or a weights file.
     ``overrides`` are keys of the config, each with ``--`` before it, and their values. A mistyped key may have meant
     one of ``option_names``.
     """
@@ -77,27 +85,58 @@ def plan_training(
     files += [named_path(name, "experiments", ".yaml") for name in experiment]
     given = _pairs(overrides)
     wanted = config_with(config, files, {key: _value(text) for key, text in given.items()}, option_names)
+    if init is not None and INIT_KEY not in wanted:
+        raise PipelineError(f"{config}: knows no {INIT_KEY}, --init would change nothing. Leave it out.")
+    init = init or wanted.get(INIT_KEY)
+    start = None if init is None else _start(init)
     out = out or Path("runs") / "_".join([bundle.name, *(file.stem for file in files)])
     names = [file.as_posix() for file in (config, *files)]
-    config_file = f"[{','.join(map(repr, names))}]" if files else names[0]
+    config_file = names[0] if not files and _is_plain(names[0]) else f"[{','.join(map(repr, names))}]"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
     commands: dict[Path, list[str]] = {}
     for number in [None] if fold is None else _folds(manifest, fold):
         folder = out if number is None else out / f"fold_{number}"
         if (resume or fold == ALL_FOLDS) and (folder / RECORD).is_file():
-            _refuse_other_training(folder / RECORD, {**wanted, "fold": number}, manifest)
+            _refuse_other_training(folder / RECORD, {**wanted, "fold": number}, manifest, start)
             logger.info(f"{folder}: trained already")
             commands[folder] = []
             continue
         interrupted = _refuse_what_is_there(folder, resume=resume)
         if resume and not interrupted:
             logger.info(f"{folder}: nothing to resume, starts afresh")
-        options: dict[str, object] = {"dataset_dir": manifest, "ckpt_dir": folder, "output_dir": folder}
+        options: dict[str, object] = {"dataset_dir": as_typed(manifest)}
+        options |= dict.fromkeys(("ckpt_dir", "output_dir"), as_typed(folder))
+        options |= {} if start is None else {INIT_KEY: as_typed(start.path)}
         options |= {} if number is None else {"fold": number}
         options |= {"resume": True} if interrupted else {}
         pairs = (options | given).items()
         commands[folder] = [*command, *(text for key, value in pairs for text in (f"--{key}", str(value)))]
     return TrainingPlan(bundle, out, commands)
+
+
+def as_typed(path: Path) -> str:
+    """A path as an argument of ``monai.bundle run`` that stands for this path and nothing else.
+
+    MONAI's command line reads ``a,b`` as a list, ``12`` as a number and ``[a]`` as a list; its configs read ``$``, ``@``
+    and ``#`` as signs of their own. Such a path is written as an expression, of which it is the value.
+    """
+    if _is_plain(str(path)):
+        return str(path)
+    quoted = ascii(str(path))
+    for sign in "#@%":
+        quoted = quoted.replace(sign, f"\\x{ord(sign):02x}")
+    return f"${quoted}"
+
+
+def _is_plain(text: str) -> bool:
+    return bool(_PLAIN_PATH.fullmatch(text)) and _value(text) == text
+
+
+def _start(init: str | Path) -> Weights:
+    """The weights that a training starts from."""
+    place = Path(init)
+    file = place if place.is_file() else weights_in(named_path(init, "bundles"))
+    return read_weights(file, file.absolute().parent.parent, "--init")
 
 
 def _refuse_what_is_there(folder: Path, *, resume: bool) -> bool:
@@ -139,10 +178,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Path) -> None:
+def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Path, start: Weights | None) -> None:
     """A fold that is trained already must be of the same manifest and config, folders and hardware apart."""
     found = load_record(record)
-    differing = [key for key, value in wanted.items() if key not in PLACE_KEYS and found["config"].get(key) != value]
+    passed_over = {*PLACE_KEYS, INIT_KEY}
+    differing = [key for key, value in wanted.items() if key not in passed_over and found["config"].get(key) != value]
+    if (found.get(INIT_KEY) or {}).get("sha256") != (start and start.sha256):
+        differing.append("the weights of --init")
     if found.get("manifest_sha256") != read_manifest(manifest).sha256:
         differing.append("the manifest")
     if differing:

@@ -1,6 +1,7 @@
-"""A training's config with experiments, recipe and command line on top; keys that it does not have are refused.
+"""A training's config with experiments, recipe and command line on top; what it could not use is refused.
 
-MONAI adds a mistyped override to the config in silence, and the run goes on without it.
+MONAI adds a mistyped override to the config in silence, and the run goes on without it. A value of a wrong type ends
+MONAI's run in a traceback.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import PipelineError
+from pipeline.scripts.config import REMOVED_FROM_TRAINING, removed_key, setting_faults
 
 
 def config_with(
@@ -43,6 +45,8 @@ def config_with(
     _refuse_unknown(overrides, parser.get(), "command line", options)
     # On the command line, unlike in a file, MONAI replaces the value of +KEY as that of KEY.
     parser.update({key.removeprefix("+"): value for key, value in overrides.items()})
+    if faults := setting_faults(parser):
+        raise PipelineError("\n".join(faults))
     parser.parse()
     result: dict[str, Any] = parser.get()
     return result
@@ -51,6 +55,8 @@ def config_with(
 def _refuse_unknown(keys: Iterable[str], config: Any, subject: str, options: Sequence[str]) -> None:
     """Refuse keys that neither a config has nor an argument of one of its components (``network_def#bias``)."""
     known = dict(_items(config))
+    if removed := [removed_key(key, REMOVED_FROM_TRAINING) for key in keys if key in REMOVED_FROM_TRAINING]:
+        raise PipelineError("\n".join(removed))
     lines = []
     for key in keys:
         name = key.removeprefix("+")

@@ -55,7 +55,7 @@ def _without_folders(value: Any) -> Any:
         return [_without_folders(item) for item in value]
     if not isinstance(value, str):
         return value
-    if value.startswith("$'"):  # a path that MONAI would have misread by itself
+    if value.startswith(("$'", '$"')):  # a path that MONAI would have misread by itself
         with contextlib.suppress(ValueError, SyntaxError):
             value = str(ast.literal_eval(value[1:]))
     if Path(value).is_absolute():
