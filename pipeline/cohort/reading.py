@@ -105,12 +105,18 @@ def find_patients(
     cases = find_cases(root, listing, skip_unpaired=skip_unpaired)
     slices = find_slices(root, listing, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired)
     whole = [name for name, case in cases.cases.items() if not case.fault]
-    if whole and slices.files:
+    masked = {
+        slices.owners[path][0]
+        for paths in slices.files.values()
+        for path in paths
+        if slices.owners[path][1].endswith("_mask.tif")
+    }
+    if whole and masked:
         raise PipelineError(
-            f"{root}: holds {len(slices.files)} patients in slices and {len(whole)} in volumes (expected one kind). "
+            f"{root}: holds {len(masked)} patients in slices and {len(whole)} in volumes (expected one kind). "
             "Give the folder of one."
         )
-    if slices.files or not (cases.cases or cases.faults):
+    if not whole and (slices.files or not (cases.cases or cases.faults)):
         return slices
     return _found_volumes(root, listing, cases, staging, label_values)
 

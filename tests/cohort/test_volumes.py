@@ -183,6 +183,15 @@ def test_slices_and_volumes_in_one_folder_are_refused(tmp_path: Path) -> None:
         build_manifest(root, tmp_path / "out", split="none")
 
 
+def test_pictures_beside_volumes_are_skipped(tmp_path: Path) -> None:
+    root = volumes.pairs(tmp_path / "in", 2)
+    for name in ("P1_slice_12.png", "P1_3.tif", "overview.tif"):
+        (root / name).touch()
+    done = built(root, tmp_path / "out")
+    assert (done.used, done.skipped) == (4, 3)
+    assert {entry["reason"] for entry in done.manifest["skipped"]} == {"not a volume"}
+
+
 def test_a_volume_among_slices_is_skipped(root: Path, out: Path, build: Callable[..., Built]) -> None:
     save(root / "atlas_image.nii.gz", phantom()[0])
     assert build().skipped == 1
