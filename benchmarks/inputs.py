@@ -1,0 +1,141 @@
+"""What the form of an input costs: one patient in every form that predict takes, and all patients without a skull.
+
+    python -m benchmarks.inputs MANIFEST [--split validation] [--bundle basic_unet]
+
+For the first patient of the section: DSC of each form's mask against the mask of the volume as stored.
+For all patients: mean DSC against the truth of three sequences, of FLAIR alone, and of both with the skull removed by a
+plain rule (``without_skull``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from pipeline.cohort.inputs import build_one, build_volume, name_sequences
+from pipeline.cohort.manifest import read_manifest, select
+from pipeline.imaging.nifti import load_image, load_label
+from pipeline.model.predictor import Predictor
+from pipeline.scripts.volumes import AFFINE, oriented
+from tests.imaging.series import write_series
+from tests.imaging.test_formats import save_itk
+
+PLACE = np.array([[0, -0.9, 0, 110.0], [-0.9, 0, 0, 120], [0, 0, 4, -60], [0, 0, 0, 1]])
+"""A scanner's affine in place of the published volumes', whose spacing is unknown."""
+TILT = np.array([[0.98, 0, 0.2, 0], [0, 1, 0, 0], [-0.2, 0, 0.98, 0], [0, 0, 0, 1]])
+
+
+def dsc(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> float:
+    """Dice similarity coefficient of two masks."""
+    return float(2 * (one & two).sum() / max(1, one.sum() + two.sum()))
+
+
+def without_skull(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A volume (H, W, D, 3) with 0 outside of the brain, found by a plain rule.
+
+    FLAIR above half of Otsu's threshold, opened by 7 pixels within the slice, the largest component, closed and filled.
+    """
+    head = image[..., 1] > threshold_otsu(image[..., 1]) / 2
+    disk = np.hypot(*np.mgrid[-7:8, -7:8])[..., None] <= 7
+    parts, _ = ndimage.label(ndimage.binary_erosion(head, disk))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    brain = ndimage.binary_dilation(parts == sizes.argmax(), disk)
+    brain = ndimage.binary_closing(brain, disk)
+    for z in range(brain.shape[2]):
+        brain[..., z] = ndimage.binary_fill_holes(brain[..., z])
+    return np.where(brain[..., None], image, 0).astype(np.uint8)
+
+
+def forms(image: NDArray[np.uint8], folder: Path) -> Iterator[tuple[str, Callable[[], Path], bool]]:
+    """Name, builder of the NIfTI file that the networks read, and whether it is FLAIR alone."""
+    native = nib.Nifti1Image(image, PLACE)
+
+    def saved(name: str, volume: nib.Nifti1Image) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(volume, path)
+        return path
+
+    for axes in itertools.permutations(range(3)):
+        for flips in itertools.product((1, -1), repeat=3):
+            turned = native.as_reoriented(np.array(list(zip(axes, flips, strict=True))))
+            codes = "".join(nib.aff2axcodes(turned.affine))
+            yield codes, lambda turned=turned: saved("turned.nii", turned), False
+    yield "oblique", lambda: saved("oblique.nii", nib.Nifti1Image(image, TILT @ PLACE)), False
+    flair = nib.Nifti1Image(image[..., 1], PLACE)
+    yield "FLAIR NIfTI", lambda: saved("flair.nii", flair), True
+    yield "FLAIR MHA", lambda: build_one(save_itk(folder / "a.mha", image[..., 1], PLACE), folder / "mha"), True
+    yield "FLAIR NRRD", lambda: build_one(save_itk(folder / "a.nrrd", image[..., 1], PLACE), folder / "nrrd"), True
+    write_series(folder / "dicom", image[..., 1], PLACE)
+    yield "FLAIR DICOM", lambda: build_one(folder / "dicom", folder / "out"), True
+    for layout, names in {
+        "BraTS folder": ("brats/P-t1n.nii", "brats/P-t2f.nii", "brats/P-t1c.nii"),
+        "BIDS folder": ("sub-1/anat/sub-1_T1w.nii", "sub-1/anat/sub-1_FLAIR.nii", "sub-1/anat/sub-1_ce-gd_T1w.nii"),
+    }.items():
+        for channel, name in enumerate(names):
+            saved(name, nib.Nifti1Image(image[..., channel], PLACE))
+        top = folder / names[0].split("/")[0]
+        yield layout, lambda top=top: build_one(top, folder / f"{top.name}_out"), False
+    paths = []
+    for channel in (0, 2):
+        plain = nib.Nifti1Image(image[..., channel].astype(np.float32), PLACE)
+        moved = nibabel.processing.resample_to_output(plain, (1.0, 1.0, 2.0), order=1, mode="nearest")
+        paths.append(saved(f"t1_{channel}.nii", moved))
+
+    def joined() -> Path:
+        inputs = name_sequences([folder / "flair.nii"], *paths, folder / "joined")
+        (source,) = inputs.sources.values()
+        build_volume(source)
+        return source.image
+
+    yield "T1 of 1 x 1 x 2 mm on their own grids", joined, False
+
+
+def main() -> None:
+    """Print the two tables."""
+    parser = argparse.ArgumentParser(description="What the form of an input costs.")
+    parser.add_argument("manifest")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--bundle", default="basic_unet")
+    args = parser.parse_args()
+    predictor = Predictor(args.bundle)
+    volumes = select(read_manifest(args.manifest), args.split)
+    image, truth = load_image(volumes[0].image), load_label(volumes[0].label)
+    whole, alone = (predictor.predict(part, PLACE).mask for part in (image, image[..., 1]))
+    print(f"{args.bundle}, {volumes[0].patient}: DSC {dsc(whole, truth):.4f}, FLAIR alone {dsc(alone, truth):.4f}")
+    worst = 1.0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, build, is_flair in forms(image, Path(folder)):
+            found = predictor.predict(build())
+            against = dsc(oriented(found.mask, found.affine), alone if is_flair else whole)
+            if len(name) == 3:
+                worst = min(worst, against)
+            else:
+                print(f"{name:<40} {against:.4f}")
+    print(f"{'worst of 48 orientations':<40} {worst:.4f}")
+    rows = []
+    for volume in volumes:
+        image, truth = load_image(volume.image), load_label(volume.label)
+        bare = without_skull(image)
+        kept = float(truth[bare[..., 1] > 0].sum() / max(1, truth.sum()))
+        parts = (image, image[..., 1], bare, bare[..., 1])
+        rows.append([*(dsc(predictor.predict(part, AFFINE).mask, truth) for part in parts), kept])
+        print(volume.patient, *(f"{value:.3f}" for value in rows[-1]), flush=True)
+    means = np.mean(rows, axis=0)
+    print(f"{len(rows)} patients: three sequences {means[0]:.4f}, FLAIR alone {means[1]:.4f}")
+    print(f"without skull: {means[2]:.4f} and {means[3]:.4f}; share of the lesion that the rule keeps {means[4]:.4f}")
+
+
+if __name__ == "__main__":
+    main()
