@@ -34,7 +34,7 @@ from pipeline.scoring.results import (
     write_summary,
 )
 from pipeline.scoring.statistics import summarise
-from pipeline.scripts.files import locked, write_durably
+from pipeline.scripts.files import locked, sha256_file, write_durably
 from pipeline.scripts.manifest import IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
 from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
 
@@ -168,12 +168,14 @@ def evaluate_volumes(
     finished = Finished(out, {**settings, "uncertainty": uncertainty, "per_slice": per_slice})
 
     def score_of(volume: Volume) -> VolumeScore:
-        if (row := finished.read(volume.patient)) and (out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}").is_file():
+        mask, image = out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}", sha256_file(volume.image)
+        row = finished.read(volume.patient)
+        if row and mask.is_file() and row.pop("image_sha256", "") == image:
             lists = {name: tuple(map(tuple, row[name])) for name in ("reliability", "slices")}
             return VolumeScore(**{**row, **lists})
         score = _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice)
         score = replace(score, seen=_seen(volume.patient, predictors[volume.patient].bundles, cohort))
-        finished.write(volume.patient, asdict(score))
+        finished.write(volume.patient, {**asdict(score), "image_sha256": image})
         return score
 
     parts = (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES)
@@ -279,8 +281,8 @@ def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
         same = False
     if not same:
         raise PipelineError(
-            f"{out}: holds the results of another split, fold, manifest or choice of patients. Choose another --out, or "
-            "delete them."
+            f"{out}: holds the results of another split, fold, manifest or choice of patients. Choose another --out, "
+            "or delete them."
         )
     logger.info(f"{out}: the results that are there are replaced; pictures and maps of other masks go")
 

@@ -114,8 +114,8 @@ def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
         {**asdict(score), "lesion_voxels": score.lesion_voxels, SEEN_COLUMN: words[score.seen]} for score in scores
     ]
     optional = [name for name in OPTIONAL_COLUMNS if any(row[name] is not None for row in rows)]
-    table = pd.DataFrame(rows, columns=[*SCORE_COLUMNS, *optional, SEEN_COLUMN]).to_csv(index=False, lineterminator="\n")
-    write_durably(folder / SCORES_NAME, table.encode())
+    table = pd.DataFrame(rows, columns=[*SCORE_COLUMNS, *optional, SEEN_COLUMN])
+    write_durably(folder / SCORES_NAME, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def write_slices(folder: Path, scores: Sequence[VolumeScore]) -> None:
