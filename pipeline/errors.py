@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.scripts.faults import PipelineError
+from pipeline.scripts.faults import PipelineError, fault_lines
 
 __all__ = ["ManifestError", "PipelineError"]
 
@@ -14,5 +14,6 @@ class ManifestError(PipelineError):
 
     def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
         self.faults = {subject: list(messages) for subject, messages in faults.items()}
-        lines = [f"{subject}: {message}" for subject, messages in self.faults.items() for message in messages]
-        super().__init__("\n".join(lines))
+        super().__init__(
+            fault_lines((subject, message) for subject, messages in self.faults.items() for message in messages)
+        )

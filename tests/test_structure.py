@@ -148,7 +148,6 @@ def test_bad_arguments_exit_2(name: str) -> None:
 
 
 TESTED_ELSEWHERE = {
-    "scripts.config": "end_to_end/test_refused_trainings.py",
     "scripts.files": "test_files.py",
     "scripts.finite": "end_to_end/test_damage.py",
     "scripts.training": "end_to_end/test_training.py",

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -80,6 +80,25 @@ def shown(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in str(text)
     )
+
+
+def fault_lines(faults: Iterable[tuple[str, str]]) -> str:
+    """A line for each fault, a pair of subject and message; a kind of fault of more than three subjects is one line.
+
+    Messages that differ in numbers and names of volumes alone are of one kind: the first one is told.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for subject, message in faults:
+        kinds.setdefault(re.sub(r"\S+\.nii(\.gz)?|\d+(\.\d+)?", "0", message), []).append((subject, message))
+    lines = []
+    for found in kinds.values():
+        if len(found) <= 3:
+            lines += [f"{subject}: {message}" for subject, message in found]
+            continue
+        names = ", ".join(subject for subject, _ in found[:3])
+        such = "such as " if len({message for _, message in found}) > 1 else ""
+        lines.append(f"{names} and {len(found) - 3} more ({len(found)} in all): {such}{found[0][1]}")
+    return "\n".join(lines)
 
 
 def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str | None:

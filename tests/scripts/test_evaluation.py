@@ -7,10 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from tests.conftest import silent_weights
+from pipeline.errors import PipelineError
+from pipeline.imaging.nifti import nifti_bytes
+from pipeline.model.predictions import predict_volumes
+from pipeline.scripts.faults import fault_line
+from tests.conftest import BUNDLES, silent_weights
 from tests.scripts.conftest import SIZE
 
 
@@ -30,3 +35,15 @@ def test_evaluate_json_says_where_there_is_no_dsc(trained, half_healthy, run_con
     with pytest.raises(RuntimeError) as failure:
         run_config(bundle / "configs" / "evaluate.json", **folders, split="test")
     assert "no patients in section test" in str(failure.value.__cause__)
+
+
+def test_many_unfit_files_are_one_message_everywhere(run_config, tmp_path: Path) -> None:
+    for number in range(53):
+        (tmp_path / f"{number:02}_image.nii.gz").write_bytes(nifti_bytes(np.ones((8, 9 + number, 4, 2), np.uint8)))
+    with pytest.raises(PipelineError) as ours:
+        predict_volumes(tmp_path, BUNDLES[0], tmp_path / "out")
+    with pytest.raises(RuntimeError) as theirs:
+        run_config(BUNDLES[0] / "configs" / "inference.json", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "o"))
+    for told in (str(ours.value), str(fault_line(theirs.value))):
+        assert len(told.splitlines()) == 1
+        assert "02_image.nii.gz and 50 more (53 in all): such as shape (8, 9, 4, 2) (expected" in told

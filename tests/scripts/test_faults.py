@@ -74,3 +74,18 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, caps
     sys.excepthook(ValueError, ValueError("strange"), None)
     sys.excepthook(AssertionError, AssertionError("known"), None)
     assert capsys.readouterr() == ("traceback of strange\n", "\nerror: known\n")
+
+
+def test_a_kind_of_fault_of_many_files_is_one_line() -> None:
+    """The 53 unfit files of a user, and two more of other kinds."""
+    many = [(f"data/{number}.nii", f"shape ({number}, 48) (expected (H, W, D)). Stack it.") for number in range(53)]
+    other = [("a.nii", "no readable NIfTI file."), ("b.nii", "no readable NIfTI file.")]
+    assert faults.fault_lines([*other, *many]).splitlines() == [
+        "a.nii: no readable NIfTI file.",
+        "b.nii: no readable NIfTI file.",
+        "data/0.nii, data/1.nii, data/2.nii and 50 more (53 in all): such as shape (0, 48) (expected (H, W, D)). "
+        "Stack it.",
+    ]
+    same = [(f"{number}.nii", "no readable NIfTI file.") for number in range(4)]
+    assert faults.fault_lines(same) == "0.nii, 1.nii, 2.nii and 1 more (4 in all): no readable NIfTI file."
+    assert faults.fault_lines([("x", "a"), ("x", "b")]) == "x: a\nx: b"

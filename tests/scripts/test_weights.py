@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import torch
 
 from pipeline.errors import PipelineError
@@ -48,7 +47,7 @@ def wrapped(state: dict[str, torch.Tensor], how: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize("how", ["model", "state_dict", "module.", "_orig_mod.module.", "lightning"])
-def test_weights_of_other_programs_are_read_alike(trained, manifest, run_config, tmp_path: Path, how: str) -> None:  # noqa: PLR0917
+def test_weights_of_other_programs_are_read_alike(trained, manifest, run_config, tmp_path: Path, how: str) -> None:
     """By the package and by the bundle's own configs, which write the same masks as by plain weights."""
     bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
@@ -64,7 +63,7 @@ def test_weights_of_other_programs_are_read_alike(trained, manifest, run_config,
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize("content", ["checkpoint", "other network"])
-def test_other_contents_are_refused_alike(trained, manifest, run_config, tmp_path: Path, content: str) -> None:  # noqa: PLR0917
+def test_other_contents_are_refused_alike(trained, manifest, run_config, tmp_path: Path, content: str) -> None:
     bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
     if content == "checkpoint":

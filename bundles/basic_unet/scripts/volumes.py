@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from .faults import PipelineError, shown
+from .faults import PipelineError, fault_lines, shown
 
 MAX_VALUES = 2**28
 """Values of a volume: 512 x 512 x 340 voxels of three channels; a GB as 32-bit numbers."""
@@ -175,7 +175,7 @@ def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -
         voxels: Also read the voxels of the images.
 
     Raises:
-        PipelineError: A line for each image or label that is refused.
+        PipelineError: A line for each image or label that is refused, or for more than three of the same fault.
     """
     faults = []
     for item in items:
@@ -185,11 +185,13 @@ def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -
             if "label" in item:
                 check_label(Path(item["label"]), image)
             if voxels and (fault := voxel_fault(read_voxels(image))):
-                faults.append(f"{image}: {fault}.")
+                faults.append((str(image), f"{fault}."))
         except PipelineError as error:
-            faults.append(str(error))
+            label = f"{item.get('label')}: "
+            subject = label if str(error).startswith(label) else f"{image}: "
+            faults.append((subject.removesuffix(": "), str(error).removeprefix(subject)))
     if faults:
-        raise PipelineError("\n".join(faults))
+        raise PipelineError(fault_lines(faults))
 
 
 def voxel_fault(voxels: NDArray[Any]) -> str:

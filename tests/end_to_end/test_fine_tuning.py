@@ -1,0 +1,182 @@
+"""A training that starts from weights: it uses them, records them, and says whom they were trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import train
+from pipeline.cohort.manifest import read_manifest
+from pipeline.model.bundle import load_bundle
+from pipeline.scoring.evaluation import evaluate_volumes
+from pipeline.scripts.faults import fault_line
+from pipeline.scripts.files import sha256_file
+from tests.conftest import ROOT, TINY, save_weights
+from tests.end_to_end.test_resuming import interrupted_training
+
+BASIC = ROOT / "bundles" / "basic_unet"
+STILL = {"learning_rate": 1e-9, "weight_decay": 0.0, "max_epochs": 1}
+"""A training that leaves the weights where they are; the statistics of its batches move."""
+only_basic = pytest.mark.parametrize("trained", [BASIC], indirect=True, ids=["basic_unet"])
+
+
+def places(manifest: Path, out: Path, init: Path) -> dict[str, str]:
+    return {"dataset_dir": str(manifest), "ckpt_dir": str(out), "output_dir": str(out / "log"), "init": str(init)}
+
+
+def learnt(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.endswith(("_mean", "_var", "_tracked"))}
+
+
+def is_near(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.allclose(value, other[name], atol=1e-6) for name, value in learnt(one).items())
+
+
+def test_a_training_starts_from_weights_and_records_them(trained, manifest, run_config, tmp_path: Path, caplog) -> None:
+    bundle, out = trained
+    caplog.set_level("INFO", logger="train")
+    run_config(bundle / "configs/train.json", **places(manifest, tmp_path, out), **{**TINY, **STILL})
+    first, state = (torch.load(folder / "model.pt", weights_only=True) for folder in (out, tmp_path))
+    assert is_near(state, first)  # the average starts from them too
+    record = json.loads((tmp_path / "training.json").read_text())
+    patients = json.loads((out / "training.json").read_text())["training_patients"]
+    sha256 = sha256_file(out / "model.pt")
+    assert record["init"] == {"name": "model.pt", "sha256": sha256, "training_patients": patients}
+    assert str(tmp_path.parent) not in (tmp_path / "training.json").read_text()
+    assert f"starts from {out / 'model.pt'} (SHA-256 {sha256})" in caplog.text
+    assert "trained with other settings" not in caplog.text
+    # The same weights as another program keeps them.
+    file = save_weights(
+        {"state_dict": {f"module.{name}": value for name, value in first.items()}}, trained, tmp_path / "w.pt"
+    )
+    other = tmp_path / "other"
+    run_config(bundle / "configs/train.json", **places(manifest, other, file), **{**TINY, **STILL})
+    again = torch.load(other / "model.pt", weights_only=True)
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+@only_basic
+def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tmp_path: Path, caplog) -> None:
+    """Weights that saw the validation patients: the training says so, and its scores are not of unseen ones."""
+    bundle, out = trained
+    unseen = [volume.patient for volume in read_manifest(manifest).sections["validation"]]
+    start = tmp_path / "start"
+    shutil.copytree(out, start)
+    record = json.loads((start / "training.json").read_text())
+    (start / "training.json").write_text(json.dumps({**record, "training_patients": [unseen[0], "SOMEBODY"]}))
+    (start / "training.json.sha256").unlink()
+    run = tmp_path / "run"
+    run_config(bundle / "configs/train.json", **places(manifest, run, start), **{**TINY, **STILL})
+    assert "1 of 2 validation patients were trained on by the weights of --init, their" in caplog.text
+    assert f"not of unseen patients: {unseen[0]}" in caplog.text
+    assert {unseen[0], "SOMEBODY"} < set(load_bundle(bundle, run / "model.pt").training_patients)
+    result = evaluate_volumes(manifest, bundle, tmp_path / "scores", weights=run / "model.pt")
+    assert result.summary["seen_in_training"] == [unseen[0]]
+    # Weights that started from these have seen them as well.
+    second = tmp_path / "second"
+    run_config(bundle / "configs/train.json", **places(manifest, second, run), **{**TINY, **STILL})
+    init = json.loads((second / "training.json").read_text())["init"]
+    assert {unseen[0], "SOMEBODY"} < set(init["training_patients"])
+
+
+@only_basic
+def test_weights_without_a_record_or_of_other_settings_are_told(
+    trained, manifest, run_config, tmp_path: Path, caplog
+) -> None:
+    bare = tmp_path / "bare.pt"
+    shutil.copy(trained[1] / "model.pt", bare)
+    config = trained[0] / "configs/train.json"
+    run_config(config, **places(manifest, tmp_path / "one", bare), **{**TINY, **STILL})
+    assert "which patients the weights of --init were trained on is not known" in caplog.text
+    run_config(config, **places(manifest, tmp_path / "two", trained[1]), **{**TINY, **STILL, "image_size": 48})
+    assert "the weights of --init were trained with other settings: image_size 32 (now 48)" in caplog.text
+    run_config(config, **places(manifest, tmp_path / "own", BASIC), **{**TINY, **STILL})
+    assert json.loads((tmp_path / "own" / "training.json").read_text())["init"]["name"] == "basic_unet"
+
+
+@only_basic
+def test_an_initialised_training_is_resumed_to_the_bit(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch
+) -> None:
+    bundle, out = trained
+    config = bundle / "configs/train.json"
+
+    def with_init(path: Path, **overrides: Any) -> Any:
+        return run_config(path, **{"init": str(out), **overrides})
+
+    overrides = interrupted_training(bundle, tmp_path / "a", manifest, with_init, monkeypatch)
+    for other, message in ((str(BASIC), "changed since the training began: the weights of --init"), (None, "--init")):
+        with pytest.raises(RuntimeError) as failure:
+            run_config(config, **overrides, init=other, resume=True)
+        assert message in str(fault_line(failure.value))
+    with_init(config, **overrides, resume=True)
+    whole = {**overrides, "ckpt_dir": str(tmp_path / "b"), "output_dir": str(tmp_path / "b" / "log")}
+    with_init(config, **whole)
+    one, other = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    records = [json.loads((tmp_path / name / "training.json").read_text())["init"] for name in "ab"]
+    assert records[0] == records[1] is not None
+
+
+@only_basic
+def test_a_resumed_training_may_have_replaced_what_it_started_from(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch
+) -> None:
+    """Killed after it wrote model.pt, in the folder of the weights that it started from."""
+    bundle, out = trained
+    shutil.copy(out / "model.pt", tmp_path / "model.pt")
+    sha256 = sha256_file(tmp_path / "model.pt")
+    config, overrides = bundle / "configs/train.json", {**places(manifest, tmp_path, tmp_path), **TINY}
+    save = torch.save
+
+    def stop(content: Any, file: Any) -> None:
+        save(content, file)
+        if (tmp_path / "checkpoint_2.pt").is_file() and "trainer" not in content:
+            (tmp_path / "model.pt").write_bytes(b"replaced")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_config(config, **overrides)
+    run_config(config, **overrides, resume=True)
+    assert json.loads((tmp_path / "training.json").read_text())["init"]["sha256"] == sha256
+
+
+@only_basic
+def test_weights_of_another_network_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
+    config, attention = trained[0] / "configs/train.json", ROOT / "bundles" / "attention_unet"
+    shutil.copy(attention / "models" / "model.pt", tmp_path / "bare.pt")  # without its record
+    for init, message in (
+        (attention, "weights of AttentionUnet (expected BasicUNet)"),
+        (tmp_path / "bare.pt", "weights of another architecture than the one to be trained"),
+        (tmp_path / "nothing", "nothing: no weights"),
+    ):
+        with pytest.raises(RuntimeError) as failure:
+            run_config(config, **places(manifest, tmp_path / "run", init), **TINY)
+        assert message in str(fault_line(failure.value))
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+@pytest.mark.slow
+@only_basic
+def test_the_command_starts_from_a_bundle_by_name(trained, manifest: Path, tmp_path: Path, capfd) -> None:
+    """In folders whose names MONAI would misread."""
+    folder = tmp_path / "a [b], #c $d @e 'f' %g \"h\""
+    folder.mkdir()
+    shutil.copytree(manifest, folder / "data")
+    tiny = [f"--{key}={value}" for key, value in {**TINY, **STILL}.items()]
+    given = ["--manifest", str(folder / "data"), "--out", str(folder / "run"), "--init", "basic_unet"]
+    assert train.main([*given, *tiny]) == 0
+    state, start = (torch.load(path / "model.pt", weights_only=True) for path in (folder / "run", BASIC / "models"))
+    assert is_near(state, start)
+    text = (folder / "run" / "training.json").read_text()
+    assert json.loads(text)["init"]["name"] == "basic_unet"
+    assert str(tmp_path) not in text
+    assert json.loads(text)["config"]["dataset_dir"] == "data"
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
