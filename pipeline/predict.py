@@ -60,7 +60,8 @@ def arguments() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="draw figures/NAME/slice_NNN.png and figures/NAME.gif: the mask's contour red on FLAIR, beside it the "
-        "uncertainty where asked for; slices with a voxel of the mask or with uncertainty; and predictions.html, a page with a viewer (default: draw)",
+        "uncertainty where asked for; slices with a voxel of the mask or with uncertainty. Also "
+        "predictions.html, a page with a viewer (default: draw)",
     )
     parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
     parser.add_argument("--all-components", action="store_true", help="keep every lesion, not the largest alone")

@@ -28,7 +28,7 @@ def test_the_page_goes_into_the_first_run_and_its_place_is_printed(
     page = first / "report.html"
     size = page.stat().st_size / 1e6
     *notes, last = capsys.readouterr().out.splitlines()
-    assert [note.split(" no DSC ")[0] for note in notes] == ["note: first:", "note: second:"]
+    assert [note.split(" no DSC ")[0] for note in notes] == ["note: first, second:"]
     assert last == f"Research only, not for clinical use. Open in a browser: {page} ({size:.1f} MB)"
     assert not (second / "report.html").exists()
     write_report([first, second], tmp_path / "again.html")

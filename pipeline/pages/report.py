@@ -15,8 +15,8 @@ from pipeline.errors import PipelineError
 from pipeline.files import path_list
 from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME, charts
-from pipeline.pages.page import collect_views, grey_channels, listed, render, viewer_data
 from pipeline.pages.overlays import ORANGE, SKY_BLUE, contour_frame
+from pipeline.pages.page import collect_views, grey_channels, listed, render, viewer_data
 from pipeline.pages.viewer import data_address, head_box, patient_view
 from pipeline.scoring.curves import CURVES_NAME, Curve, read_curves
 from pipeline.scoring.results import (
@@ -260,9 +260,7 @@ def _example_patients(first: Run, patients: Sequence[str]) -> dict[str, str]:
     return {scored[place]: which for place, which in sorted(places.items()) if scored}
 
 
-def _notes(
-    runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any], left_out: Sequence[str]
-) -> list[str]:
+def _notes(runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any], left_out: Sequence[str]) -> list[str]:
     """What a reader of the page must know of its runs, and what is missing from it."""
     notes = []
     if len({run.summary["manifest_sha256"] for run in runs}) > 1:

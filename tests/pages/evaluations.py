@@ -7,9 +7,11 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from PIL import Image
 
@@ -17,7 +19,7 @@ from pipeline.imaging.nifti import nifti_bytes, save_map, save_mask
 from pipeline.pages.report import write_report
 from pipeline.scoring.curves import CURVES_NAME, write_curves
 from pipeline.scoring.metrics import score_volume
-from pipeline.scoring.results import VolumeScore, write_scores, write_summary
+from pipeline.scoring.results import VolumeScore, read_scores, read_summary, write_scores, write_summary
 from pipeline.scoring.statistics import summarise
 from pipeline.scripts.files import write_durably
 
@@ -102,6 +104,62 @@ def slices_of(view: dict[str, Any], address: str) -> np.ndarray:
     across, height, width = view["columns"], view["height"], view["width"]
     tiles = pixels.reshape(-1, height, across, width).swapaxes(1, 2).reshape(-1, height, width)
     return np.moveaxis(tiles[: view["depth"]], 0, 2)
+
+
+def trained_on(run: Path, *patients: str) -> Path:
+    """Say of patients that the weights were trained on them, and of the others that they were not."""
+    write_scores(run, [replace(score, seen=score.patient in patients) for score in read_scores(run)])
+    return changed(run, seen_in_training=list(patients))
+
+
+def many_patients(source: Path, out: Path, count: int) -> Path:
+    """An evaluation of so many patients, each a copy of the first of another."""
+    summary, (score, *_) = read_summary(source), read_scores(source)
+    scores = [replace(score, patient=f"TEST_CS_{number:04d}_1996", dsc=number / count) for number in range(count)]
+    for file in source.glob(f"*/{score.patient}_*"):
+        for one in scores:
+            copy = out / file.parent.name / file.name.replace(score.patient, one.patient, 1)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.hardlink_to(file)
+    write_scores(out, scores)
+    write_summary(out, {**summary, **summarise(scores)})
+    return out
+
+
+def make_predictions(out: Path) -> tuple[Path, dict[str, Path]]:
+    """A folder of predictions and the images by name: FLAIR alone, stored as right, front, top, rows twice as thick."""
+    rng = np.random.default_rng(0)
+    images = {}
+    facts = {
+        "a": {"lesion_voxels": 0, "lesion_ml": 0.0, "agreement": None},
+        "b": {"lesion_voxels": 1234, "lesion_ml": 1.23, "agreement": 0.912},
+        HOSTILE.replace("/", "-"): {"lesion_voxels": 5, "lesion_ml": None, "agreement": None},
+    }
+    for name, found in facts.items():
+        mask = np.zeros((36, 40, DEPTH), np.uint8)
+        mask[20:28, 24:30, 2:5] = bool(found["lesion_voxels"])
+        image = nib.Nifti1Image(
+            (rng.normal(900, 50, mask.shape) + mask * 900.0).astype(np.int16), np.diag([0.9, 1.8, 5, 1])
+        )
+        image.header.set_xyzt_units("mm")
+        images[name] = out / "given" / f"{name}.nii.gz"
+        images[name].parent.mkdir(exist_ok=True)
+        nib.save(image, images[name])
+        save_mask(mask, out / f"{name}_mask.nii.gz", images[name])
+        if name == "b":
+            save_map((mask * 0.3).astype(np.float32), out / f"{name}_uncertainty.nii.gz", images[name])
+    rest = {"lesion_slices": 12, "slices": 30, "box": [], "centroid_mm": [-3.5, 4.0, 5.5], "image_sha256": "cd" * 32}
+    summary = {
+        "bundles": [{"name": "basic_unet", "weights_sha256": "ab" * 32}],
+        "tta": True,
+        "backend": "torch",
+        "device": "cpu",
+        "versions": {"torch": "2.13.0"},
+        "volumes": [{"volume": name, "image": f"{name}.nii.gz", **rest, **found} for name, found in facts.items()],
+        "failed": {"broken.nii.gz": "no NIfTI"},
+    }
+    (out / "predictions.json").write_text(json.dumps(summary))
+    return out, images
 
 
 def hostile_page(source: Path, run: Path) -> Path:

@@ -54,7 +54,7 @@ def test_charts_of_one_page_share_no_id() -> None:
 def test_dsc_is_drawn_of_all_patients_with_a_cross_where_none_is_defined() -> None:
     chart = dsc_svg(RUNS, ["A", "$B_$^", "C"])
     assert all(f">{patient}</text>" in chart for patient in ("A", "$B_$^", "C"))
-    assert 'aria-label="DSC of 3 patients, a bar a run"' in chart
+    assert 'aria-label="DSC of 3 patients, a mark a run"' in chart
     without = {**RUNS, "first <run>": {"A": 0.5, "$B_$^": 0.9}}
     assert len(chart) > len(dsc_svg(without, ["A", "$B_$^", "C"]))
 
@@ -69,3 +69,35 @@ def test_more_runs_than_colours_are_told_apart() -> None:
     many: dict[str, dict[str, float | None]] = {f"run {number}": {"A": 0.5} for number in range(9)}
     chart = sizes_svg(many, {"A": 10})
     assert all(f">{name}</text>" in chart for name in many)
+
+
+def height(chart: str) -> float:
+    found = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', chart)
+    assert found
+    return float(found[1])
+
+
+def test_the_chart_of_many_patients_is_no_higher_than_that_of_thirty() -> None:
+    def chart(patients: int) -> str:
+        ids = [f"P{number}" for number in range(patients)]
+        return dsc_svg({"run": {patient: place / patients for place, patient in enumerate(ids)}}, ids)
+
+    assert height(chart(20)) > height(chart(4))
+    assert height(chart(110)) < height(chart(30))
+    assert ">P3</text>" in chart(30)
+    assert "110 patients, from the worst to the best" in chart(110)
+
+
+def test_marks_of_patients_that_were_trained_on_are_hollow() -> None:
+    for draw in (
+        lambda trained_on: dsc_svg(RUNS, ["A", "C"], trained_on),
+        lambda trained_on: sizes_svg(RUNS, {"A": 10, "C": 5}, trained_on),
+    ):
+        assert (draw(()).count("fill-opacity: 0;"), draw({"A"}).count("fill-opacity: 0;")) == (0, 2)
+
+
+def test_long_names_are_cut_in_the_middle() -> None:
+    name = "begin" + "x" * 100 + "end"
+    chart = dsc_svg({name: {name: 0.5}}, [name])
+    assert name not in chart
+    assert len(re.findall(r">begin\w*\u2026\w*end</text>", chart)) == 2

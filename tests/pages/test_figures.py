@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +101,15 @@ def test_pictures_of_other_files_and_of_no_case_are_removed(case: Case, tmp_path
     save_mask(np.zeros((40, 32, 6), dtype=np.uint8), case.mask, case.image)
     remove_outdated([case, kept], out)
     assert [path.name for path in out.iterdir()] == ["own"]
+
+
+def test_pictures_keep_the_shape_of_voxels_that_are_no_squares(case: Case, tmp_path: Path) -> None:
+    """The same volume, of which rows are twice as far apart as columns."""
+    turned = np.array([[0.0, -0.9, 0, 0], [-1.8, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+    for path in (case.image, case.mask, case.label, case.mask.with_name("A_uncertainty.nii.gz")):
+        assert path
+        image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), turned)
+        image.header.set_xyzt_units("mm")
+        nib.save(image, path)
+    draw_cases([case], tmp_path / "figures")
+    assert Image.open(tmp_path / "figures" / "A" / "slice_003.png").size == (64, 160)

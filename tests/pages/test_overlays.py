@@ -15,6 +15,7 @@ from pipeline.pages.overlays import (
     gif_bytes,
     heat_frame,
     picture_bytes,
+    picture_size,
     slices_of_interest,
 )
 
@@ -103,3 +104,16 @@ def test_gif_keeps_the_colours_of_contours() -> None:
         shown = np.asarray(Image.open(io.BytesIO(gif_bytes([frame, frame]))).convert("RGB")).astype(int)
         assert np.abs(shown - frame).max(axis=-1).mean() < 3
         assert np.abs(shown - frame).max() < 20
+
+
+def test_a_mm_has_one_length_where_rows_and_columns_differ() -> None:
+    grey = np.full((40, 32), 100, dtype=np.uint8)
+    assert picture_size(grey) == picture_size(grey, (0.7, 0.7)) == (64, 80)
+    assert picture_size(grey, (2.0, 1.0)) == (64, 160)
+    assert picture_size(grey, (1.0, 2.5)) == (160, 80)
+    frame = contour_frame(grey, square(slice(10, 20), slice(8, 24)), None, spacing=(2.0, 1.0)).astype(int)
+    assert frame.shape == (160, 64, 3)
+    rows, columns = np.nonzero(frame[..., 0] - frame[..., 1] > 40)
+    assert (rows.min(), rows.max()) in {(38, 80), (39, 80), (38, 81), (39, 81)}
+    assert (columns.min(), columns.max()) in {(15, 48), (14, 48), (15, 49), (14, 49)}
+    assert heat_frame(grey, grey.astype(np.float32) / 255, (2.0, 1.0)).shape == (160, 64, 3)

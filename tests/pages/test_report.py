@@ -9,14 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_label
 from pipeline.pages.report import read_runs, worst_first, write_report
 from pipeline.scoring.curves import CURVES_NAME
-from tests.pages.evaluations import DEPTH, HOSTILE, WORST_FIRST, changed, data_of, hostile_page, make_runs, slices_of
+from pipeline.scoring.results import read_scores
+from tests.pages.evaluations import (
+    DEPTH,
+    HOSTILE,
+    WORST_FIRST,
+    changed,
+    data_of,
+    hostile_page,
+    make_runs,
+    many_patients,
+    slices_of,
+    trained_on,
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +172,97 @@ def test_case_34_missing_volumes_and_patients_are_told(runs: list[Path], tmp_pat
     assert written == first / "report.html"
     assert "trained on: 12" in written.read_text()
     assert "3" not in data_of(written)["patients"]
+
+
+def test_patients_that_were_trained_on_are_folded_with_a_subtotal(runs: list[Path], tmp_path: Path) -> None:
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
+    alone = first / "report.html"
+    write_report([trained_on(first, "7", "12")])
+    text = re.sub(r"\s+", " ", alone.read_text())
+    assert "2 patients that the weights were not trained on" in text
+    assert "<summary>2 patients that the weights were trained on</summary>" in text
+    main, _, folded = text.partition('<table id="trained-on"')
+    assert "not trained on" in main
+    assert {*re.findall(r'<tr data-patient="(\d+)"', main.partition('<table id="patients"')[2])} == {"3", "9"}
+    assert {*re.findall(r'<tr data-patient="(\d+)"', folded)} == {"7", "12"}
+    scores = {score.patient: score.dsc for score in read_scores(first)}
+    seen = (scores["7"] + scores["12"]) / 2
+    assert f'{scores["3"]:.4f}<br><span class="soft">1 patients' in main  # 9 has no DSC
+    assert f'{seen:.4f}<br><span class="soft">2 patients' in main
+    assert "&dagger;" not in text
+    write_report([first, trained_on(second, "7")])  # of a patient that one run alone was trained on it is said
+    assert "&dagger;: trained on by this run" in alone.read_text()
+    assert alone.read_text().count("&dagger;") == 4
+
+
+def test_all_patients_stand_open_where_all_were_trained_on(runs: list[Path], tmp_path: Path) -> None:
+    run = trained_on(shutil.copytree(runs[0], tmp_path / "run"), *WORST_FIRST)
+    text = write_report([run])[0].read_text()
+    assert text.count("<tr data-patient=") == 4
+    assert 'id="trained-on"' not in text
+
+
+def test_the_summary_of_an_earlier_version_tells_who_was_trained_on(runs: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    table = pd.read_csv(run / "scores.csv", dtype=str).drop(columns="seen")
+    table.to_csv(run / "scores.csv", index=False)
+    (read,) = read_runs([changed(run, seen_in_training=["12"])])
+    assert {patient: score.seen for patient, score in read.by_patient.items()}["12"] is True
+    assert [one.group for one in read.subtotals.values()] == ["trained on", "not known"]
+    assert "as far as is known" in write_report([run])[0].read_text()
+
+
+def test_many_patients_keep_the_page_small(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = many_patients(runs[0], tmp_path / "many", 110)
+    page, notes = write_report([run], patients=["TEST_CS_0070_1996"])
+    assert any("slices of 23 of 110 patients" in note for note in notes)
+    shown = data_of(page)["order"]
+    assert shown[:20] == [f"TEST_CS_{number:04d}_1996" for number in range(20)]
+    assert shown[20:] == ["TEST_CS_0054_1996", "TEST_CS_0070_1996", "TEST_CS_0109_1996"]  # median, asked for, best
+    assert 'class="wide tall"' in page.read_text()
+    view = len(json.dumps(data_of(page)["patients"][shown[0]]))
+    monkeypatch.setattr("pipeline.pages.page.MAX_SLICES_BYTES", int(3.5 * view))
+    page, notes = write_report([run], patients=["TEST_CS_0070_1996"])
+    assert data_of(page)["order"] == ["TEST_CS_0000_1996", "TEST_CS_0054_1996", "TEST_CS_0070_1996"]
+    assert any("no room for slices of TEST_CS_0109_1996" in note and note.count("TEST_CS") == 3 for note in notes)
+    monkeypatch.setattr("pipeline.pages.page.MAX_SLICES_BYTES", 1)
+    page, _ = write_report([run], viewers=1)
+    assert len(data_of(page)["order"]) == 1
+
+
+def test_patients_that_were_not_trained_on_are_shown_first(runs: list[Path], tmp_path: Path) -> None:
+    run = trained_on(shutil.copytree(runs[0], tmp_path / "run"), "7", "12")
+    page, notes = write_report([run], viewers=1)
+    assert data_of(page)["order"] == ["3"]
+    assert any("first those that were not trained on" in note for note in notes)
+
+
+def test_one_run_has_no_empty_column(runs: list[Path]) -> None:
+    text = write_report([runs[1]])[0].read_text()
+    for table in ("runs", "patients"):
+        (html,) = re.findall(rf'<table id="{table}".*?</table>', text, re.DOTALL)
+        body = html.partition("<tbody>")[2].split("</tr>")[:-1]
+        cells = [[re.sub(r"<[^>]*>|\s", "", cell) for cell in re.split(r"</t[dh]>", row)[:-1]] for row in body]
+        assert len(cells[0]) == html.count('<th scope="col"')
+        assert all(any(column) for column in zip(*cells, strict=True))
+    assert "difference" not in text.partition('<table id="runs"')[2].partition("</table>")[0]
+
+
+def test_a_patient_that_no_run_has_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="--patient 99: in no RUN"):
+        write_report(runs, tmp_path / "page.html", patients=["3", "99"])
+
+
+def test_pictures_keep_the_shape_of_voxels(runs: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    affine = np.array([[0.0, -0.9, 0, 0], [-1.8, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
+    for path in [*run.glob("volumes/12_*"), *run.glob("masks/12_*")]:
+        image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine)
+        image.header.set_xyzt_units("mm")
+        path.unlink()
+        nib.save(image, path)
+    views = data_of(write_report([run])[0])["patients"]
+    assert (views["12"]["aspect"], views["7"]["aspect"]) == (2.0, 1.0)
 
 
 def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:

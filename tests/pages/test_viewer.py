@@ -55,6 +55,10 @@ def test_the_box_holds_the_head_and_every_mask() -> None:
     outside = 0 * mask
     outside[1, 35, 0] = 1
     assert head_box(image, truth, outside) == (slice(0, 34), slice(4, 36))
+    bright = image.copy()
+    bright[10:30, 8:30] //= 8
+    bright[20, 14, 0] = 255  # a few voxels do not decide where the head is
+    assert head_box(bright) == head_box(image)
     assert head_box(0 * image) == (slice(0, 40), slice(0, 36))  # no head: everything
 
 
@@ -66,3 +70,22 @@ def test_large_volumes_are_shown_coarser() -> None:
     view = patient_view(image, truth, {}, {})
     assert (view["height"], view["width"], view["columns"]) == (side // 2, 6, 2)
     assert np.array_equal(slices_of(view, view["truth"]) > 0, truth[::2, ::2] > 0)
+
+
+def test_a_view_without_truth_keeps_the_shape_of_voxels() -> None:
+    image, truth, mask = volumes()
+    view = patient_view(image, None, {"run": mask}, {}, (1.8, 0.9, 5.0))
+    assert view["truth"] is None
+    assert view["aspect"] == 2.0
+    assert view["start"] == 3
+    assert patient_view(image, truth, {}, {})["aspect"] == 1.0
+
+
+def test_grey_values_are_spread_over_the_head() -> None:
+    image, truth, _ = volumes()
+    (low, high), _, third = patient_view(image, truth, {}, {})["windows"]
+    assert 60 <= low < 70
+    assert 190 < high <= 200
+    assert third[1] == 250
+    flat = patient_view(0 * image, truth, {}, {})["windows"][0]
+    assert flat[0] < flat[1]

@@ -66,7 +66,7 @@
     const base = await picture(typeof background === "number" ? view.channels[background] : background);
     const truth = view.truth ? values(view, await picture(view.truth), state.slice) : null;
     const levels = values(view, base, state.slice), spread = 255 / (state.high - state.low);
-    const scale = Math.max(2, Math.ceil(512 / view.width)), line = Math.max(1.5, scale / 2.5);
+    const scale = Math.max(2, Math.ceil(512 / view.width)), line = clamp(scale / 2.5, 1.5, 3);
     paint(grey, view, (voxel) => {
       const level = clamp((levels[voxel] - state.low) * spread, 0, 255);
       return [level, level, level, 255];
@@ -140,6 +140,7 @@
     for (const [index, option] of [...at("channel").options].entries())
       option.textContent = data.channels[index] + (typeof view.channels[index] === "number" ? " (is FLAIR)" : "");
     for (const row of document.querySelectorAll("tr[data-patient]")) row.classList.toggle("shown", row.dataset.patient === patient);
+    at("channel").parentNode.hidden = view.channels.every((one, index) => index === 1 || typeof one === "number");
     reset();
     show(view.start);
   };
