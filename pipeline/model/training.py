@@ -117,8 +117,8 @@ def plan_training(
 def as_typed(path: Path) -> str:
     """A path as an argument of ``monai.bundle run`` that stands for this path and nothing else.
 
-    MONAI's command line reads ``a,b`` as a list, ``12`` as a number and ``[a]`` as a list; its configs read ``$``, ``@``
-    and ``#`` as signs of their own. Such a path is written as an expression, of which it is the value.
+    MONAI's command line reads ``a,b`` and ``[a]`` as lists and ``12`` as a number; its configs read ``$``, ``@`` and
+    ``#`` as signs of their own. Such a path is written as an expression, of which it is the value.
     """
     if _is_plain(str(path)):
         return str(path)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.cohort.building import build_manifest
+from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.model.training import plan_training
+from pipeline.model.training import as_typed, plan_training
+from pipeline.model.training_config import config_with
+from pipeline.scripts.files import sha256_file
 from tests.conftest import ROOT
 
 
@@ -54,3 +59,97 @@ def test_a_later_fold_that_cannot_run_is_refused_before_the_first(folded: Path, 
     (tmp_path / "run" / "fold_2" / "checkpoint_1.pt").touch()
     with pytest.raises(PipelineError, match="fold_2: holds an interrupted training"):
         plan_training("basic_unet", folded, fold="all", out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "data",
+            "my data/läuft-2",
+            "2024",
+            "None",
+            "True",
+            "1e3",
+            "-x",
+            "[a]",
+            "a,b",
+            "(a)",
+            "{a}",
+            "a#b",
+            "#a",
+            "$a",
+        ),
+        *(
+            "@fold",
+            "@#fold",
+            "%fold",
+            "a%#b",
+            "a@::b",
+            "'a'",
+            '"a"',
+            "it's",
+            "a\\#b",
+            "a\nb",
+            "a: b",
+            "a + b",
+            "~",
+            "a\udcffb",
+        ),
+    ],
+)
+def test_a_path_reaches_a_config_as_it_is(name: str) -> None:
+    from fire.parser import DefaultParseValue
+    from monai.bundle import ConfigParser
+
+    typed = as_typed(Path(name))
+    parser = ConfigParser({"dataset_dir": DefaultParseValue(typed), "used": "@dataset_dir", "fold": 1})
+    assert parser.get_parsed_content("used") == name
+    assert not typed.startswith("-")
+    assert (typed == name) == (name in {"data", "my data/läuft-2"})
+
+
+def test_a_start_is_named_by_bundle_folder_or_file(folded: Path, tmp_path: Path) -> None:
+    basic = ROOT / "bundles" / "basic_unet" / "models" / "model.pt"
+    shutil.copy(basic, tmp_path / "model.pt")
+    shutil.copy(basic, tmp_path / "mine.pt")
+    for init, expected in (
+        ("basic_unet", Path("bundles/basic_unet/models/model.pt")),
+        (ROOT / "bundles" / "basic_unet", basic),
+        (tmp_path, tmp_path / "model.pt"),
+        (str(tmp_path / "mine.pt"), tmp_path / "mine.pt"),
+    ):
+        (command,) = plan_training("basic_unet", folded, init=init, out=tmp_path / "run").commands.values()
+        assert command[command.index("--init") + 1] == str(expected)
+    (tmp_path / "start.yaml").write_text("init: basic_unet\n")
+    (command,) = plan_training("basic_unet", folded, experiment=[str(tmp_path / "start.yaml")]).commands.values()
+    assert command[command.index("--init") + 1] == "bundles/basic_unet/models/model.pt"
+    with pytest.raises(PipelineError, match="neither a path nor one of the bundles"):
+        plan_training("basic_unet", folded, init="nowhere")
+    (tmp_path / "mine.pt.sha256").write_text(f"{'0' * 64}  mine.pt\n")
+    with pytest.raises(PipelineError, match=r"mine.pt: damaged"):
+        plan_training("basic_unet", folded, init=tmp_path / "mine.pt")
+
+
+def test_a_fold_that_started_from_other_weights_is_another_training(folded: Path, tmp_path: Path) -> None:
+    sha256 = sha256_file(ROOT / "bundles" / "basic_unet" / "models" / "model.pt")
+    config = config_with(ROOT / "bundles" / "basic_unet" / "configs" / "train.json", [], {})
+    for fold in range(3):
+        record = {"config": {**config, "fold": fold, "init": "model.pt"}, "weights": {}, "init": {"sha256": sha256}}
+        (tmp_path / f"fold_{fold}").mkdir()
+        text = json.dumps({**record, "manifest_sha256": read_manifest(folded).sha256})
+        (tmp_path / f"fold_{fold}" / "training.json").write_text(text)
+    given = {"manifest": folded, "fold": "all", "out": tmp_path}
+    assert not any(plan_training("basic_unet", **given, init="basic_unet").commands.values())
+    for other in (None, "attention_unet"):
+        with pytest.raises(PipelineError, match=r"it differs in the weights of --init"):
+            plan_training("basic_unet", **given, init=other)
+
+
+def test_a_bundle_that_knows_no_start_is_refused(folded: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(ROOT / "bundles" / "basic_unet", tmp_path / "mine")
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    config.pop("init")
+    (bundle / "configs" / "train.json").write_text(json.dumps(config))
+    with pytest.raises(PipelineError, match="knows no init, --init would change nothing"):
+        plan_training(bundle, folded, init="basic_unet", trust=True)
