@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.pages.report import write_report
-from tests.pages.evaluations import DEPTH, HOSTILE, WORST_FIRST, hostile_page, make_runs
-
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+from tests.browser.conftest import drawn, pixels
+from tests.pages.evaluations import (
+    DEPTH,
+    HOSTILE,
+    WORST_FIRST,
+    hostile_page,
+    make_run,
+    make_runs,
+    many_patients,
+    trained_on,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,55 +38,6 @@ def written(runs: list[Path]) -> Path:
 @pytest.fixture(scope="module")
 def hostile(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hostile_page(runs[0], tmp_path_factory.mktemp("hostile") / "run")
-
-
-@pytest.fixture
-def browser() -> Iterator[Callable[..., Any]]:
-    """Opens a page in headless Chromium at a window's width and a colour scheme."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    opened = []
-
-    def open_page(page: Path, width: int = 1300, scheme: str = "light") -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (
-            *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
-            *("disable-background-networking", "disable-component-update", "disable-dev-shm-usage"),
-            f"window-size={width},900",
-        ):
-            options.add_argument(f"--{flag}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-        opened.append(driver)
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        driver.get(page.as_uri())
-        return driver
-
-    yield open_page
-    for driver in opened:
-        driver.quit()
-
-
-def drawn(driver: Any, before: str | None = None) -> str:
-    """What the viewer has drawn last: patient, slice, channel, number of the drawing; waits for another than before."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def last(driver: Any) -> str | None:
-        found = driver.find_element("id", "viewer").get_attribute("data-drawn")
-        return found if found != before else None
-
-    return str(WebDriverWait(driver, 30).until(last))
-
-
-def pixels(driver: Any, index: int = 0) -> str:
-    return str(driver.execute_script(f"return document.getElementById('canvas-{index}').toDataURL()"))
 
 
 def test_browser_loads_without_error_or_request(browser: Callable[..., Any], written: Path) -> None:
@@ -155,7 +114,7 @@ def test_browser_toggles_layers_channels_and_patients(browser: Callable[..., Any
     driver.find_element("css selector", "button[data-patient='9']").click()
     state = drawn(driver, state)
     assert state.split()[0] == driver.find_element("id", "patient").get_attribute("value") == "9"
-    assert driver.find_element("id", "dsc-0").text == "not defined"
+    assert driver.find_element("id", "caption-0").text == "DSC not defined"
     assert not driver.find_element("id", "after").is_enabled()
     assert driver.get_log("browser") == []
 
@@ -164,10 +123,10 @@ def test_browser_says_where_a_mask_is_missing(browser: Callable[..., Any], runs:
     first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
     (second / "masks" / "7_mask.nii.gz").unlink()
     write_report([first, second])
-    assert "second: no mask of 7" in (first / "report.html").read_text()
+    assert "second: no mask in masks/: 7" in (first / "report.html").read_text()
     driver = browser(first / "report.html")
     drawn(driver)
-    assert driver.find_element("id", "dsc-1").text == "1.0000, no mask in its folder"
+    assert driver.find_element("id", "caption-1").text == "DSC 1.0000, no mask in its folder"
     assert driver.find_element("id", "canvas-1").is_displayed()
 
 
@@ -199,18 +158,18 @@ def test_browser_sorts_tables(browser: Callable[..., Any], written: Path) -> Non
         cells = driver.find_elements("css selector", f"#patients tbody td:nth-child({place})")
         return [cell.get_attribute("data-value") for cell in cells]
 
-    head = driver.find_elements("css selector", "#patients th[aria-sort]")[1]
+    *_, head = driver.find_elements("css selector", "#patients th[aria-sort]")
     for order in ("ascending", "descending"):
         head.find_element("tag name", "button").click()
         assert head.get_attribute("aria-sort") == order
-        voxels = [int(value) for value in column(2)]
+        voxels = [int(value) for value in column(8)]
         assert voxels == sorted(voxels, reverse=order == "descending")
     names = driver.find_elements("css selector", "#patients th[aria-sort]")[0]
     names.find_element("tag name", "button").click()
     assert column(1) == ["3", "7", "9", "12"]
     assert head.get_attribute("aria-sort") == "none"
     for _ in range(2):  # without a DSC: last, up and down
-        driver.find_elements("css selector", "#patients th[aria-sort]")[2].find_element("tag name", "button").click()
+        driver.find_elements("css selector", "#patients th[aria-sort]")[1].find_element("tag name", "button").click()
         assert column(1)[-1] == "9"
 
 
@@ -263,3 +222,134 @@ def test_browser_prints_tables_and_examples(browser: Callable[..., Any], written
     assert len(driver.find_elements("css selector", ".examples figure")) == 3
     printed = driver.execute_cdp_cmd("Page.printToPDF", {})
     assert printed["data"].startswith("JVBERi")  # %PDF
+
+
+@pytest.fixture(scope="module")
+def large(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of four runs of 110 patients, of whom 100 were trained on."""
+    root = tmp_path_factory.mktemp("large")
+    names = ("basic_unet", "attention_unet", "basic_unet_plusplus", "three_averaged_flips")
+    four = [many_patients(runs[0], root / name, 110) for name in names]
+    ids = [f"TEST_CS_{number:04d}_1996" for number in range(110)]
+    for run in four:
+        trained_on(run, *(patient for number, patient in enumerate(ids) if number % 11))
+    return write_report(four)[0]
+
+
+def box(driver: Any, selector: str) -> dict[str, float]:
+    found = driver.execute_script(
+        "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", selector
+    )
+    return {str(side): float(value) for side, value in found.items()}
+
+
+def test_browser_shows_four_runs_on_a_telephone_and_on_a_desk(browser: Callable[..., Any], large: Path) -> None:
+    driver = browser(large, 390)
+    drawn(driver)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert box(driver, "#runs tbody td")["right"] <= 390  # mean DSC
+    assert box(driver, "#patients tbody td:nth-child(4)")["right"] <= 390  # DSC of three runs
+    for chart in range(1, 3):
+        assert box(driver, f".charts figure:nth-child({chart}) svg")["right"] <= 390
+    for text in ("p.soft", "figcaption"):
+        assert box(driver, text)["right"] <= 390
+    wide = browser(large, 1400)
+    drawn(wide)
+    assert box(wide, "#canvas-3")["top"] == box(wide, "#canvas-0")["top"]
+    for table in ("#runs", "#patients"):
+        assert box(wide, table)["right"] <= box(wide, "body")["right"]
+        assert (
+            wide.execute_script(
+                f"const e = document.querySelector('{table}').parentNode; return e.scrollWidth - e.clientWidth"
+            )
+            <= 0
+        )
+
+
+def test_browser_breaks_ids_at_their_separators_alone(browser: Callable[..., Any], large: Path) -> None:
+    driver = browser(large, 390)
+    drawn(driver)
+    script = """
+        const range = document.createRange(), parts = [];
+        const walker = document.createTreeWalker(document.querySelector("#patients tbody td"), NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) { range.selectNodeContents(walker.currentNode);
+          const text = walker.currentNode.textContent.trim();
+          if (text) parts.push([text, range.getClientRects().length]); }
+        return parts"""
+    parts = driver.execute_script(script)
+    assert "".join(text for text, _ in parts).startswith("TEST_CS_")
+    assert {lines for _, lines in parts} == {1}
+
+
+def test_browser_folds_patients_that_were_trained_on(browser: Callable[..., Any], large: Path) -> None:
+    driver = browser(large, 1400)
+    drawn(driver)
+    assert len(driver.find_elements("css selector", "#patients tbody tr")) == 10
+    folded = driver.find_element("id", "trained-on")
+    assert not folded.is_displayed()
+    driver.find_element("css selector", "details.more > summary").click()
+    assert folded.is_displayed()
+    assert box(driver, ".tall")["height"] <= 700  # a hundred rows scroll in a frame of their own
+    for chart in driver.find_elements("css selector", ".charts svg"):
+        assert chart.size["height"] < 600
+
+
+def test_browser_changes_grey_values_and_zoom(browser: Callable[..., Any], written: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    driver = browser(written)
+    state = drawn(driver)
+    viewer, canvas = (driver.find_element("id", name) for name in ("viewer", "canvas-0"))
+
+    def value(name: str) -> float:
+        return float(driver.find_element("id", name).get_property("value"))
+
+    begin, window, level = pixels(driver), value("window"), value("level")
+    for name in ("window", "level", "zoom"):
+        before = pixels(driver)
+        driver.find_element("id", name).send_keys(Keys.ARROW_RIGHT * 4)
+        state = drawn(driver, state)
+        assert pixels(driver) != before, name
+    assert (value("window"), value("zoom")) == (window + 4, 2.0)
+    driver.find_element("id", "reset").click()
+    state = drawn(driver, state)
+    assert (value("window"), value("level"), value("zoom")) == (window, level, 1)
+    assert pixels(driver) == begin
+    slice_shown = state.split()[1]
+    ActionChains(driver).key_down(Keys.SHIFT).click_and_hold(canvas).move_by_offset(40, 0).release().key_up(
+        Keys.SHIFT
+    ).perform()
+    state = drawn(driver, state)
+    assert value("window") == pytest.approx(window + 20, abs=1)
+    viewer.send_keys("+")
+    state = drawn(driver, state)
+    assert value("zoom") == pytest.approx(1.25)
+    viewer.send_keys("dd")  # dragging moves the picture
+    before = pixels(driver)
+    ActionChains(driver).click_and_hold(canvas).move_by_offset(15, 10).release().perform()
+    drawn(driver, state)
+    assert pixels(driver) != before
+    viewer.send_keys("0")
+    assert drawn(driver).split()[1] == slice_shown  # none of this turned slices
+    viewer.send_keys("n")
+    drawn(driver)
+    assert value("zoom") == 1
+    assert driver.get_log("browser") == []
+
+
+def test_browser_spreads_grey_values_over_the_head(browser: Callable[..., Any], tmp_path: Path) -> None:
+    """The image has values from 60 to 160; the brightest are shown white, the darkest black."""
+    driver = browser(write_report([make_run(tmp_path / "run", 0)])[0])
+    drawn(driver)
+    for name in ("prediction", "truth", "errors"):
+        driver.find_element("id", name).click()
+    drawn(driver)
+    script = """
+        const canvas = document.getElementById("canvas-0"), context = canvas.getContext("2d");
+        const {data} = context.getImageData(0, canvas.height / 3, canvas.width, canvas.height / 3);
+        const grey = [...data].filter((_, index) => index % 4 === 0);
+        return [Math.min(...grey.slice(0, 60000)), Math.max(...grey.slice(0, 60000))]"""
+    low, high = driver.execute_script(script)
+    assert low < 40
+    assert high > 215
