@@ -49,7 +49,7 @@ def test_they_work_together_with_paths_as_text(tmp_path: Path) -> None:
     volume = pipeline.read_manifest(str(tmp_path / "manifest")).sections["test"][0]
     predictor = pipeline.Predictor([str(BUNDLES[0])])
     prediction = predictor.predict(str(volume.image))
-    np.testing.assert_array_equal(predictor.passes(str(volume.image))[0], prediction.probability)
+    np.testing.assert_array_equal(next(predictor.passes(str(volume.image))), prediction.probability)
     assert prediction.mask.shape == prediction.probability.shape
     found = pipeline.predict_volumes(str(slices), str(BUNDLES[0]), str(tmp_path / "masks"))
     first = found.predictions[0]

@@ -6,7 +6,7 @@ import itertools
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,21 +132,29 @@ class Predictor:
         path = Path(image)
         refuse_unusable(path)
         passes = self.passes(path)
-        mean: Map = np.stack(passes).mean(axis=0, dtype=np.float32)
+        mean = next(passes)
+        # A large volume's probability takes hundreds of MB: only an uncertainty needs all of them at once.
+        kept, number = [mean.copy()] if self.uncertainty else [], 1
+        for number, one in enumerate(passes, start=2):
+            mean += one
+            kept += [one] if self.uncertainty else []
+        mean /= np.float32(number)
         mask, spacing = self.mask_of(mean), spacing_mm(path)
         return VolumePrediction(
             mean,
             mask,
-            uncertainty=disagreement(passes) if self.uncertainty else None,
-            agreement=pass_agreement([self.mask_of(one) for one in passes]) if self.uncertainty else None,
+            uncertainty=disagreement(kept) if self.uncertainty else None,
+            agreement=pass_agreement([self.mask_of(one) for one in kept]) if self.uncertainty else None,
             affine=open_nifti(path).affine,
             volume_ml=None if spacing is None else int(mask.sum()) * math.prod(spacing) / 1000,
         )
 
-    def passes(self, image: str | Path) -> list[Map]:
-        """The probability of a lesion by each pass, (H, W, D) float32, 0 to 1, of a NIfTI file."""
+    def passes(self, image: str | Path) -> Iterator[Map]:
+        """The probability of a lesion by each pass in turn, (H, W, D) float32, 0 to 1, of a NIfTI file."""
         flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
-        return [_probability(bundle, Path(image), mirrored) for bundle in self.bundles for mirrored in flips]
+        for bundle in self.bundles:
+            for mirrored in flips:
+                yield _probability(bundle, Path(image), mirrored)
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
         """The mask of a probability, both (H, W, D), by threshold and component rule of the first bundle's config."""

@@ -47,7 +47,7 @@ def test_odd_volumes_come_back_on_their_own_grid(trained, tmp_path: Path, shape:
     nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "x_image.nii.gz")
     built = load_bundle(bundle, out / "model.pt")
     predictor = Predictor([built], flips=True)
-    probabilities = predictor.passes(tmp_path / "x_image.nii.gz")
+    probabilities = list(predictor.passes(tmp_path / "x_image.nii.gz"))
     probabilities.append(predictor.predict(tmp_path / "x_image.nii.gz").probability)
     for probability in probabilities:
         assert probability.shape == shape[:3]
