@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from pipeline.cohort.inputs import build_one
 from pipeline.errors import PipelineError
@@ -22,6 +23,9 @@ from pipeline.imaging.nifti import refuse_unusable, save_map, save_mask, spacing
 from pipeline.model.bundle import DEFAULT_BUNDLES, Bundle, load_bundle, refuse_single_pass
 from pipeline.progress import progress
 from pipeline.scripts.volumes import AFFINE, open_nifti
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -134,11 +138,11 @@ class Predictor:
         passes = self.passes(path)
         mean = next(passes)
         # A large volume's probability takes hundreds of MB: only an uncertainty needs all of them at once.
-        kept, number = [mean.copy()] if self.uncertainty else [], 1
-        for number, one in enumerate(passes, start=2):
+        kept = [mean.copy()] if self.uncertainty else []
+        for one in passes:
             mean += one
             kept += [one] if self.uncertainty else []
-        mean /= np.float32(number)
+        mean /= np.float32(len(self.bundles) * (1 + self.flips))
         mask, spacing = self.mask_of(mean), spacing_mm(path)
         return VolumePrediction(
             mean,
@@ -159,13 +163,25 @@ class Predictor:
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
         """The mask of a probability, both (H, W, D), by threshold and component rule of the first bundle's config."""
         import torch
-        from monai.transforms import Compose, KeepLargestConnectedComponentd
+        from monai.transforms import KeepLargestConnectedComponentd
 
-        to_mask = self.bundles[0].to_mask
-        if self.all_components:
-            to_mask = Compose([t for t in to_mask.transforms if not isinstance(t, KeepLargestConnectedComponentd)])
-        mask = to_mask({"pred": torch.from_numpy(probability)[None]})["pred"]
+        mask = torch.from_numpy(probability)[None]
+        for transform in self.bundles[0].to_mask.transforms:
+            if not isinstance(transform, KeepLargestConnectedComponentd):
+                mask = transform({"pred": mask})["pred"]
+            elif not self.all_components:
+                mask = _within_box(transform, mask)
         return np.asarray(mask[0], dtype=np.uint8)
+
+
+def _within_box(transform: Any, mask: torch.Tensor) -> torch.Tensor:
+    """A component rule on the box of what is marked: to number the components of all voxels takes a GB."""
+    marked = find_objects(np.asarray(mask[0] != 0, dtype=np.uint8))
+    if not marked:
+        return mask
+    result = mask.new_zeros(mask.shape)
+    result[(slice(None), *marked[0])] = transform({"pred": mask[(slice(None), *marked[0])]})["pred"]
+    return result
 
 
 def segment(

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose
 
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
@@ -57,7 +58,6 @@ def test_a_fault_ends_it_and_nothing_more_is_begun() -> None:
 def fake_bundle(**fields: Any) -> Bundle:
     """A bundle whose network is none: the first channel as logits."""
     import torch
-    from monai.transforms import Compose
 
     given: dict[str, Any] = {
         "name": "fake",
@@ -68,7 +68,7 @@ def fake_bundle(**fields: Any) -> Bundle:
             "image": torch.from_numpy(load_image(Path(item["image"]))).movedim(-1, 0).float()
         },
         "to_probability": Compose([]),
-        "to_mask": lambda data: {"pred": data["pred"] > 0.5},
+        "to_mask": Compose([lambda data: {"pred": data["pred"] > 0.5}]),
         "weights_sha256": "",
         "config_sha256": "",
         "settings": {},
