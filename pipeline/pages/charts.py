@@ -99,9 +99,12 @@ def dsc_svg(
         for number, (name, dsc) in enumerate(runs.items()):
             shift = (number + 1) / (len(runs) + 1) - 0.5 if in_rows else 0.0
             places = {patient: place + shift for place, patient in enumerate(patients) if patient in dsc}
-            marks = {patient: (dsc[patient], place) for patient, place in places.items() if dsc[patient] is not None}
-            turned = {patient: (x, y) if in_rows else (y, x) for patient, (x, y) in marks.items()}
-            _mark(axes, turned, number, name, trained_on)
+            marks = {
+                patient: (value, places[patient]) if in_rows else (places[patient], value)
+                for patient, value in dsc.items()
+                if value is not None and patient in places
+            }
+            _mark(axes, marks, number, name, trained_on)
             crosses = [place for patient, place in places.items() if dsc[patient] is None]
             at_floor = [lowest] * len(crosses)
             axes.plot(*((at_floor, crosses) if in_rows else (crosses, at_floor)), "x", color=_INK, ms=4)

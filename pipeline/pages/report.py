@@ -214,7 +214,7 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
         sizes=charts.sizes_svg(dsc, lesion_voxels, trained_on),
         curves=charts.curves_svg(curves) if curves else "",
         examples=pictures,
-        data=viewer_data([run.name for run in runs], CHANNELS, patients, views),
+        data=viewer_data([run.name for run in runs], CHANNELS, [*unseen, *trained], views),
     )
     return text, notes
 

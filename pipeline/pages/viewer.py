@@ -77,7 +77,9 @@ def patient_view(
 
     channels = [image[..., number] for number in range(image.shape[3])]
     repeats = [number != FLAIR and np.array_equal(one, channels[FLAIR]) for number, one in enumerate(channels)]
-    lesion = truth if truth is not None and truth.any() else np.sum([np.zeros(image.shape[:3], bool), *known], axis=0)
+    windows = {number: _window(channels[number]) for number, repeat in enumerate(repeats) if not repeat}
+    marked = [truth] if truth is not None and truth.any() else known
+    areas = np.sum([np.zeros(depth, int), *(mask.sum(axis=(0, 1)) for mask in marked)], axis=0)
     return {
         "height": len(range(rows.start, rows.stop, step)),
         "width": len(range(columns.start, columns.stop, step)),
@@ -85,17 +87,18 @@ def patient_view(
         "columns": across,
         "aspect": spacing[0] / spacing[1] if spacing else 1.0,
         "channels": [FLAIR if repeat else webp(one) for one, repeat in zip(channels, repeats, strict=True)],
-        "windows": [_window(one) for one in channels],
+        "windows": [windows[FLAIR if repeat else number] for number, repeat in enumerate(repeats)],
         "truth": None if truth is None else bits(truth),
         "masks": {run: bits(mask) for run, mask in masks.items()},
         "maps": {run: webp(_grey(uncertainty)) for run, uncertainty in maps.items()},
-        "start": int(np.argmax(lesion.sum(axis=(0, 1)))) if lesion.any() else depth // 2,
+        "start": int(np.argmax(areas)) if areas.any() else depth // 2,
     }
 
 
 def head_box(image: NDArray[Any], *masks: NDArray[Any]) -> tuple[slice, slice]:
     """Rows and columns that hold the head in an image, (H, W, D, 3), and every mask, (H, W, D), with a margin."""
-    inside = (image >= _air(image)).any(axis=(2, 3))
+    own = image[..., :1] if image.strides[-1] == 0 else image  # channels may share one memory
+    inside: NDArray[np.bool_] = np.any(own >= _air(own), axis=(2, 3))
     for mask in masks:
         inside |= mask.any(axis=2)
     if not inside.any():
