@@ -61,43 +61,13 @@ def test_a_later_fold_that_cannot_run_is_refused_before_the_first(folded: Path, 
         plan_training("basic_unet", folded, fold="all", out=tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            "data",
-            "my data/läuft-2",
-            "2024",
-            "None",
-            "True",
-            "1e3",
-            "-x",
-            "[a]",
-            "a,b",
-            "(a)",
-            "{a}",
-            "a#b",
-            "#a",
-            "$a",
-        ),
-        *(
-            "@fold",
-            "@#fold",
-            "%fold",
-            "a%#b",
-            "a@::b",
-            "'a'",
-            '"a"',
-            "it's",
-            "a\\#b",
-            "a\nb",
-            "a: b",
-            "a + b",
-            "~",
-            "a\udcffb",
-        ),
-    ],
+ODD_NAMES = (
+    *("2024", "None", "True", "1e3", "-x", "[a]", "a,b", "(a)", "{a}", "a#b", "#a", "$a", "@fold", "@#fold", "%fold"),
+    *("a%#b", "a@::b", "'a'", '"a"', "it's", "a\\#b", "a\nb", "a: b", "a + b", "~", "a\udcffb"),
 )
+
+
+@pytest.mark.parametrize("name", ["data", "my data/läuft-2", *ODD_NAMES])
 def test_a_path_reaches_a_config_as_it_is(name: str) -> None:
     from fire.parser import DefaultParseValue
     from monai.bundle import ConfigParser
@@ -106,7 +76,7 @@ def test_a_path_reaches_a_config_as_it_is(name: str) -> None:
     parser = ConfigParser({"dataset_dir": DefaultParseValue(typed), "used": "@dataset_dir", "fold": 1})
     assert parser.get_parsed_content("used") == name
     assert not typed.startswith("-")
-    assert (typed == name) == (name in {"data", "my data/läuft-2"})
+    assert (typed != name) == (name in ODD_NAMES)
 
 
 def test_a_start_is_named_by_bundle_folder_or_file(folded: Path, tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_picture_draws_the_prediction_red_and_the_truth_green() -> None:
     pred, label = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
     pred[0, 2:7, 2:7] = 1
     label[0, 5:12, 5:12] = 1
-    picture = handlers.ValidationPictures(None).picture(torch.full((16, 16), 51.0), pred, label)
+    flair = torch.full((16, 16), 51.0)
+    flair[0, 0] = 255
+    picture = handlers.ValidationPictures(None).picture(flair, pred, label)
     assert picture.shape == (3, 16, 16)
     assert torch.allclose(picture[:, 2, 2], torch.tensor([1.0, 0.2, 0.2]))
     assert torch.allclose(picture[:, 11, 11], torch.tensor([0.2, 1.0, 0.2]))
