@@ -322,7 +322,8 @@ class Training:
         """Start from weights; their average starts from them too."""
         state = read_state(given.data, given.path, self.trainer.state.device)
         load_state(self.ema.model, state, given.path, "the one to be trained")
-        _LOG.info("starts from %s (SHA-256 %s)", given.path, given.sha256)
+        if self.is_first:
+            _LOG.info("starts from %s (SHA-256 %s)", given.path, given.sha256)
 
     def _load(self) -> None:
         """Load the newest checkpoint; refuse other settings than it holds, which would not take effect."""
