@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import shlex
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
+
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.files import named_path
@@ -19,26 +20,25 @@ from pipeline.model.bundle import config_of
 from pipeline.model.training_config import config_with
 from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
-from pipeline.scripts.records import RECORD, load_record
+from pipeline.scripts.records import PLACE_KEYS, RECORD, load_record
 
 logger = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
-PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
-"""Config keys that say where a training runs, not what it is."""
 OPTION_KEYS = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
 """Config keys that options set, for each fold its own."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Trainings that have been checked and may run."""
+    """Trainings that have been checked and may run; ``out`` is the folder of the weights or, of folds, of ``fold_K``.
+
+    ``commands`` is the folder of each training -> its command, which is empty where the training has ended already.
+    """
 
     bundle: Path
     out: Path
-    """The folder of weights and curves; of folds the folder that holds ``fold_K``."""
     commands: dict[Path, list[str]]
-    """Folder of each training -> its command; an empty one where the training has ended already."""
 
     def best_validation_dsc(self) -> list[float]:
         """The best validation DSC of each training that has ended and recorded one."""
@@ -76,7 +76,9 @@ def plan_training(
     files = [named_path(recipe, "recipes", ".yaml")] if recipe else []
     files += [named_path(name, "experiments", ".yaml") for name in experiment]
     given = _pairs(overrides)
-    wanted = config_with(config, files, {key: _value(text) for key, text in given.items()}, option_names)
+    # MONAI's command line reads values by the same parser.
+    values = {key: DefaultParseValue(text) for key, text in given.items()}
+    wanted = config_with(config, files, values, option_names)
     out = out or Path("runs") / "_".join([bundle.name, *(file.stem for file in files)])
     names = [file.as_posix() for file in (config, *files)]
     config_file = f"[{','.join(map(repr, names))}]" if files else names[0]
@@ -131,16 +133,8 @@ def _pairs(rest: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _value(text: str) -> Any:
-    """A value as MONAI's command line reads it: a Python literal, or else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Path) -> None:
-    """A fold that is trained already must be of the same manifest and config, folders and hardware apart."""
+    """A fold that is trained already must be of the same manifest and config, places apart."""
     found = load_record(record)
     differing = [key for key, value in wanted.items() if key not in PLACE_KEYS and found["config"].get(key) != value]
     if found.get("manifest_sha256") != read_manifest(manifest).sha256:

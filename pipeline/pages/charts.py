@@ -39,11 +39,7 @@ _STYLE: dict[str, Any] = {
 _SVG: dict[str, Any] = {
     **_STYLE,
     "svg.fonttype": "none",  # text stays text: the browser's fonts, and it can be searched and read aloud
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     "savefig.transparent": True,
 }
 
@@ -59,19 +55,19 @@ def _styled(settings: dict[Any, Any]) -> Iterator[None]:
 
 def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float], without: int = 0) -> bytes:
     """DSC by patient, sorted; mean red, its 95 % interval light red, median green."""
-    values = sorted(dsc.items(), key=lambda item: item[1])
+    patients = sorted(dsc, key=dsc.__getitem__)
     mean, median = statistics.mean(dsc.values()), statistics.median(dsc.values())
     with _styled(_STYLE):
-        figure = Figure(figsize=(8, max(2.5, 1.2 + 0.24 * len(values))))
+        figure = Figure(figsize=(8, max(2.5, 1.2 + 0.24 * len(dsc))))
         axes = figure.add_subplot()
-        axes.barh([patient for patient, _ in values], [value for _, value in values], color="#56b4e9", height=0.7)
-        for place, (_, value) in enumerate(values):
-            axes.text(0.01, place, f"{value:.4f}", va="center", fontsize=7)
+        axes.barh(patients, [dsc[patient] for patient in patients], color="#56b4e9", height=0.7)
+        for place, patient in enumerate(patients):
+            axes.text(0.01, place, f"{dsc[patient]:.4f}", va="center", fontsize=7)
         axes.axvspan(*interval, color="red", alpha=0.15, lw=0, label=f"95 % {interval[0]:.3f} to {interval[1]:.3f}")
         axes.axvline(mean, color="red", lw=1.5, label=f"mean {mean:.4f}")
         axes.axvline(median, color="green", lw=1.5, ls="--", label=f"median {median:.4f}")
         unscored = f" ({without} patients without one)" if without else ""
-        axes.set(xlim=(0, 1), ylim=(-0.6, len(values) - 0.4), xlabel=f"DSC{unscored}")
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(dsc) - 0.4), xlabel=f"DSC{unscored}")
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
@@ -87,16 +83,8 @@ def dsc_svg(runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[s
         for number, (name, dsc) in enumerate(runs.items()):
             rows = np.arange(len(patients)) + (number + 0.5) * thick - 0.4
             values = [dsc.get(patient) or 0 for patient in patients]
-            axes.barh(
-                rows,
-                values,
-                height=thick * 0.92,
-                label=name,
-                color=_colour(number),
-                hatch=_own(HATCHES, number),
-                edgecolor="#ffffff",
-                lw=0,
-            )
+            look = _look(number, "hatch", HATCHES)
+            axes.barh(rows, values, height=thick * 0.92, label=name, edgecolor="#ffffff", lw=0, **look)
             crosses = [row for row, patient in zip(rows, patients, strict=True) if dsc.get(patient, 0) is None]
             axes.plot([0.01] * len(crosses), crosses, "x", color=_INK, ms=4)
         axes.set(yticks=range(len(patients)), yticklabels=patients, xlabel="DSC", xlim=(0, 1))
@@ -113,7 +101,7 @@ def sizes_svg(runs: Mapping[str, Mapping[str, float | None]], lesion_voxels: Map
         for number, (name, dsc) in enumerate(runs.items()):
             scored = {p: value for p, value in dsc.items() if value is not None and lesion_voxels.get(p)}
             sizes = [lesion_voxels[p] for p in scored]
-            look: dict[str, Any] = {"color": _colour(number), "marker": _own(MARKERS, number)}
+            look = _look(number, "marker", MARKERS)
             axes.plot(sizes, [*scored.values()], ls="", ms=6, alpha=0.85, label=name, **look)
         lowest = min((value for dsc in runs.values() for value in dsc.values() if value is not None), default=0.0)
         axes.set(xscale="log", xlabel="lesion, voxels of the truth")
@@ -130,7 +118,7 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
         figure = Figure(figsize=(9, 3.4))
         loss, dsc = figure.subplots(1, 2)
         for number, (name, tags) in enumerate(curves.items()):
-            look: dict[str, Any] = {"color": _colour(number), "marker": _own(MARKERS, number), "ms": 4, "label": name}
+            look = {**_look(number, "marker", MARKERS), "ms": 4, "label": name}
             for axes, tag, style in (
                 (dsc, "val_dsc", {"lw": 1.4}),
                 (loss, "val_loss", {"lw": 1.4, "ls": "--"}),
@@ -144,13 +132,10 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
         return _svg(figure, "Training curves")
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _own(choices: Sequence[str], number: int) -> str:
-    """A run's hatch or marker: where colours come again, they come with another one than the first time."""
-    return choices[(number + number // len(COLOURS)) % len(choices)]
+def _look(number: int, kind: str, choices: Sequence[str]) -> dict[str, Any]:
+    """A run's colour, and its hatch or marker: where colours come again, they come with another one."""
+    again, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], kind: choices[(number + again) % len(choices)]}
 
 
 def _svg(figure: Figure, label: str) -> str:

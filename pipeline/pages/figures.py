@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey
-from pipeline.pages.overlays import contour_frame, gif_bytes, heat_frame, picture_bytes, slices_of_interest
+from pipeline.pages.overlays import contour_frame, gif_bytes, heat_frame, picture_bytes
 from pipeline.scripts.files import sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import FLAIR
 
@@ -57,15 +57,11 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
 
     Prediction red, truth green, both yellow, on FLAIR; beside it the uncertainty, where there is one. A slice is drawn
     where either has a voxel, or the uncertainty reaches ``UNCERTAIN``; a case with none in any slice gets the middle
-    one, so that every case has a picture.
-
-    Returns:
-        How many cases were drawn; the others had their pictures already.
+    one. The number is that of the cases drawn; the others had their pictures already.
     """
     stamps = [{"all_slices": all_slices, "sources": _sources(case)} for case in cases]
-    waiting = [
-        (case, out, stamp) for case, stamp in zip(cases, stamps, strict=True) if _read_stamp(out, case.name) != stamp
-    ]
+    known = zip(cases, stamps, strict=True)
+    waiting = [(case, out, stamp) for case, stamp in known if _read_stamp(out, case.name) != stamp]
     workers = min(MAX_DRAWERS, os.cpu_count() or 1, len(waiting))
     if workers <= 1:
         faults = [_draw(job) for job in waiting]
@@ -145,7 +141,8 @@ def _draw_case(case: Case, out: Path, stamp: dict[str, Any]) -> None:
     uncertainty = load_map(case.map) if case.map else None
     depth = image.shape[2]
     unsure = None if uncertainty is None else uncertainty >= UNCERTAIN
-    wanted = range(depth) if stamp["all_slices"] else slices_of_interest(mask, truth, unsure) or [depth // 2]
+    marked = np.any([volume.any(axis=(0, 1)) for volume in (mask, truth, unsure) if volume is not None], axis=0)
+    wanted = range(depth) if stamp["all_slices"] else np.flatnonzero(marked).tolist() or [depth // 2]
     folder = out / case.name
     with writing_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)

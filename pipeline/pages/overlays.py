@@ -31,12 +31,6 @@ _WIDTH = 1.4
 FRAME_MS = 180
 
 
-def slices_of_interest(*masks: NDArray[Any] | None) -> list[int]:
-    """Slices, ascending, in which any of the masks, (H, W, D), has a voxel; None is passed over."""
-    marked = [mask.any(axis=(0, 1)) for mask in masks if mask is not None]
-    return [int(z) for z in np.flatnonzero(np.any(marked, axis=0))]
-
-
 def contour_frame(
     background: Picture,
     prediction: NDArray[Any] | None,
@@ -44,10 +38,7 @@ def contour_frame(
     colours: tuple[Colour, Colour] = (RED, GREEN),
     caption: str = "",
 ) -> Picture:
-    """One grey slice, (H, W) uint8, with the contours of two masks, (H, W): (2 H, 2 W, 3) uint8, RGB.
-
-    The colours are those of prediction and truth. The caption, ASCII, comes into the upper left corner.
-    """
+    """One grey slice, (H, W) uint8, with the contours of masks, (H, W), and an ASCII caption: (2 H, 2 W, 3) uint8."""
     height, width = background.shape
     size = (width * SCALE, height * SCALE)
     grey = np.asarray(Image.fromarray(background).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
@@ -73,8 +64,7 @@ def _contour_share(mask: NDArray[Any]) -> NDArray[np.float32]:
     for contour in find_contours(np.pad(mask.astype(np.float32), 1), 0.5):
         points = [((x - 0.5) * fine, (y - 0.5) * fine) for y, x in contour]
         draw.line(points, fill=255, width=round(_WIDTH * _FINER), joint="curve")
-    small = canvas.reduce(_FINER)
-    return np.asarray(small, dtype=np.float32) / np.float32(255)
+    return np.asarray(canvas.reduce(_FINER), dtype=np.float32) / np.float32(255)
 
 
 def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]]) -> Picture:

@@ -43,24 +43,19 @@ class Run:
     name: str
     folder: Path
     summary: Summary
-    scores: tuple[VolumeScore, ...]
+    by_patient: dict[str, VolumeScore]
     curves: dict[str, dict[str, Curve]]
     """Name of a training -> tag -> curve; empty where none were kept."""
 
     @cached_property
-    def by_patient(self) -> dict[str, VolumeScore]:
-        """Patient id -> score."""
-        return {score.patient: score for score in self.scores}
-
-    @cached_property
     def dsc(self) -> dict[str, float | None]:
         """Patient id -> DSC."""
-        return {score.patient: score.dsc for score in self.scores}
+        return {patient: score.dsc for patient, score in self.by_patient.items()}
 
     @cached_property
     def defined(self) -> dict[str, float]:
         """The same without patients whose DSC is not defined."""
-        return {score.patient: score.dsc for score in self.scores if score.dsc is not None}
+        return {patient: dsc for patient, dsc in self.dsc.items() if dsc is not None}
 
     def file(self, folder: str, patient: str, kind: str) -> Path | None:
         """A volume of the evaluation, None where it is not there."""
@@ -127,10 +122,11 @@ def _read_run(name: str, folder: Path) -> Run:
     if not (folder / SUMMARY_NAME).is_file():
         what = f"no {SUMMARY_NAME} in it" if folder.exists() else "nothing there"
         raise PipelineError(f"{folder}: {what} (expected a folder that pipeline.evaluate wrote). Check the path.")
-    run = Run(name, folder, read_summary(folder), tuple(read_scores(folder)), read_curves(folder / CURVES_NAME))
-    if not len(run.by_patient) == len(run.scores) == run.summary.get("volumes"):
+    summary, scores = read_summary(folder), read_scores(folder)
+    by_patient = {score.patient: score for score in scores}
+    if not len(by_patient) == len(scores) == summary.get("volumes"):
         raise PipelineError(f"{folder}: scores.csv and {SUMMARY_NAME} are not of one evaluation. Evaluate again.")
-    return run
+    return Run(name, folder, summary, by_patient, read_curves(folder / CURVES_NAME))
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
@@ -166,26 +162,21 @@ def _page(runs: Sequence[Run], viewers: int) -> tuple[str, list[str]]:
     notes = _notes(runs, wanted, views)
     if len(patients) > viewers:
         notes.append(f"slices of {len(views)} of {len(patients)} patients, the worst first (--viewers)")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.pages"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
+    loader = jinja2.PackageLoader("pipeline.pages")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # patients stay worst first
     dsc = {run.name: run.dsc for run in runs}
     lesion_voxels = {patient: score.lesion_voxels for run in runs for patient, score in run.by_patient.items()}
-    curves = {
-        run.name if len(run.curves) == 1 else f"{run.name}: {name}": tags
-        for run in runs
-        for name, tags in run.curves.items()
-    }
+    curves = {}
+    for run in runs:
+        for name, tags in run.curves.items():
+            curves[run.name if len(run.curves) == 1 else f"{run.name}: {name}"] = tags
     text = environment.get_template("report.html.j2").render(
         runs=runs,
         rows=[_run_row(run, runs[0]) for run in runs],
         patients=patients,
         lesion_voxels=lesion_voxels,
-        agreement=[any(score.agreement is not None for score in run.scores) for run in runs],
+        agreement=[any(score.agreement is not None for score in run.by_patient.values()) for run in runs],
         notes=notes,
         dsc=charts.dsc_svg(dsc, patients),
         sizes=charts.sizes_svg(dsc, lesion_voxels),
@@ -211,8 +202,7 @@ def _pictures(
         dsc = {run.name: run.dsc[patient] for run in runs if patient in run.dsc}
         views[patient] = {"dsc": dsc, **patient_view(*volumes)}
         if patient in chosen:
-            image, truth, masks, _ = volumes
-            pictures = _example(image, truth, masks, views[patient]["start"])
+            pictures = _example(*volumes[:3], views[patient]["start"])
             examples.append({"which": chosen[patient], "patient": patient, "pictures": pictures})
     return views, examples
 
@@ -242,7 +232,9 @@ def _notes(runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any])
     for run in runs:
         seen, undefined = run.summary["seen_in_training"], run.summary.get("undefined")
         if seen:
-            notes.append(f"{run.name}: {len(seen)} of {len(run.scores)} patients were trained on: {', '.join(seen)}")
+            notes.append(
+                f"{run.name}: {len(seen)} of {len(run.by_patient)} patients were trained on: {', '.join(seen)}"
+            )
         if undefined:
             notes.append(f"{run.name}: no DSC where neither truth nor prediction has a voxel: {', '.join(undefined)}")
         maskless = [patient for patient in views if patient in run.dsc and not run.file(MASK_FOLDER, patient, "mask")]
@@ -259,17 +251,12 @@ def _notes(runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any])
 def _run_row(run: Run, first: Run) -> dict[str, Any]:
     """How a run's networks were made, as text, and how its DSC differ from the first run's."""
     facts = [_training_facts(bundle) for bundle in run.summary["bundles"]]
-    network, loss, budget, seed = (" + ".join(dict.fromkeys(texts)) for texts in zip(*facts, strict=True))
-    return {
-        "network": network + (", flips" if run.summary["tta"] else ""),
-        "loss": loss,
-        "budget": budget,
-        "seed": seed,
-        "apart": None if run is first else paired(first.defined, run.defined, run.summary["seed"]),
-    }
+    row: dict[str, Any] = {key: " + ".join(dict.fromkeys(each[key] for each in facts)) for key in facts[0]}
+    row["network"] += ", flips" if run.summary["tta"] else ""
+    return {**row, "apart": None if run is first else paired(first.defined, run.defined, run.summary["seed"])}
 
 
-def _training_facts(bundle: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _training_facts(bundle: Mapping[str, Any]) -> dict[str, str]:
     """Network, loss, budget and seed of a bundle, each "unknown" where the training's record does not tell."""
     training = bundle.get("training") or {}
     config = training.get("config") or {}
@@ -280,7 +267,8 @@ def _training_facts(bundle: Mapping[str, Any]) -> tuple[str, str, str, str]:
     except (KeyError, TypeError, ValueError):
         budget = "unknown"
     network = f"{bundle['name']} ({own_network})" if own_network else bundle["name"]
-    return network, _target(config.get("loss")) or "unknown", budget, str(training.get("seed", "unknown"))
+    loss, seed = _target(config.get("loss")) or "unknown", str(training.get("seed", "unknown"))
+    return {"network": network, "loss": loss, "budget": budget, "seed": seed}
 
 
 def _target(definition: Any) -> str:
@@ -317,10 +305,9 @@ def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
 
 def _example(image: NDArray[Any], truth: NDArray[Any], masks: Mapping[str, NDArray[Any]], z: int) -> dict[str, str]:
     """Run -> picture of one slice: prediction orange, truth blue."""
-    rows, columns = head_box(image, truth, *masks.values())
-    part = (rows, columns, z)
-    frames = {
-        run: contour_frame(image[..., FLAIR][part], mask[part], truth[part], (ORANGE, SKY_BLUE))
-        for run, mask in masks.items()
-    }
-    return {run: data_address(frame, "png", compress_level=4) for run, frame in frames.items()}
+    part = (*head_box(image, truth, *masks.values()), z)
+    pictures = {}
+    for run, mask in masks.items():
+        frame = contour_frame(image[..., FLAIR][part], mask[part], truth[part], (ORANGE, SKY_BLUE))
+        pictures[run] = data_address(frame, "png", compress_level=4)
+    return pictures

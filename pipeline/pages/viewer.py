@@ -1,8 +1,7 @@
 """Volumes -> what the report's viewer shows: slices of a patient as a few small images in text form.
 
-The viewer itself is a page of plain JavaScript on a 2-D canvas (``templates/report.js``). NiiVue, the library for NIfTI
-in a browser, draws by WebGL 2, which print, remote desktops and phones do not always give. It also needs whole volumes,
-and has no view of runs side by side at one slice with false voxels coloured.
+The viewer is plain JavaScript on a 2-D canvas (``templates/report.js``). NiiVue, the library for NIfTI in a browser,
+needs WebGL 2 and whole volumes, and has no view of runs side by side with false voxels coloured.
 """
 
 from __future__ import annotations
@@ -33,18 +32,11 @@ MAX_SIDE_PX = 8192
 def patient_view(
     image: NDArray[Any], truth: NDArray[Any], masks: Mapping[str, NDArray[Any]], maps: Mapping[str, NDArray[Any]]
 ) -> dict[str, Any]:
-    """All that the viewer needs of one patient, ready for JSON.
+    """All that the viewer needs of one patient, ready for JSON; each image is a ``data:`` address.
 
-    Args:
-        image: (H, W, D, 3) uint8.
-        truth: (H, W, D), 0 and 1.
-        masks: Name of the run -> (H, W, D), 0 and 1.
-        maps: Name of the run -> uncertainty (H, W, D), 0 to 0.5; runs without one are absent.
-
-    Returns:
-        ``height``, ``width`` (of the box of the head, in pixels), ``depth``, ``columns`` (slices in a row of each
-        image), ``channels`` (image of each; a channel that repeats FLAIR shares FLAIR's), ``truth``, ``masks`` and
-        ``maps`` (run -> image), ``start`` (the slice with most lesion), each image a ``data:`` address.
+    The image is (H, W, D, 3) uint8. Truth and masks are (H, W, D), 0 and 1, and maps (H, W, D), 0 to 0.5; masks and
+    maps by the name of their run. ``height`` and ``width`` are the head's, in pixels; ``columns`` is the number of
+    slices in a row; ``start`` is the slice with most lesion. A channel that repeats FLAIR is FLAIR's number.
     """
     rows, columns = head_box(image, truth, *masks.values())
     depth = image.shape[2]
@@ -63,18 +55,21 @@ def patient_view(
     def bits(mask: NDArray[Any]) -> str:
         return data_address(tiled(mask.astype(bool)), "png", optimize=True)
 
-    channels = [image[..., number] for number in range(image.shape[3])]
-    repeats = [number != FLAIR and np.array_equal(one, channels[FLAIR]) for number, one in enumerate(channels)]
+    def channel(number: int) -> str | int:
+        repeats = number != FLAIR and np.array_equal(image[..., number], image[..., FLAIR])
+        return FLAIR if repeats else webp(image[..., number])
+
+    shares = {run: np.clip(uncertainty / MAX_UNCERTAINTY, 0, 1) for run, uncertainty in maps.items()}
     lesion = truth if truth.any() else np.sum([*masks.values(), truth], axis=0)
     return {
         "height": len(range(rows.start, rows.stop, step)),
         "width": len(range(columns.start, columns.stop, step)),
         "depth": depth,
         "columns": across,
-        "channels": [FLAIR if repeat else webp(one) for one, repeat in zip(channels, repeats, strict=True)],
+        "channels": [channel(number) for number in range(image.shape[3])],
         "truth": bits(truth),
         "masks": {run: bits(mask) for run, mask in masks.items()},
-        "maps": {run: webp(_grey(uncertainty)) for run, uncertainty in maps.items()},
+        "maps": {run: webp((share * 255).round().astype(np.uint8)) for run, share in shares.items()},
         "start": int(np.argmax(lesion.sum(axis=(0, 1)))) if lesion.any() else depth // 2,
     }
 
@@ -88,10 +83,6 @@ def head_box(image: NDArray[Any], *masks: NDArray[Any]) -> tuple[slice, slice]:
         inside[:] = True
     rows, columns = find_objects(maximum_filter(inside.astype(np.uint8), size=2 * MARGIN + 1))[0]
     return rows, columns
-
-
-def _grey(uncertainty: NDArray[Any]) -> NDArray[np.uint8]:
-    return (np.clip(uncertainty / MAX_UNCERTAINTY, 0, 1) * 255).round().astype(np.uint8)
 
 
 def data_address(picture: NDArray[Any], kind: str, **options: Any) -> str:

@@ -15,7 +15,6 @@ from pipeline.pages.overlays import (
     gif_bytes,
     heat_frame,
     picture_bytes,
-    slices_of_interest,
 )
 
 
@@ -57,15 +56,6 @@ def test_a_mask_at_the_border_is_drawn() -> None:
     frame = contour_frame(grey, np.ones_like(grey), None)
     assert frame[0, 30, 0] > 60
     assert frame[40, 0, 0] > 60
-
-
-def test_slices_of_interest_are_those_of_either_mask() -> None:
-    volume = np.zeros((4, 4, 6), dtype=np.uint8)
-    one, other = volume.copy(), volume.copy()
-    one[1, 1, 2] = other[2, 2, 4] = 1
-    assert slices_of_interest(one, other) == [2, 4]
-    assert slices_of_interest(one, None) == [2]
-    assert slices_of_interest(volume) == []
 
 
 def test_heat_is_drawn_where_the_map_is_not_0() -> None:
