@@ -110,12 +110,7 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
 
 
 def slice_loader(
-    slices: SliceDataset,
-    batch_size: int,
-    steps_per_epoch: int,
-    world_size: int = 1,
-    num_workers: int = 0,
-    **options: Any,
+    slices: SliceDataset, batch_size: int, steps_per_epoch: int, world_size: int = 1, **options: Any
 ) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
     """A loader that draws whole batches of slices, with replacement, by the weights of the dataset.
 
@@ -124,10 +119,9 @@ def slice_loader(
     share = batch_size // world_size
     drawn = torch.utils.data.WeightedRandomSampler(slices.weights.tolist(), steps_per_epoch * share)
     sampler = torch.utils.data.BatchSampler(drawn, batch_size=share, drop_last=True)
-    timeout = 120 if num_workers else 0  # seconds without a batch from a loader process, after which the run ends
-    return torch.utils.data.DataLoader(
-        slices, sampler=sampler, batch_size=None, num_workers=num_workers, timeout=timeout, **options
-    )
+    # Seconds without a batch from a loader process, after which the run ends.
+    timeout = 120 if options.get("num_workers") else 0
+    return torch.utils.data.DataLoader(slices, sampler=sampler, batch_size=None, timeout=timeout, **options)
 
 
 def library_versions() -> dict[str, str]:
