@@ -104,7 +104,5 @@ def test_names_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "basic_unet" / "configs").mkdir()
     assert named_path("basic_unet", "bundles") == Path("basic_unet")
     assert named_path(tmp_path, "bundles") == tmp_path
-    with pytest.raises(
-        PipelineError, match=r"no_such: neither a path nor one of the recipes \(known: cpu, cpu_"
-    ):
+    with pytest.raises(PipelineError, match=r"no_such: neither a path nor one of the recipes \(known: cpu, cpu_"):
         named_path("no_such", "recipes", ".yaml")

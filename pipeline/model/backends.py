@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
@@ -31,8 +34,6 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
     """
     if backend == TORCH:
         return network
-    from importlib.util import find_spec
-
     import torch
 
     if not all(map(find_spec, PACKAGES[backend])):
@@ -44,18 +45,11 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
         run = _session(_as_onnx(network, side_px), backend)
     except RuntimeError as error:
         raise PipelineError(f"--backend {backend}: cannot take this network ({error}). Use --backend torch.") from error
-
-    def call(batch: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(run(batch.contiguous().numpy()))
-
-    return call
+    return lambda batch: torch.from_numpy(run(batch.contiguous().numpy()))
 
 
 def _as_onnx(network: torch.nn.Module, side_px: int) -> bytes:
     """The network as an ONNX file's bytes."""
-    import io
-    import warnings
-
     import torch
 
     buffer = io.BytesIO()
@@ -100,9 +94,8 @@ def _session(model: bytes, backend: str) -> Callable[[Any], Any]:
         result = np.empty((len(batch), 1, *batch.shape[2:]), np.float32)
         queue.set_callback(lambda request, part: part.__setitem__(..., request.get_output_tensor().data))
         for start in range(0, len(batch), MAX_SLICES_AT_ONCE):
-            queue.start_async(
-                {"image": batch[start : start + MAX_SLICES_AT_ONCE]}, result[start : start + MAX_SLICES_AT_ONCE]
-            )
+            part = slice(start, start + MAX_SLICES_AT_ONCE)
+            queue.start_async({"image": batch[part]}, result[part])
         queue.wait_all()
         return result
 

@@ -164,8 +164,7 @@ def predict_volumes(
     given, bundles, weights, out = path_list(inputs), path_list(bundles), path_list(weights), Path(out)
     if uncertainty:
         refuse_single_pass(len(bundles), flips=flips)
-    parts = [Path(path) if path else None for path in (pre, post)]
-    found = name_sequences(given, *parts, out) if any(parts) else find_inputs(given, out, series)
+    found = _found(given, out, series, pre, post)
     key: dict[str, str] = {}
     if pseudonymise:
         check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
@@ -216,6 +215,14 @@ def predict_volumes(
             if draw:
                 draw(result)
     return result
+
+
+def _found(
+    given: Sequence[Path], out: Path, series: str | None, pre: str | Path | None, post: str | Path | None
+) -> Inputs:
+    if pre or post:
+        return name_sequences(given, Path(pre) if pre else None, Path(post) if post else None, out)
+    return find_inputs(given, out, series)
 
 
 def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gaps: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import re
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
+
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.files import named_path
@@ -20,14 +21,12 @@ from pipeline.model.bundle import config_of
 from pipeline.model.training_config import config_with
 from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
-from pipeline.scripts.records import RECORD, load_record
+from pipeline.scripts.records import PLACE_KEYS, RECORD, load_record
 from pipeline.scripts.weights import Weights, read_weights, weights_in
 
 logger = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
-PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
-"""Config keys that say where a training runs, not what it is."""
 INIT_KEY = "init"
 """The config key of the weights that a training starts from; they are known by their hash, not by their path."""
 OPTION_KEYS = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
@@ -38,13 +37,14 @@ _PLAIN_PATH = re.compile(r"[\w./][\w./ -]*")
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Trainings that have been checked and may run."""
+    """Trainings that have been checked and may run; ``out`` is the folder of the weights or, of folds, of ``fold_K``.
+
+    ``commands`` is the folder of each training -> its command, which is empty where the training has ended already.
+    """
 
     bundle: Path
     out: Path
-    """The folder of weights and curves; of folds the folder that holds ``fold_K``."""
     commands: dict[Path, list[str]]
-    """Folder of each training -> its command; an empty one where the training has ended already."""
 
     def best_validation_dsc(self) -> list[float]:
         """The best validation DSC of each training that has ended and recorded one."""
@@ -84,7 +84,9 @@ def plan_training(
     files = [named_path(recipe, "recipes", ".yaml")] if recipe else []
     files += [named_path(name, "experiments", ".yaml") for name in experiment]
     given = _pairs(overrides)
-    wanted = config_with(config, files, {key: _value(text) for key, text in given.items()}, option_names)
+    # MONAI's command line reads values by the same parser.
+    values = {key: DefaultParseValue(text) for key, text in given.items()}
+    wanted = config_with(config, files, values, option_names)
     if init is not None and INIT_KEY not in wanted:
         raise PipelineError(f"{config}: knows no {INIT_KEY}, --init would change nothing. Leave it out.")
     init = init or wanted.get(INIT_KEY)
@@ -129,7 +131,7 @@ def as_typed(path: Path) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    return bool(_PLAIN_PATH.fullmatch(text)) and _value(text) == text
+    return bool(_PLAIN_PATH.fullmatch(text)) and DefaultParseValue(text) == text
 
 
 def _start(init: str | Path) -> Weights:
@@ -170,16 +172,8 @@ def _pairs(rest: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _value(text: str) -> Any:
-    """A value as MONAI's command line reads it: a Python literal, or else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Path, start: Weights | None) -> None:
-    """A fold that is trained already must be of the same manifest and config, folders and hardware apart."""
+    """A fold that is trained already must be of the same manifest and config, places apart."""
     found = load_record(record)
     passed_over = {*PLACE_KEYS, INIT_KEY}
     differing = [key for key, value in wanted.items() if key not in passed_over and found["config"].get(key) != value]

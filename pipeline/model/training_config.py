@@ -23,10 +23,7 @@ from pipeline.scripts.config import REMOVED_FROM_TRAINING, removed_key, setting_
 def config_with(
     config: Path, files: Sequence[Path], overrides: Mapping[str, Any], options: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """A config as a run with these files and overrides records it: MONAI writes references in its own way.
-
-    ``options`` are names that a mistyped override may have meant as well.
-    """
+    """A config as a run records it; ``options`` are names that a mistyped override may have meant as well."""
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
 

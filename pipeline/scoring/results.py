@@ -110,9 +110,7 @@ def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
     import pandas as pd
 
     words = {value: word for word, value in _SEEN.items()}
-    rows = [
-        {**asdict(score), "lesion_voxels": score.lesion_voxels, SEEN_COLUMN: words[score.seen]} for score in scores
-    ]
+    rows = [{**asdict(score), "lesion_voxels": score.lesion_voxels, SEEN_COLUMN: words[score.seen]} for score in scores]
     optional = [name for name in OPTIONAL_COLUMNS if any(row[name] is not None for row in rows)]
     table = pd.DataFrame(rows, columns=[*SCORE_COLUMNS, *optional, SEEN_COLUMN])
     write_durably(folder / SCORES_NAME, table.to_csv(index=False, lineterminator="\n").encode())
@@ -234,7 +232,8 @@ def scores_table(scores: Sequence[VolumeScore], summary: Mapping[str, Any]) -> s
         lines.append(
             f"{s.patient:<{width}}  {_cell(s.dsc, 4)}  {_cell(s.hd95_px, 2)}{mm}  {_cell(s.sensitivity, 4)}"
             f"  {_cell(s.precision, 4)}  {s.tp_voxels:>7}  {s.fp_voxels:>7}  {s.fn_voxels:>7}"
-            + {True: "  yes", False: "  no", None: "  -"}[s.seen] * trained_on
+            + {True: "  yes", False: "  no", None: "  -"}[s.seen]
+            * trained_on
         )
     if summary["scored"]:
         low, high = summary["dsc_mean_95"]

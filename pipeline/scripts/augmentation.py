@@ -23,15 +23,11 @@ def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class RandBatchAffined(MapTransform):
-    """Rotate, scale, shift and mirror each slice of a batch by one interpolation, all keys alike.
+    """Rotate, scale, shift and mirror each slice of a batch, (B, C, H, W) float32, bilinearly; all keys alike.
 
-    Args:
-        keys: The tensors' names; each is (B, C, H, W) float32.
-        rotate: The largest angle in radians.
-        scale: The largest change of size along each axis; 0.1 means 0.9 to 1.1.
-        translate: The largest shift along each axis as a share of the side.
-        flip: The probability to mirror left and right.
-        padding_mode: What lies outside, for each key: ``zeros``, ``border`` or ``reflection``.
+    ``rotate`` is the largest angle in radians. ``scale`` and ``translate`` are the largest changes along each axis:
+    0.1 means 0.9 to 1.1 of the size, or a tenth of the side. ``flip`` is the probability to mirror left and right.
+    ``padding_mode`` says for each key what lies outside: ``zeros``, ``border`` or ``reflection``.
     """
 
     def __init__(
@@ -49,7 +45,7 @@ class RandBatchAffined(MapTransform):
         self.padding_mode = padding_mode
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
-        """The batch, moved; bilinear."""
+        """The batch, moved."""
         image = data[self.keys[0]]
         count, _, height, width = image.shape
         angle = self.rotate * uniform(count, like=image)
@@ -69,11 +65,7 @@ class RandBatchAffined(MapTransform):
 
 
 def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What ``affine_grid`` gives for theta (B, 2, 3) and ``align_corners=False``, in a fifth of its time.
-
-    Returns:
-        (B, H, W, 2), column and row in the source, -1 to 1.
-    """
+    """What ``affine_grid`` gives for theta (B, 2, 3), ``align_corners=False``: (B, H, W, 2); a fifth of its time."""
     sides = (torch.arange(side, device=theta.device)[:, None] for side in (height, width))
     rows, columns = ((2 * places + 1) / len(places) - 1 for places in sides)
     across, down, shift = theta[:, None, None].unbind(-1)
@@ -81,14 +73,11 @@ def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class RandBatchIntensityd(MapTransform):
-    """Shade each channel of each slice by a bias field, multiply it by a factor around 1 and add an offset.
+    """Shade each channel of each slice by a bias field, multiply it by a factor around 1 and add an offset, in place.
 
-    Args:
-        keys: The tensors' names; each is (B, C, H, W) float32 and is changed in place.
-        gain: The largest change of the factor.
-        offset: The largest offset, in the image's own unit.
-        bias_field: The largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic
-            between them; it multiplies what is above the darkest pixel of the channel.
+    Tensors are (B, C, H, W) float32. ``gain`` is the largest change of the factor, ``offset`` is in the image's unit.
+    ``bias_field`` is the largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic
+    between them. The field multiplies what is above the darkest pixel of the channel.
     """
 
     def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0, bias_field: float = 0.0) -> None:
@@ -115,13 +104,10 @@ def bicubic_of(points: int, side: int, device: torch.device) -> torch.Tensor:
 
 
 class RandMissingSequenced(MapTransform):
-    """Copy FLAIR over other channels of a slice, as the publishers did where a sequence was missing.
+    """Copy FLAIR over other channels of a slice, in place, as the publishers did where a sequence was missing.
 
-    Args:
-        keys: The tensors' names; each is (B, 3, H, W), channels pre-contrast, FLAIR, post-contrast, changed in place.
-        both: The probability to replace both other channels.
-        pre: The probability to replace the pre-contrast channel alone, independent of ``both``.
-        post: The same of the post-contrast channel.
+    Tensors are (B, 3, H, W): pre-contrast, FLAIR, post-contrast. ``both``, ``pre`` and ``post`` are the probabilities,
+    independent of each other, to replace both other channels or one of them.
     """
 
     def __init__(self, keys: KeysCollection, both: float = 0.0, pre: float = 0.0, post: float = 0.0) -> None:

@@ -121,7 +121,7 @@ def _size_faults(config: Any) -> list[str]:
     name, strides = str(network.get("_target_")).rpartition(".")[2], network.get("strides")
     if name not in ("AttentionUnet", "UNet") or not all(isinstance(stride, int) for stride in strides or [None]):
         return []
-    factor = math.prod(strides)
+    factor = math.prod(strides or [])
     if not isinstance(size, int) or size % factor == 0:
         return []
     above = size + -size % factor

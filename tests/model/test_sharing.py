@@ -62,9 +62,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = ["-m", "pipeline.predict", str(manifest), "--bundle", str(BUNDLES[0]), "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*torchrun, *command, "--no-figures"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*torchrun, *command, "--no-figures"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Research only") == 1
     assert content(tmp_path / "out") == content(whole)

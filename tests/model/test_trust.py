@@ -276,9 +276,7 @@ def test_compiled_scripts_that_stay_are_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(PipelineError, match="cannot be removed"):
         clear_compiled(tmp_path)
-    monkeypatch.setattr(
-        "pipeline.model.trust.OWN", tmp_path.parent
-    )  # of an installed, read-only package
+    monkeypatch.setattr("pipeline.model.trust.OWN", tmp_path.parent)  # of an installed, read-only package
     clear_compiled(tmp_path)
 
 

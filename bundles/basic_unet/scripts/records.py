@@ -28,6 +28,8 @@ SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentil
 CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
 TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
 """What decides what the network sees: plain keys of a config, its sections, and those below ``train``."""
+PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
+"""Config keys that say where a training runs, not what it is."""
 OUR_NETWORK = "scripts.networks.UNetPlusPlus"
 NOT_PLAIN_NETWORKS = (
     *("CellSamWrapper", "EfficientNetBN", "EfficientNetBNFeatures", "MILModel"),
@@ -66,10 +68,8 @@ def _without_folders(value: Any) -> Any:
 def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a training's config that prediction needs; ``own`` is the bundle's config without overrides.
 
-    Returns:
-        ``SETTINGS`` and ``network_def`` where they are plain values; ``intensity`` where the training had other
-        transforms than the bundle, from MONAI and plain; ``unrecorded``, the sections that the training changed and
-        that cannot be stored as plain values.
+    ``intensity`` is among them where the training changed it. ``unrecorded`` names what the training changed and what
+    cannot be stored as plain values.
     """
     changed = [key for key in (*SETTINGS, *CONFIG_SECTIONS) if config.get(key) != own.get(key)]
     keys = [*SETTINGS, "network_def", *(key for key in changed if key == "intensity")]
@@ -124,8 +124,9 @@ def _without_requires(value: Any) -> Any:
 
 def _has_plain_arguments(definition: Any) -> bool:
     """True for a component whose arguments are numbers, names, and lists or maps of them."""
+    names = ("_target_", "_requires_")
     return isinstance(definition, Mapping) and _is_plain(
-        {key: value for key, value in definition.items() if key not in ("_target_", "_requires_")}
+        {key: definition[key] for key in definition if key not in names}
     )
 
 
@@ -140,15 +141,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
-def load_record(path: Path) -> dict[str, Any]:
-    """A record as such; one that is unreadable or damaged is refused."""
+def load_record(path: Path, remedy: str = "Restore or remove it.") -> dict[str, Any]:
+    """A record as such; one that is unreadable or damaged is refused, and ``remedy`` says what to do."""
     try:
         data = content_of(path, MAX_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
         dict(**record["config"]), dict(**record["weights"]), dict(**record.get("prediction", {}))
         seen_patients(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path}: no readable record of a training ({error}). Restore or remove it.") from error
+        raise PipelineError(f"{path}: no readable record of a training ({error}). {remedy}") from error
     if not matches_checksum(path, sha256_bytes(data)):
         raise PipelineError(f"{path}: damaged, its SHA-256 is not that in {path.name}.sha256 beside it. Restore it.")
     return record
@@ -177,13 +178,7 @@ def seen_patients(record: Mapping[str, Any]) -> list[str]:
 def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """What prediction takes over from a record, as key of a bundle's config -> plain value; empty for an empty record.
 
-    That is ``SETTINGS``, ``network_def`` and ``intensity``, where the record holds them.
-
-    A record of the first form has no ``prediction``. Its settings are read from its config, and its preprocessing must
-    be word for word one of the two that the bundles of that time had.
-
-    Raises:
-        PipelineError: The training changed what its record cannot tell, or the record holds what is no plain value.
+    Refused where the training changed what its record cannot tell, or where the record holds what is no plain value.
     """
     if not record:
         return {}
@@ -217,6 +212,7 @@ def _is_setting(key: str, value: Any) -> bool:
 
 
 def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by the config; its preprocessing must be word for word one of the two that bundles then had."""
     if not config:
         return {}
     config = json.loads(json.dumps(config).replace("scripts.unet_plusplus.", "scripts.networks."))

@@ -51,9 +51,8 @@ class ToSlices(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Quantise "image" (C, H, W, D) float and "label" (1, H, W, D), 0 to 1; NaN and Inf are refused.
 
-        Returns:
-            "image" (D, C, H, W) uint8, "low" and "step" (C, 1, 1) float32 with image = low + step * level, "label"
-            (D, 1, H, W) uint8 with 1 as 255.
+        What it gives: "image" (D, C, H, W) uint8, "low" and "step" (C, 1, 1) float32 with image = low + step * level,
+        and "label" (D, 1, H, W) uint8 with 1 as 255.
         """
         image, label = (convert_to_tensor(data[key], torch.float32, track_meta=False) for key in ("image", "label"))
         low, high = torch.aminmax(image.flatten(1), dim=1)
@@ -74,11 +73,8 @@ def _by_slice(levels: torch.Tensor) -> torch.Tensor:
 class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Slices of many volumes, which lie on the device in 8 bits; a list of numbers gives a batch.
 
-    Args:
-        volumes: What ``ToSlices`` returns, one a volume; each is read once, here. All are equally likely to be drawn.
-        even_share: The share of draws in which all slices of a volume are equally likely; the others go by lesion area.
-        device: The device on which the slices lie.
-        num_threads: The number of threads that preprocess volumes.
+    ``volumes`` holds what ``ToSlices`` returns, each read once, here; all volumes are equally likely to be drawn.
+    ``even_share``: the share of draws in which all slices of a volume are equally likely; others go by lesion area.
     """
 
     def __init__(
@@ -115,39 +111,28 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
 
 
 def slice_loader(
-    slices: SliceDataset,
-    batch_size: int,
-    steps_per_epoch: int,
-    world_size: int = 1,
-    num_workers: int = 0,
-    **options: Any,
+    slices: SliceDataset, batch_size: int, steps_per_epoch: int, world_size: int = 1, **options: Any
 ) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
     """A loader that draws whole batches of slices, with replacement, by the weights of the dataset.
 
-    ``world_size`` processes share out a batch evenly. No ``num_workers``: batches come from memory, which is faster.
-    ``options`` are other arguments of PyTorch's ``DataLoader``, such as ``multiprocessing_context``.
+    ``world_size`` processes share out a batch evenly. ``options`` are other arguments of PyTorch's ``DataLoader``.
     """
     share = batch_size // world_size
     drawn = torch.utils.data.WeightedRandomSampler(slices.weights.tolist(), steps_per_epoch * share)
     sampler = torch.utils.data.BatchSampler(drawn, batch_size=share, drop_last=True)
     # Seconds without a batch from a loader process, after which the run ends.
-    timeout = 120 if num_workers else 0
-    return torch.utils.data.DataLoader(
-        slices, sampler=sampler, batch_size=None, num_workers=num_workers, timeout=timeout, **options
-    )
+    timeout = 120 if options.get("num_workers") else 0
+    return torch.utils.data.DataLoader(slices, sampler=sampler, batch_size=None, timeout=timeout, **options)
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that have a say in what a training gives."""
-    libraries = {library.__name__: library.__version__ for library in (torch, monai, ignite, np)}
-    return {"python": platform.python_version(), **libraries}
+    versions = {library.__name__: library.__version__ for library in (torch, monai, ignite, np)}
+    return {"python": platform.python_version(), **versions}
 
 
 def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
-    """All that decides what a part of a config does: its text and that of the parts it refers to, versions, this code.
-
-    ``name`` is the part's id in the config, such as ``train#preprocessing``.
-    """
+    """All that decides what a config's part ``name`` does: its text, that of what it refers to, versions, this code."""
     parts: dict[str, Any] = {}
     waiting = [name]
     while waiting:
@@ -160,18 +145,14 @@ def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
     return [parts, library_versions(), code]
 
 
-def cached_volumes(
-    dataset: Dataset, cache_dir: str | None, workflow: Sequence[Any], recipe: str = "train#preprocessing"
-) -> Dataset:
-    """A dataset as it is or, with a folder ``cache_dir``, behind a ``SliceCache``.
-
-    A cache needs the workflow that runs the config, alone in a sequence. ``recipe`` is the preprocessing's id there.
-    """
+def cached_volumes(dataset: Dataset, cache_dir: str | None, workflow: Sequence[Any]) -> Dataset:
+    """A dataset as it is or, with a folder ``cache_dir``, behind a ``SliceCache``, which needs the workflow."""
     if not cache_dir:
         return dataset
     if not workflow:
         raise PipelineError("cache_dir: the transforms are not known here. Run the config by a ConfigWorkflow.")
-    return SliceCache(dataset.data, dataset.transform, cache_dir, recipe_of(workflow[0].parser, recipe))
+    recipe = recipe_of(workflow[0].parser, "train#preprocessing")
+    return SliceCache(dataset.data, dataset.transform, cache_dir, recipe)
 
 
 class SliceCache(Dataset):
@@ -179,17 +160,13 @@ class SliceCache(Dataset):
 
     An entry's name is a hash of the content of the volume's files and of the recipe, so that neither a changed file nor
     a changed transform is served an old one. Entries are written whole or not at all; one that does not have the hash
-    that stands beside it is made again, with a warning.
-
-    ``data`` are items of a datalist, ``transform`` gives what ``ToSlices`` returns, and ``recipe`` is all that decides
-    how, as ``recipe_of`` gives it. The folder is made where it is missing.
+    that stands beside it is made again, with a warning. ``recipe`` is all that decides what ``transform`` gives.
     """
 
     def __init__(self, data: Sequence[Any], transform: Callable[..., Any], folder: str | Path, recipe: Any) -> None:
         super().__init__(data, transform)
         self.folder = Path(folder)
         self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode()
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _transform(self, index: int) -> dict[str, torch.Tensor]:
         """The preprocessed volume of an item, made where it is not there yet."""

@@ -25,11 +25,13 @@ from .handlers import WeightAverage
 from .machine import check_shared_memory
 from .manifest import MANIFEST_NAME, read_manifest_json, refuse_changed_volumes
 from .records import (
+    PLACE_KEYS,
     RECORD,
     RECORD_VERSION,
     as_text,
     changed_settings,
     for_prediction,
+    load_record,
     seen_patients,
     trained_settings,
 )
@@ -40,12 +42,6 @@ BEGAN = "checkpoint.json"
 """The record of how a training began, beside its checkpoints."""
 RUN = "run.json"
 """How far a training came: ``running`` or, written last, ``completed``."""
-MAY_CHANGE = (
-    *("resume", "allow_different", "dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate"),
-    *("amp", "init"),
-)
-"""Config keys that may differ on resume. ``amp`` is compared by its value on this device, and ``init`` by the hash of
-the weights, not by their text."""
 
 _LOG = logging.getLogger("train")
 
@@ -137,7 +133,7 @@ class Setup:
         file = weights_in(Path(self.init))
         if self.resume and file.resolve().parent == self.folder.resolve():
             # This training may have replaced them by its own.
-            return {"init": _beginning(self.folder).get("init")}
+            return {"init": load_record(self.folder / BEGAN).get("init")}
         self.initial = read_weights(file, file.absolute().parent.parent, "--init")
         record = self.initial.record
         self._check_start(record)
@@ -172,7 +168,8 @@ class Setup:
 
     def _warn_of_seen_patients(self, seen: Sequence[str]) -> None:
         """Say which validation patients the weights that the training starts from were trained on."""
-        shares = _gathered(json.dumps([item["patient"] for item in self.validation_data if "patient" in item]))
+        own = [item["patient"] for item in self.validation_data if "patient" in item]
+        shares: Any = idist.all_gather(json.dumps(own))
         validation = sorted({str(patient) for share in shares for patient in json.loads(share)})
         known = [patient for patient in validation if patient in set(seen)]
         if not self.is_first or not validation:
@@ -190,7 +187,8 @@ class Setup:
 
     def _patients(self) -> list[int]:
         """The training patients of each process."""
-        training, validation = (_gathered(len(data)) for data in (self.training_data, self.validation_data))
+        counts: list[Any] = [idist.all_gather(len(data)) for data in (self.training_data, self.validation_data)]
+        training, validation = counts
         if min(training) == 0:
             raise PipelineError(
                 f"{Path(self.dataset_dir, MANIFEST_NAME)}: has no training patients, or fewer than processes. Build it "
@@ -202,12 +200,13 @@ class Setup:
             )
         if not max(validation):
             _LOG.warning("no validation patients: no validation, no best checkpoint")
-        return training
+        return list(training)
 
     def _facts(self, patients_per_process: list[int]) -> dict[str, Any]:
         """Config, data, machine and versions, for the record."""
         own = config_without_overrides(self.workflow[0].config_root_path / "train.json") if self.workflow else {}
-        shares = _gathered(json.dumps([item["patient"] for item in self.training_data if "patient" in item]))
+        patients = [item["patient"] for item in self.training_data if "patient" in item]
+        shares: Any = idist.all_gather(json.dumps(patients))  # a list of texts
         manifest = Path(self.dataset_dir, MANIFEST_NAME)
         # Of data that are not of a manifest neither patients nor manifest are known.
         is_of_manifest = manifest.is_file() and all("patient" in item for item in self.training_data)
@@ -227,17 +226,25 @@ class Setup:
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
         """Refuse to resume a training of another config, manifest, machine or version, unless it may be."""
-        before = _beginning(self.folder)
-        changed = [key for key in _differing(before["config"], now["config"]) if key not in MAY_CHANGE]
+        path = self.folder / BEGAN
+        before = load_record(path, "Restore it; without it, delete checkpoint* there and begin again.")
+        if before.get("record_version") != RECORD_VERSION:
+            raise PipelineError(
+                f"{path}: this training began with another version of the bundle, whose checkpoints this one does not "
+                "read. End it with that version, or delete checkpoint* there and begin again."
+            )
+        # amp is compared by its value on this device and init by the weights' hash, not by their text.
+        may_change = {*PLACE_KEYS, "amp", "init"}
+        changed = [key for key in _differing(before["config"], now["config"]) if key not in may_change]
         named = {
             "manifest_sha256": "the manifest",
             "processes": "the number of processes",
-            "amp": f"amp on this device (pass --amp {before['amp']})",
+            "amp": f"amp on this device (pass --amp {before.get('amp')})",
         }
-        changed += [name for key, name in named.items() if before[key] != now[key]]
+        changed += [name for key, name in named.items() if before.get(key) != now[key]]
         starts = [(facts.get("init") or {}).get("sha256") for facts in (before, now)]
         changed += ["the weights of --init"] if starts[0] != starts[1] else []
-        changed += _differing(before["versions"], now["versions"]).values()
+        changed += _differing(before.get("versions", {}), now["versions"]).values()
         if changed and not self.allow_different:
             raise PipelineError(
                 f"cannot resume, changed since the training began: {', '.join(changed)}. Set it back, or pass "
@@ -395,34 +402,6 @@ class Training:
         write_durably(self.folder / RUN, json.dumps(content, indent=2).encode())
 
 
-def _gathered(value: Any) -> list[Any]:
-    """A number or text of each process."""
-    found = idist.all_gather(value)
-    return found if isinstance(found, list) else [found]
-
-
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Each name whose value is another now, and how both are told."""
-    return {
-        name: f"{name} {before.get(name)} (now {value})" for name, value in now.items() if before.get(name) != value
-    }
-
-
-def _beginning(folder: Path) -> dict[str, Any]:
-    """What was recorded when the training of a folder began."""
-    path = folder / BEGAN
-    try:
-        record = json.loads(path.read_bytes())
-        dict(record["config"]), dict(record["versions"]), record["manifest_sha256"], record["processes"], record["amp"]
-        version = record.get("record_version", 1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(
-            f"{path}: no readable record of how this training began ({type(error).__name__}). Restore it; without it, "
-            "delete checkpoint* there and begin again."
-        ) from error
-    if version != RECORD_VERSION:
-        raise PipelineError(
-            f"{path}: this training began with another version of the bundle, whose checkpoints this one does not "
-            "read. End it with that version, or delete checkpoint* there and begin again."
-        )
-    return dict(record)
+    return {key: f"{key} {before.get(key)} (now {value})" for key, value in now.items() if before.get(key) != value}

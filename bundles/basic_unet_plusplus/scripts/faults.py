@@ -120,10 +120,8 @@ def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str
 
 
 def fault_line(error: BaseException, then: str = "") -> str | None:
-    """One line for a fault that the user of a bundle can mend, None for any other error.
-
-    MONAI and ignite wrap the error that was raised first. ``then`` says how to go on when the cause is mended.
-    """
+    """One line for a fault that the user of a bundle can mend, else None; ``then`` says how to go on afterwards."""
+    # MONAI and ignite wrap the error that was raised first.
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -131,8 +129,7 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
     cause = next((found for found in chain if is_users_fault(found) or _is_of_a_loader(found)), chain[-1])
     text = str(cause).strip()
     first = text.partition("\n")[0]
-    line = machine_fault_line(cause, "Lower --batch_size or --image_size.", then)
-    if line is not None:
+    if line := machine_fault_line(cause, "Lower --batch_size or --image_size.", then):
         return line
     if is_users_fault(cause) or isinstance(cause, AssertionError):
         # A disk that refused: the training can go on when it is mended.
@@ -147,8 +144,7 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
     elif isinstance(cause, RuntimeError) and text.startswith("PytorchStreamReader"):
         line = f"weights that are damaged or cut short ({first[:80]}). Restore the file that --ckpt_path names."
     elif isinstance(cause, OSError) and cause.filename:
-        where = os.fsdecode(cause.filename)
-        line = f"{where}: {cause.strerror}. Check the path and its permissions. {then}".rstrip()
+        line = f"{os.fsdecode(cause.filename)}: {cause.strerror}. Check the path and its permissions. {then}".rstrip()
     return line
 
 
@@ -159,10 +155,7 @@ def _is_of_a_loader(error: BaseException) -> bool:
 
 
 def explain_faults(then: Callable[[], str] = str) -> None:
-    """From now on, a fault that ends this program prints its one line on standard error and no traceback.
-
-    ``then`` is called when a fault ends the program. It returns how to go on, such as with ``--resume True``.
-    """
+    """From now on, a fault that ends this program prints one line, which ``then()`` ends, instead of a traceback."""
     ready_process()
     previous = sys.excepthook
     # StatsHandler logs the traceback of whatever passes by it.

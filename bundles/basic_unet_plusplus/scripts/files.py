@@ -125,10 +125,7 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder, or raise a ``PipelineError`` where another run holds it.
-
-    The lock ends with the process, however it ends. It has no effect where the system has no ``flock``.
-    """
+    """Lock a folder, or refuse where another run holds it. The lock ends with the process, and needs ``flock``."""
     if sys.platform == "win32":
         yield
         return

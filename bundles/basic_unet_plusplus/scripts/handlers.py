@@ -27,10 +27,7 @@ from .weights import load_state, read_state
 
 
 class Attach:
-    """Lets a list of handlers name an object to which other parts of the config refer as well.
-
-    MONAI Label reads such a list as components, so that ``"@ema"`` alone cannot stand in it.
-    """
+    """Lets a list of handlers name another part of the config: MONAI Label takes no ``"@ema"`` in such a list."""
 
     def __init__(self, handler: Any) -> None:
         self.handler = handler
@@ -89,9 +86,10 @@ class CheckpointLoader(handlers.CheckpointLoader):
         """Load the weights when the engine starts."""
         (network, *others), path = self.load_dict.values(), Path(self.load_path)
         if others or not isinstance(network, torch.nn.Module) or not path.is_file():
-            super().__call__(engine)  # type: ignore[no-untyped-call]
+            super().__call__(engine)
         else:
-            load_state(network, read_state(path.read_bytes(), path, self.map_location), path, "the config's network")
+            where: Any = self.map_location
+            load_state(network, read_state(path.read_bytes(), path, where), path, "the config's network")
 
 
 class CheckLogits:
@@ -145,10 +143,8 @@ class SeedEpochs:
 
     def attach(self, engine: Engine) -> None:
         """Seed when an epoch starts."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
-
-    def _seed(self, engine: Engine) -> None:
-        set_determinism(seed=self.seed + engine.state.epoch - 1 + 10007 * self.rank)  # as multi_gpu_train.json does
+        first = self.seed - 1 + 10007 * self.rank  # as multi_gpu_train.json does
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: set_determinism(seed=first + engine.state.epoch))
 
 
 class ClipGradients:
@@ -172,11 +168,10 @@ class StopAtNaN:
 
     def attach(self, engine: Engine) -> None:
         """Look at each loss, and at the weights after each epoch, before they are kept."""
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.check_weights)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._check_weights)
 
-    def check_loss(self, engine: Any) -> None:
-        """Refuse a loss that is NaN or Inf."""
+    def _check_loss(self, engine: Any) -> None:
         output: Mapping[str, torch.Tensor] = engine.state.output
         if bool(torch.isfinite(output["loss"])):
             return
@@ -188,8 +183,7 @@ class StopAtNaN:
             f"{first_three(places) or 'the loss itself'}. {remedy}"
         )
 
-    def check_weights(self, engine: Any) -> None:
-        """Refuse a network that holds NaN or Inf."""
+    def _check_weights(self, engine: Any) -> None:
         if places := _weights(engine.network):
             raise PipelineError(
                 f"after iteration {engine.state.iteration} the network holds NaN or Inf in {first_three(places)}. "
@@ -244,15 +238,12 @@ class Progress:
     def attach(self, engine: Engine) -> None:
         """Measure, show the bar, and print the line after it."""
         engine.add_event_handler(Events.STARTED, self.start)
-        ProgressBar(
-            bar_format="{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}",
-            desc="train",
-            unit=" slices",
-            unit_scale=self.batch_size,
-            disable=True if self.quiet else None,
-        ).attach(
-            engine,
-            output_transform=lambda output: {"loss": output["loss"].item(), "left": self.time_left(engine.state)},
+        look = "{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}"
+        bar = ProgressBar(
+            bar_format=look, desc="train", unit=" slices", unit_scale=self.batch_size, disable=self.quiet or None
+        )
+        bar.attach(
+            engine, output_transform=lambda out: {"loss": out["loss"].item(), "left": self.time_left(engine.state)}
         )
         Average(output_transform=lambda output: output["loss"].item()).attach(engine, "train_loss")
         if not self.quiet:
@@ -309,8 +300,7 @@ class ValidationPictures:
     """
 
     def __init__(self, writer: Any) -> None:
-        self.writer = writer
-        self.contour = LabelToContour()
+        self.writer, self.contour = writer, LabelToContour()
         self._seen: list[tuple[float, str, torch.Tensor]] = []
 
     def attach(self, engine: Engine) -> None:

@@ -28,15 +28,16 @@ PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that is what its checksum, its record or the bundle's metadata say; ``data`` is not parsed."""
+    """A weights file that is what its checksum, its record or the bundle's metadata say; ``data`` is not parsed.
+
+    ``record`` is empty where none lies beside the file. ``is_replaced``: a training replaced the bundle's own by it.
+    """
 
     path: Path
     data: bytes = field(repr=False)
     sha256: str
     record: dict[str, Any] = field(repr=False)
-    """Empty where no record lies beside the file."""
     is_replaced: bool
-    """A training of the user's own has replaced the weights that the bundle came with by this file."""
 
 
 def shipped_sha256(bundle: Path) -> str | None:
