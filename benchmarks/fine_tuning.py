@@ -79,7 +79,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=40, help="of each training on the other appearance")
+    parser.add_argument("--steps", type=int, default=100, help="of each training on the other appearance")
     args = parser.parse_args()
     budget = ("--max_epochs", "1", "--steps_per_epoch", str(args.steps))
     columns = {}

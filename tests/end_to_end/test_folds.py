@@ -57,7 +57,7 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
     )
     rows = [(tmp_path / name / "scores.csv").read_text().splitlines() for name in ("one", "folds")]
     assert set(rows[0]) < set(rows[1])
-    with pytest.raises(PipelineError, match="another split, fold or manifest"):
+    with pytest.raises(PipelineError, match="another split, fold, manifest or choice of patients"):
         evaluate.main([*given, str(tmp_path / "one"), "--weights", str(tmp_path / "run/fold_1/model.pt")])
     with pytest.raises(PipelineError, match=r"holds weights of folds 1, 2 \(the manifest's: 0, 1\)"):
         evaluate.main([*one, "--fold", "0"])

@@ -36,13 +36,13 @@ def test_probabilities_are_averaged_over_bundles_and_flips(trained, manifest, tm
 
 
 @pytest.mark.parametrize("shape", [(40, 56, 5, 3), (48, 48, 1, 3), (17, 16, 3, 3)])
-@pytest.mark.parametrize("content", ["noise", "black", "one bright voxel"])
+@pytest.mark.parametrize("content", ["noise", "one bright voxel"])
 def test_odd_volumes_come_back_on_their_own_grid(trained, tmp_path: Path, shape: tuple[int, ...], content: str) -> None:
     bundle, out = trained
     voxels = np.zeros(shape, dtype=np.uint8)
     if content == "noise":
         voxels[:] = np.random.default_rng(0).integers(0, 255, shape)
-    elif content == "one bright voxel":
+    else:
         voxels[3, 4, 0, 1] = 255
     nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "x_image.nii.gz")
     built = load_bundle(bundle, out / "model.pt")

@@ -99,7 +99,7 @@ def test_it_runs_with_any_weights(tmp_path: Path) -> None:
 def test_a_changed_number_is_told_by_its_file_with_the_way_on(tmp_path: Path) -> None:
     copy = copy_of(BUNDLES[0], tmp_path / "copy")
     config = copy / "configs" / "inference.json"
-    config.write_text(config.read_text().replace('"sw_batch_size": 16', '"sw_batch_size": 15'))
+    config.write_text(config.read_text().replace('"sw_batch_size": 8', '"sw_batch_size": 15'))
     with pytest.raises(PipelineError) as caught:
         load_bundle(copy)
     text = str(caught.value)
