@@ -132,7 +132,7 @@ def test_a_changed_file_is_not_served_an_old_entry(data: Path, tmp_path: Path) -
         {"head": "$lambda image: image >= 0"},
         {"train#spatial#0#margin": 3},
         {
-            "train#preprocessing#transforms": "$@train#image_loading + @label_loading + "
+            "train#preprocessing#transforms": "$@image_loading + @label_loading + "
             "@train#spatial + @train#to_slices"
         },
     ],

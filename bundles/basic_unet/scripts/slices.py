@@ -17,28 +17,15 @@ import monai
 import numpy as np
 import torch
 from monai.bundle import ConfigParser, ReferenceResolver
-from monai.data import Dataset, NibabelReader
+from monai.data import Dataset
 from monai.transforms import Transform
-from monai.utils import MetaKeys, convert_to_tensor
+from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from .faults import PipelineError
 from .files import checksum_path, matches_checksum, sha256_file, write_with_checksum
 
 LEVELS = 255
-
-
-class ChannelFirstReader(NibabelReader):
-    """A volume of NIfTI (H, W, D) or (H, W, D, C) as (C, H, W, D), turned by PyTorch in a quarter of MONAI's time."""
-
-    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Data and meta data of what ``read`` gave, of one file."""
-        array, meta = super().get_data(img)
-        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
-        if array.dtype != np.uint8:
-            array = array.astype(np.float32)  # PyTorch knows neither the other byte order nor much of uint16
-        array = array.reshape(*array.shape[:3], -1)
-        return torch.from_numpy(array).movedim(-1, 0).contiguous().numpy(), meta
 
 
 class ToSlices(Transform):
