@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import CommandParser, add_bundle_arguments, print_json, run_cli, say
+from pipeline.command_line import CommandParser, add_bundle_arguments, is_first_process, print_json, run_cli, say
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.manifest import MASK_SUFFIX, UNCERTAINTY_SUFFIX
 
@@ -122,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     say(predictions_table(result.predictions))
     say(f"Research only, not for clinical use. Masks and table: {args.out}")
+    if not is_first_process():
+        return 0  # the first one tells of all
     if args.json:
         print_json(json.loads((args.out / PREDICTIONS_NAME).read_bytes()))
     if result.faults:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 BUILT_MARK = ".built_volumes"
 """Stands beside ``volumes/`` from before the first volume is built: what lies in it is no input."""
-RESULT_SUFFIXES = ("_mask", "_label", "_probability", "_uncertainty", "_seg", "_dseg")
-"""Ends of the names, without suffix, of volumes that are no images."""
 
 
 @dataclass(frozen=True)

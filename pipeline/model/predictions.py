@@ -34,7 +34,7 @@ from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
-from pipeline.model.sharing import Finished, own_device, shared
+from pipeline.model.sharing import Finished, Share, own_device, shared
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
@@ -165,17 +165,18 @@ def predict_volumes(
     if uncertainty:
         refuse_single_pass(len(bundles), flips=flips)
     found = _found(given, out, series, pre, post)
-    key: dict[str, str] = {}
-    if pseudonymise:
-        check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
-        found, key = _pseudonymised(found, Path(pseudonymise), out)
-    if not overwrite and not skip_existing:
-        _refuse_what_is_there(out, found.sources)
     for bundle in bundles:
         config_of(bundle)
     refuse_unequal("--weights", weights, bundles)
     device_of(device, backend)
     with shared() as share, locked(out, (VOLUMES, FIGURES)) if share.is_first else nullcontext():
+        key: dict[str, str] = {}
+        if pseudonymise:
+            check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
+            found, key = _pseudonymised(found, Path(pseudonymise), out, share)
+        if not overwrite and not skip_existing:
+            _refuse_what_is_there(out, found.sources)
+        share.wait()
         if share.is_first:
             _build_slices(found, out, key, allow_gaps=allow_gaps)
         share.wait()
@@ -190,7 +191,7 @@ def predict_volumes(
             "backend": backend,
         }
         written = {"probability": probability, "uncertainty": uncertainty, "dicom_seg": dicom_seg}
-        finished = Finished(out, {**settings, **written})
+        finished = Finished(out, {**settings, **written, "versions": versions(backend)})
         if share.is_first:
             _remove_tables(out)
             if not skip_existing:
@@ -214,6 +215,7 @@ def predict_volumes(
             _log_counts(found, len(predictions), named=not key)
             if draw:
                 draw(result)
+        share.wait()  # for the first one, which a launcher would end with the others
     return result
 
 
@@ -274,14 +276,14 @@ def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
         raise PipelineError(f"{there[0]}: is there already{more}. Choose another --out, or pass --overwrite.")
 
 
-def _pseudonymised(inputs: Inputs, path: Path, out: Path) -> tuple[Inputs, dict[str, str]]:
-    """The volumes by their pseudonyms, and the key with all of them in it."""
+def _pseudonymised(inputs: Inputs, path: Path, out: Path, share: Share) -> tuple[Inputs, dict[str, str]]:
+    """The volumes by their pseudonyms, and the key, which one process extends and all use."""
     built = out / VOLUMES
     for name in inputs.sources:
         for place in (out, built):
             if any(place.glob(f"{glob.escape(name)}_*.nii.gz")):
                 raise PipelineError(f"{place}: holds results under the patients' own names. Choose another --out.")
-    key = key_for(path, inputs.sources)
+    key = share.gather([key_for(path, inputs.sources) if share.is_first else {}])[0]
     renamed = {
         key[name]: replace(source, image=built / f"{key[name]}{IMAGE_SUFFIX}")
         if source.image.parent == built
@@ -326,9 +328,9 @@ def _all_predicted(
 def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> Prediction:
     """Predict one volume and write its mask and maps."""
     image, out = source.image, keep.out
+    build_volume(source)
     if earlier := _earlier(name, source, keep):
         return earlier
-    build_volume(source)
     for oddity in oddities(image):
         logger.warning("%s: %s", shown(name), oddity)
     prediction = predictor.predict(image)
@@ -355,16 +357,15 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
         image_sha256=sha256_file(image),
         agreement=prediction.agreement,
     )
-    keep.finished.write(name, {**asdict(found), "image": ""})  # its folder is nobody's business
+    row = {**asdict(found), "image": ""}  # its folder is nobody's business
+    keep.finished.write(name, row, [image, out / f"{name}{MASK_SUFFIX}"])
     return found
 
 
 def _earlier(name: str, source: Source, keep: _Kept) -> Prediction | None:
     """What an earlier run of the same settings found in the same image, if its mask is still there."""
-    row = keep.finished.read(name)
-    if row is None or not (keep.out / f"{name}{MASK_SUFFIX}").is_file() or not source.image.is_file():
-        return None
-    if sha256_file(source.image) != row["image_sha256"]:
+    row = keep.finished.read(name, [source.image, keep.out / f"{name}{MASK_SUFFIX}"])
+    if row is None:
         return None
     lists = {"box": tuple(row["box"]), "centroid_mm": tuple(row["centroid_mm"])}
     return Prediction(**{**row, **lists, "image": str(source.image)})

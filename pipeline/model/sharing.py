@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError
-from pipeline.scripts.files import sha256_bytes, write_durably
+from pipeline.scripts.files import sha256_bytes, sha256_file, write_durably
 
 Item = TypeVar("Item")
 FINISHED = ".finished"
@@ -45,7 +45,10 @@ class Share:
         import torch.distributed
 
         gathered: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(gathered, list(items))
+        try:
+            torch.distributed.all_gather_object(gathered, list(items))
+        except RuntimeError as error:
+            raise PipelineError("another process of this run has ended, its message says why.") from error
         return [item for part in gathered for item in part]
 
     def wait(self) -> None:
@@ -103,17 +106,19 @@ class Finished:
         self.folder = folder / FINISHED
         self.settings = sha256_bytes(json.dumps(settings, sort_keys=True).encode())
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """The result of a volume; None where there is none of these settings."""
+    def read(self, name: str, files: Sequence[Path]) -> dict[str, Any] | None:
+        """The result of a volume; None where there is none of these settings and of these very files."""
         try:
             found = json.loads((self.folder / f"{name}.json").read_bytes())
-            return dict(found["result"]) if found["settings"] == self.settings else None
+            if found["settings"] == self.settings and found["files"] == [sha256_file(path) for path in files]:
+                return dict(found["result"])
         except (OSError, ValueError, TypeError, KeyError):
-            return None
+            pass
+        return None
 
-    def write(self, name: str, result: Mapping[str, Any]) -> None:
-        """Keep the result of a volume, JSON."""
-        content = {"settings": self.settings, "result": result}
+    def write(self, name: str, result: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Keep the result of a volume, JSON, with the hashes of what it was made of and of what was written."""
+        content = {"settings": self.settings, "files": [sha256_file(path) for path in files], "result": result}
         write_durably(self.folder / f"{name}.json", json.dumps(content).encode())
 
     def clear(self) -> None:

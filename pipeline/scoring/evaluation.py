@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
+from pipeline.cohort.names import person
 from pipeline.errors import PipelineError
 from pipeline.files import link_or_copy, named_path, path_list
 from pipeline.imaging.nifti import load_label, spacing_mm
@@ -34,7 +35,7 @@ from pipeline.scoring.results import (
     write_summary,
 )
 from pipeline.scoring.statistics import summarise
-from pipeline.scripts.files import locked, sha256_file, write_durably
+from pipeline.scripts.files import locked, write_durably
 from pipeline.scripts.manifest import IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
 from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
 
@@ -155,27 +156,26 @@ def evaluate_volumes(
         ],
         "manifest_sha256": cohort.sha256,
         "seen_in_training": [
-            patient
-            for patient, predictor in predictors.items()
-            if any(patient in bundle.training_patients for bundle in predictor.bundles)
+            patient for patient, predictor in predictors.items() if _is_trained_on(patient, predictor.bundles)
         ],
         "seed": seed,
         "versions": versions(backend),
         "backend": backend,
         "device": str(loaded[0][1].device),
     }
-    settings = {key: provenance[key] for key in ("protocol", "tta", "bundles", "manifest_sha256", "backend")}
+    settings = {
+        key: provenance[key] for key in ("protocol", "tta", "bundles", "manifest_sha256", "backend", "versions")
+    }
     finished = Finished(out, {**settings, "uncertainty": uncertainty, "per_slice": per_slice})
 
     def score_of(volume: Volume) -> VolumeScore:
-        mask, image = out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}", sha256_file(volume.image)
-        row = finished.read(volume.patient)
-        if row and mask.is_file() and row.pop("image_sha256", "") == image:
+        files = [volume.image, volume.label, out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}"]
+        if row := finished.read(volume.patient, files):
             lists = {name: tuple(map(tuple, row[name])) for name in ("reliability", "slices")}
             return VolumeScore(**{**row, **lists})
         score = _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice)
         score = replace(score, seen=_seen(volume.patient, predictors[volume.patient].bundles, cohort))
-        finished.write(volume.patient, {**asdict(score), "image_sha256": image})
+        finished.write(volume.patient, asdict(score), files)
         return score
 
     parts = (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES)
@@ -200,6 +200,7 @@ def evaluate_volumes(
             write_summary(out, result.summary)
             if draw:
                 draw(result)
+        share.wait()  # for the first one, which a launcher would end with the others
     return result
 
 
@@ -333,9 +334,14 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path, *, p
     return replace(score, reliability=reliability(probability, truth), agreement=prediction.agreement)
 
 
+def _is_trained_on(patient: str, bundles: Sequence[Bundle]) -> bool:
+    """Whether weights were trained on this person, in this exam or another."""
+    return person(patient) in {person(name) for bundle in bundles for name in bundle.training_patients}
+
+
 def _seen(patient: str, bundles: Sequence[Bundle], manifest: Manifest) -> bool | None:
     """Whether any of the weights were trained on a patient; None where their records or the names do not tell."""
-    if any(patient in bundle.training_patients for bundle in bundles):
+    if _is_trained_on(patient, bundles):
         return True
     told = all(bundle.training_patients for bundle in bundles) and not _other_names(bundles, manifest)
     return False if told else None

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.model.predictions import predict_volumes
 from pipeline.model.sharing import Finished, Share, shared
@@ -36,12 +39,18 @@ def test_one_process_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
     finished = Finished(tmp_path, {"tta": False})
-    finished.write("a", {"voxels": 3})
-    assert finished.read("a") == {"voxels": 3}
-    assert finished.read("b") is None
-    assert Finished(tmp_path, {"tta": True}).read("a") is None
+    image = tmp_path / "image"
+    image.write_text("one")
+    finished.write("a", {"voxels": 3}, [image])
+    assert finished.read("a", [image]) == {"voxels": 3}
+    assert finished.read("b", [image]) is None
+    assert Finished(tmp_path, {"tta": True}).read("a", [image]) is None
+    image.write_text("two")
+    assert finished.read("a", [image]) is None
+    image.unlink()
+    assert finished.read("a", [image]) is None
     (finished.folder / "a.json").write_text("{")
-    assert finished.read("a") is None
+    assert finished.read("a", []) is None
     finished.clear()
     assert not finished.folder.exists()
 
@@ -97,3 +106,16 @@ def test_a_run_that_was_stopped_goes_on(
     assert len(seen) == 1 + len(masks)  # other settings: nothing counts
     predict_volumes(manifest, BUNDLES[0], out, overwrite=True)
     assert len(seen) == 1 + 2 * len(masks)
+
+
+def test_another_file_of_the_same_name_is_predicted_again(manifest: Path, tmp_path: Path) -> None:
+    """Also where the networks read a volume that is built of it."""
+    from tests.imaging.test_formats import save_itk
+
+    found = []
+    for volume in read_manifest(manifest).volumes[:2]:
+        image = nib.load(volume.image)
+        save_itk(tmp_path / "flair.mha", np.asarray(image.dataobj)[..., 1].astype(np.int16), image.affine)
+        result = predict_volumes(tmp_path / "flair.mha", BUNDLES[0], tmp_path / "out", skip_existing=True)
+        found.append(result.predictions[0].image_sha256)
+    assert found[0] != found[1]

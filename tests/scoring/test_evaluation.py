@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from pipeline.cohort.building import build_manifest
@@ -215,6 +217,20 @@ def test_an_evaluation_that_was_stopped_goes_on(
     assert len(predicted) == 1
     assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     assert (out / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
+
+
+def test_a_corrected_label_is_scored_again(manifest: Path, tmp_path: Path) -> None:
+    """A datalist that was written by hand knows no hashes."""
+    volume = read_manifest(manifest).sections["validation"][0]
+    for kind, path in (("image", volume.image), ("label", volume.label)):
+        shutil.copy(path, tmp_path / f"{kind}.nii.gz")
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"validation": [{"image": "image.nii.gz", "label": "label.nii.gz"}]}))
+    before = evaluate_volumes(datalist, BUNDLES[0], tmp_path / "out").scores[0]
+    label = nib.load(tmp_path / "label.nii.gz")
+    nib.save(nib.Nifti1Image(1 - np.asarray(label.dataobj), label.affine), tmp_path / "label.nii.gz")
+    after = evaluate_volumes(datalist, BUNDLES[0], tmp_path / "out", skip_existing=True).scores[0]
+    assert before.lesion_voxels != after.lesion_voxels
 
 
 def test_chosen_patients_alone(whole: Path, manifest: Path, tmp_path: Path) -> None:

@@ -131,10 +131,7 @@ def test_a_changed_file_is_not_served_an_old_entry(data: Path, tmp_path: Path) -
         {"intensity#0#percentiles": "$@own_percentiles", "own_percentiles": "$[0, 90]"},
         {"head": "$lambda image: image >= 0"},
         {"train#spatial#0#margin": 3},
-        {
-            "train#preprocessing#transforms": "$@image_loading + @label_loading + "
-            "@train#spatial + @train#to_slices"
-        },
+        {"train#preprocessing#transforms": "$@image_loading + @label_loading + @train#spatial + @train#to_slices"},
     ],
     ids=" ".join,
 )
