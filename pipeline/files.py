@@ -14,6 +14,8 @@ from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_
 PACKAGE = Path(__file__).parent
 OWN = PACKAGE if (PACKAGE / "bundles").is_dir() else PACKAGE.parent
 """Folder of ``bundles/``, ``experiments/`` and ``recipes/``: installed, the package; in a checkout, its root."""
+FINISHED = ".finished"
+"""Folder of the results of single volumes, in a folder of results."""
 
 
 def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ from pipeline.cohort.manifest import read_manifest, verify_volume
 from pipeline.cohort.names import id_fault, is_junk_folder
 from pipeline.cohort.sequences import Sequences, group
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.files import FINISHED
 from pipeline.imaging.formats import NIFTI_SUFFIXES, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
@@ -44,6 +45,12 @@ class Source:
     sequences: Sequences | None = None
     dicom: Path | None = None
     series: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All paths that an error may name."""
+        parts = (self.sequences.flair, self.sequences.pre, self.sequences.post) if self.sequences else ()
+        return tuple(path for path in (*parts, self.dicom, self.image) if path)
 
     @property
     def is_built(self) -> bool:
@@ -221,6 +228,9 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
             {name: [f"which file is which cannot be told: {files}. {advice}."] for name, files in unclear.items()}
         )
     slices, faults, _ = slices_by_patient(list_files(folder))
+    slices = {
+        name: [file for file in files if not _is_result(folder / file.path, folder)] for name, files in slices.items()
+    }
     sliced = sorted(name for name, files in slices.items() if any(file.kind == "image" for file in files))
     kinds = {"volumes": len(images) + len(patients), "DICOM files": len(dicom), "patients in slices": len(sliced)}
     several = [f"{number} {kind}" for kind, number in kinds.items() if number]
@@ -259,7 +269,8 @@ def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path], dict[Pat
     for parent, names, files in os.walk(folder, onerror=fail):
         place = Path(parent)
         names.sort()
-        if place == out or (place.name == VOLUMES and (place.parent / BUILT_MARK).is_file()):
+        if _is_result(place / "any", folder) or place.resolve() == out.resolve():
+            names.clear()
             continue
         for path in (place / name for name in sorted(files)):
             if any(is_junk_folder(part) for part in path.relative_to(folder).parts):
@@ -271,6 +282,12 @@ def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path], dict[Pat
             elif not path.is_symlink() and is_dicom(path):
                 dicom.append(path)
     return volumes, dicom, hidden
+
+
+def _is_result(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder of results that is ``folder`` or below it."""
+    places = [folder / part for part in path.relative_to(folder).parents]
+    return any((place / FINISHED).is_dir() or (place / BUILT_MARK).is_file() for place in places)
 
 
 def _refuse_link(path: Path, folder: Path) -> None:

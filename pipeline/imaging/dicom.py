@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +19,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
+from pipeline.scripts.files import write_durably
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +29,8 @@ MAX_ZIP_BYTES = 8 * 2**30
 """Unpacked size of a zip: a study of several thousand slices."""
 FLAIR_WORDS = ("flair", "dark fluid", "dark-fluid", "darkfluid", "tirm")
 """What manufacturers write into the description of a FLAIR series."""
+NOT_FLAIR_WORDS = {"t1", "t1w", "adc", "map", "mip", "sub", "subtraction", "mask", "seg"}
+"""Words beside FLAIR that name another contrast, or what was computed of it."""
 FLAIR_INVERSION_MS = (1500.0, 3200.0)
 """Inversion times that suppress cerebrospinal fluid at 1.5 to 7 T."""
 MIN_FLAIR_ECHO_MS = 60.0
@@ -150,13 +155,17 @@ def _series(uid: str, found: Sequence[tuple[Path, Dataset]]) -> Series:
 
 
 def _is_flair(header: Dataset, description: str) -> bool:
-    """By its description or, where that names no sequence, by inversion and echo time; never a derived map."""
+    """By description or parameters, which must not contradict it; never a T1 FLAIR, a map or a localizer."""
+    text = f"{description} {header.get('ProtocolName') or ''}".lower()
+    words = set(re.split(r"[^a-z0-9]+", text))
     if str(header.get("Modality", "MR")) != "MR" or "LOCALIZER" in {*(header.get("ImageType") or ())}:
         return False
-    if any(word in f"{description} {header.get('ProtocolName') or ''}".lower() for word in FLAIR_WORDS):
-        return True
+    if words & NOT_FLAIR_WORDS:
+        return False
     inversion, echo = (_number(header.get(name)) for name in ("InversionTime", "EchoTime"))
     low, high = FLAIR_INVERSION_MS
+    if any(word in text for word in FLAIR_WORDS):
+        return (not inversion or low <= inversion <= high) and (not echo or echo >= MIN_FLAIR_ECHO_MS)
     return low <= inversion <= high and echo >= MIN_FLAIR_ECHO_MS
 
 
@@ -194,7 +203,7 @@ def refuse_gaps(series: Series) -> None:
         PipelineError: Sizes, orientations or pixel spacings differ, a position is missing or taken twice, or the
             headers tell no position.
     """
-    name = f"series {series}"
+    name = f"series {series.number}"
     frames = [frame for header in series.headers for frame in _frames(header)]
     if any(None in frame for frame in frames):
         raise PipelineError(f"{name}: slices without position, orientation or pixel spacing. Export the series again.")
@@ -274,7 +283,7 @@ def convert(series: Series, folder: Path) -> Path:
         if done.returncode or len(made) != 1:
             told = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line or "arning" in line]
             raise PipelineError(
-                f"series {series}: dcm2niix made {len(made)} volumes (expected one){': ' if told else ''}"
+                f"series {series.number}: dcm2niix made {len(made)} volumes (expected one){': ' if told else ''}"
                 f"{shown(told[0]) if told else ''}. Choose another --series, or convert it yourself."
             )
         volume = folder / "series.nii"
@@ -294,14 +303,27 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
         series: The series.
 
     Raises:
-        PipelineError: The series is one file whose frames make no volume.
+        PipelineError: The headers lack what DICOM SEG demands, as those of anonymised series may do, or the frames make
+            no volume.
     """
+    try:
+        data = _segmentation(mask, affine, series)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise PipelineError(
+            f"series {series.number}: no DICOM SEG can be made of its headers ({shown(error)}). Leave --dicom-seg out."
+        ) from error
+    write_durably(path, data)
+
+
+def _segmentation(mask: NDArray[Any], affine: NDArray[np.float64], series: Series) -> bytes:
+    """The DICOM SEG file."""
     import highdicom as hd
-    import pydicom.errors
+    import pydicom
     from pydicom.sr.codedict import codes
 
     from pipeline import __version__
-    from pipeline.scripts.files import write_durably
 
     sources = [pydicom.dcmread(file) for file in series.files]
     grid: hd.VolumeGeometry | None
@@ -310,7 +332,7 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
     else:  # an enhanced file of many frames
         grid = hd.Image.from_dataset(sources[0]).get_volume_geometry()
     if grid is None:
-        raise PipelineError(f"series {series}: its frames make no volume for DICOM SEG. Leave --dicom-seg out.")
+        raise PipelineError(f"series {series.number}: its frames make no volume for DICOM SEG. Leave --dicom-seg out.")
     volume = hd.Volume(mask.astype(np.uint8), _LPS @ affine, coordinate_system="PATIENT").match_geometry(grid, tol=0.01)
     description = hd.seg.SegmentDescription(
         segment_number=1,
@@ -338,11 +360,9 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
         series_description="FLAIR abnormality, automatic, research only",
         omit_empty_frames=bool(mask.any()),
     )
-    import io
-
     buffer = io.BytesIO()
     segmentation.save_as(buffer)
-    write_durably(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 _LPS = np.diag([-1.0, -1, 1, 1])

@@ -45,10 +45,7 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         image = open_nifti(path)
         return nib.Nifti1Image(read_voxels(path), image.affine, image.header)
-    voxels, affine = _read_itk(path)
-    image = nib.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units("mm")
-    return image
+    return _nifti(*_read_itk(path), "mm")
 
 
 def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -142,7 +139,7 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
 
     Args:
         image: A file of a format in ``VOLUME_SUFFIXES``, a nibabel or SimpleITK image, a MONAI MetaTensor (C, I, J, K),
-            or an array (I, J, K) or (I, J, K, 3).
+            a tensor (I, J, K), or an array (I, J, K) or (I, J, K, 3).
         affine: (4, 4), voxel to right, anterior, superior in mm, of an array or tensor without one of its own; None for
             ``AFFINE``.
 
@@ -153,15 +150,26 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
     if isinstance(image, (str, Path)):
         return read_volume(Path(image))
     if isinstance(image, nib.spatialimages.SpatialImage):
-        return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        units = getattr(image.header, "get_xyzt_units", lambda: ("unknown", "unknown"))
+        return _nifti(np.asarray(image.dataobj), image.affine, units()[0])
     if type(image).__module__.partition(".")[0] == "SimpleITK":
-        return nib.Nifti1Image(*_of_itk(image))
+        return _nifti(*_of_itk(image), "mm")
     if hasattr(image, "detach"):  # a tensor
         own = image.affine.cpu().numpy() if affine is None and hasattr(image, "affine") else affine
-        return as_nifti(np.moveaxis(image.detach().cpu().numpy(), 0, -1), own)
+        voxels = image.detach().cpu().numpy()
+        return as_nifti(np.moveaxis(voxels, 0, -1) if voxels.ndim > 3 else voxels, own)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{type(image).__name__} (expected a path, an image of nibabel or SimpleITK, or an array)")
-    voxels = image if image.dtype.kind in "ui" and image.dtype.itemsize < 4 else image.astype(np.float32)
-    found = nib.Nifti1Image(voxels, AFFINE if affine is None else np.asarray(affine))
-    found.header.set_xyzt_units("unknown" if affine is None else "mm")
+    if affine is None:
+        return _nifti(image, AFFINE, "unknown")
+    return _nifti(image, np.asarray(affine, np.float64), "mm")
+
+
+def _nifti(voxels: NDArray[Any], affine: NDArray[np.float64], unit: str) -> nib.Nifti1Image:
+    """A NIfTI image of number types that other programs read: integers of up to 16 bits, else float32."""
+    if voxels.dtype.kind not in "buif":
+        raise PipelineError(f"voxels of type {voxels.dtype} (expected numbers). Convert the volume to gray.")
+    plain = voxels.dtype.kind in "ui" and voxels.dtype.itemsize <= 2
+    found = nib.Nifti1Image(voxels if plain else voxels.astype(np.float32), affine)
+    found.header.set_xyzt_units(unit)
     return found

@@ -76,6 +76,8 @@ def save_image(image: nib.Nifti1Image, path: Path) -> None:
         path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
     """
     voxels = np.asarray(image.dataobj)
+    if voxels.dtype.kind not in "uif":
+        raise PipelineError(f"{path.name}: voxels of type {voxels.dtype} (expected numbers). Convert it to gray.")
     if voxels.dtype.kind not in "ui" or voxels.dtype.itemsize > 2:  # 64 bits tell no more, and few programs read them
         voxels = voxels.astype(np.float32)
     clean = nib.Nifti1Image(voxels, image.affine)
@@ -197,7 +199,8 @@ def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     # Free text of another program, a patient's name perhaps.
-    header["db_name"] = header["aux_file"] = header["intent_name"] = header["data_type"] = b""
+    for name in {"db_name", "aux_file", "intent_name", "data_type"} & {*header.keys()}:  # NIfTI-2 lacks two
+        header[name] = b""
     header.extensions.clear()
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"
     image = nib.Nifti1Image(volume, reference.affine, header)

@@ -46,6 +46,7 @@ TABLE_NAME = "predictions.csv"
 PREDICTIONS_NAME = "predictions.json"
 PAGE_NAME = "predictions.html"
 SEGMENTATION_SUFFIX = "_seg.dcm"
+RESULT_SUFFIXES = (MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, SEGMENTATION_SUFFIX)
 FIGURES = "figures"
 """Folder of pictures, in results of any kind."""
 
@@ -165,6 +166,7 @@ def predict_volumes(
     if uncertainty:
         refuse_single_pass(len(bundles), flips=flips)
     found = _found(given, out, series, pre, post)
+    _refuse_unfit_options(found, series=series, dicom_seg=dicom_seg, pseudonymise=bool(pseudonymise))
     for bundle in bundles:
         config_of(bundle)
     refuse_unequal("--weights", weights, bundles)
@@ -190,7 +192,7 @@ def predict_volumes(
             "all_components": all_components,
             "backend": backend,
         }
-        written = {"probability": probability, "uncertainty": uncertainty, "dicom_seg": dicom_seg}
+        written = {"probability": probability, "uncertainty": uncertainty, "dicom_seg": dicom_seg, "series": series}
         finished = Finished(out, {**settings, **written, "versions": versions(backend)})
         if share.is_first:
             _remove_tables(out)
@@ -209,14 +211,24 @@ def predict_volumes(
         predictions = [replace(by_name[name], image=labels[str(images[name])]) for name in images if name in by_name]
         result = PredictionResult(tuple(predictions), faults, images)
         if share.is_first:
-            device = str(networks[0].device)
-            failed = {labels[path]: text.replace(path, labels[path]) for path, text in faults.items()}
-            _write_tables(out, {**settings, "device": device, "versions": versions(backend)}, predictions, failed)
+            facts = {**settings, "device": str(networks[0].device), "versions": versions(backend)}
+            _write_tables(out, facts, predictions, _failed(faults, found, labels, named=not key))
             _log_counts(found, len(predictions), named=not key)
             if draw:
                 draw(result)
         share.wait()  # for the first one, which a launcher would end with the others
     return result
+
+
+def _refuse_unfit_options(found: Inputs, *, series: str | None, dicom_seg: bool, pseudonymise: bool) -> None:
+    """Options that would change nothing, or break a promise."""
+    is_dicom = [source.dicom is not None for source in found.sources.values()]
+    if series and not any(is_dicom):
+        raise PipelineError("--series without DICOM (expected a folder or zip of DICOM). Leave it out.")
+    if dicom_seg and not all(is_dicom):
+        raise PipelineError("--dicom-seg of other inputs than DICOM (expected DICOM alone). Leave it out.")
+    if dicom_seg and pseudonymise:
+        raise PipelineError("--dicom-seg and --pseudonymise (expected one of them): DICOM SEG names the patient.")
 
 
 def _found(
@@ -269,7 +281,7 @@ def predictions_table(predictions: Sequence[Prediction]) -> str:
 
 def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
     """Keep the results of one folder about the same volumes and networks."""
-    files = [f"{name}{kind}" for name in names for kind in (MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX)]
+    files = [f"{name}{kind}" for name in names for kind in RESULT_SUFFIXES]
     there = [out / name for name in (*files, TABLE_NAME, PREDICTIONS_NAME) if (out / name).exists()]
     if there:
         more = f", with {len(there) - 1} more" if len(there) > 1 else ""
@@ -340,8 +352,11 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
         save_map(prediction.probability, probability, image)
     else:
         probability.unlink(missing_ok=True)  # of an earlier run
-    if keep.dicom_seg and source.dicom:
-        write_segmentation_of(source, prediction.mask, out / f"{name}{SEGMENTATION_SUFFIX}")
+    segmentation = out / f"{name}{SEGMENTATION_SUFFIX}"
+    if keep.dicom_seg:
+        write_segmentation_of(source, prediction.mask, segmentation)
+    else:
+        segmentation.unlink(missing_ok=True)  # of an earlier run
     affine, spacing = open_nifti(image).affine, spacing_mm(image)
     places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
     axial = np.asarray(oriented(prediction.mask, affine).any(axis=(0, 1)))
@@ -377,6 +392,16 @@ def _label(name: str, source: Source, key: Mapping[str, str]) -> str:
     if key or source.is_built:
         return f"{name}{IMAGE_SUFFIX}"
     return image.name if image.is_absolute() else str(image)
+
+
+def _failed(faults: Mapping[str, str], inputs: Inputs, labels: Mapping[str, str], *, named: bool) -> dict[str, str]:
+    """Label -> fault; paths in a fault lose their folder and, under pseudonyms, become the label."""
+    failed = {labels[path]: text for path, text in faults.items()}
+    for source in inputs.sources.values():
+        for path in source.files:
+            word = path.name if named else labels[str(source.image)]
+            failed = {label: text.replace(str(path), word) for label, text in failed.items()}
+    return failed
 
 
 def _log_counts(inputs: Inputs, used: int, *, named: bool) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.files import FINISHED
 from pipeline.scripts.files import sha256_bytes, sha256_file, write_durably
 
 Item = TypeVar("Item")
-FINISHED = ".finished"
-"""Folder of the results of single volumes, in a folder of results."""
 MAX_WAIT = timedelta(days=7)
 """How long a process that is done waits for the others."""
 

@@ -171,3 +171,16 @@ def test_studies_are_named_by_their_folders(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "Anna", voxels, AFFINE, study="1.2.3.2", description="T2", number=11)
     with pytest.raises(PipelineError, match="2 studies that do not lie in a folder each"):
         find_inputs([tmp_path / "in"], tmp_path / "out")
+
+
+def test_results_below_a_folder_are_no_patients(tmp_path: Path) -> None:
+    """Pictures are named slice_003.png, as a patient's slices are."""
+    from PIL import Image
+
+    (tmp_path / "out" / ".finished").mkdir(parents=True)
+    (tmp_path / "out" / "figures" / "P").mkdir(parents=True)
+    for place in (tmp_path / "P_1.png", tmp_path / "P_2.png", tmp_path / "out" / "figures" / "P" / "slice_003.png"):
+        Image.fromarray(np.ones((8, 8), np.uint8)).save(place)
+    (tmp_path / "out" / "P_image.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 2), np.uint8)))
+    assert list(find_inputs([tmp_path], tmp_path / "out").sources) == ["P"]
+    assert list(find_inputs([tmp_path], tmp_path / "other").sources) == ["P"]

@@ -164,3 +164,31 @@ def test_a_mask_as_dicom_seg_lies_where_the_lesion_is(
     expected = nib.affines.apply_affine(affine, np.argwhere(lesion))
     assert len(places) == len(expected)
     assert np.allclose(sorted(map(tuple, places.round(2))), sorted(map(tuple, expected.round(2))), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("description", "fields", "is_flair"),
+    [
+        ("Ax T1 FLAIR", {"InversionTime": 800, "EchoTime": 9}, False),
+        ("Ax FLAIR", {"InversionTime": 800, "EchoTime": 9}, False),
+        ("FLAIR ADC map", {}, False),
+        ("AX T2 FLAIR FS", {"InversionTime": 2500, "EchoTime": 120}, True),
+        ("t2_space_dark-fluid_sag", {"InversionTime": 1800, "EchoTime": 388}, True),
+    ],
+)
+def test_what_is_called_flair_must_be_one(
+    description: str, fields: dict[str, Any], is_flair: bool, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    write_series(tmp_path, voxels, PLACES, description=description, **fields)
+    assert one(tmp_path).is_flair == is_flair
+
+
+def test_headers_that_make_no_dicom_seg_are_a_line(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    import pydicom
+
+    for path in write_series(tmp_path / "a", voxels, PLACES):
+        header = pydicom.dcmread(path)
+        del header.PatientID, header.StudyID
+        header.save_as(path)
+    with pytest.raises(PipelineError, match=r"series 3: no DICOM SEG can be made of its headers"):
+        write_segmentation(tmp_path / "seg.dcm", np.ones(voxels.shape), PLACES, one(tmp_path / "a"))

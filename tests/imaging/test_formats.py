@@ -11,7 +11,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.formats import join_sequences, read_volume, stem_of
+from pipeline.imaging.formats import as_nifti, join_sequences, read_volume, stem_of
 
 OBLIQUE = np.array([[0.1, -0.9, 0.2, 40], [-0.85, -0.1, 0.1, 50], [0.1, 0.2, 4.0, -20], [0, 0, 0, 1]])
 
@@ -110,3 +110,26 @@ def test_t1_that_lies_elsewhere_is_refused(tmp_path: Path, voxels: NDArray[np.in
     nib.save(nib.Nifti1Image(np.stack([voxels] * 2, -1), np.eye(4)), tmp_path / "two.nii")
     with pytest.raises(PipelineError, match=r"expected one sequence"):
         join_sequences(tmp_path / "two.nii", tmp_path / "t1.nii", None)
+
+
+def test_an_image_keeps_its_unit(voxels: NDArray[np.int16]) -> None:
+    image = nib.Nifti1Image(voxels, np.eye(4))
+    image.header.set_xyzt_units("micron")
+    assert as_nifti(image).header.get_xyzt_units()[0] == "micron"
+    assert as_nifti(SimpleITK.GetImageFromArray(voxels)).header.get_xyzt_units()[0] == "mm"
+    assert as_nifti(voxels).header.get_xyzt_units()[0] == "unknown"
+
+
+def test_a_tensor_of_three_axes_has_no_channel(voxels: NDArray[np.int16]) -> None:
+    import torch
+
+    assert as_nifti(torch.from_numpy(voxels)).shape == voxels.shape
+    assert as_nifti(torch.from_numpy(voxels)[None]).shape == (*voxels.shape, 1)
+
+
+def test_wide_integers_are_read_and_colours_refused(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels.astype(np.int64)), str(tmp_path / "wide.mha"))
+    assert read_volume(tmp_path / "wide.mha").get_data_dtype() == np.float32
+    colour = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(PipelineError, match="expected numbers"):
+        as_nifti(nib.Nifti1Image(colour, np.eye(4)))

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image, load_label, load_map, nifti_bytes, save_map, save_mask
+from pipeline.scripts.volumes import check_label
 
 
 @pytest.fixture
@@ -144,3 +145,29 @@ def test_an_image_has_three_channels(image_file, tmp_path):
     path.write_bytes(nifti_bytes(volume[..., :2]))
     with pytest.raises(PipelineError, match=r"expected \(H, W, D\) FLAIR"):
         load_image(path)
+
+
+def test_a_mask_fits_nifti_2(tmp_path):
+    """Whose header lacks fields of NIfTI-1."""
+    image = nib.Nifti2Image(np.ones((6, 5, 4), np.float32), np.diag([1.0, 2, 3, 1]))
+    nib.save(image, tmp_path / "image.nii.gz")
+    save_mask(np.ones((6, 5, 4), np.uint8), tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz")
+    np.testing.assert_allclose(nib.load(tmp_path / "mask.nii.gz").affine, image.affine)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS"])
+@pytest.mark.parametrize(("scale", "degrees"), [(1.05, 0), (1, 5)])
+def test_a_label_that_drifts_away_from_its_image_is_refused(tmp_path, axes, scale, degrees):
+    """A little a voxel is a lot at the corner."""
+    turn = np.deg2rad(degrees)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    for name, factor in (("image", np.eye(3)), ("label", rotation * scale)):
+        affine = np.eye(4)
+        affine[:3, :3] = factor @ np.diag([1, 1, 4])
+        volume = nib.Nifti1Image(np.zeros((64, 64, 8), np.uint8), affine)
+        ornt = nib.orientations.axcodes2ornt(axes)
+        turned = volume.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), ornt))
+        nib.save(turned, tmp_path / f"{name}.nii.gz")
+    with pytest.raises(PipelineError, match=r"by its affine it lies up to [\d.]+ mm away from image"):
+        check_label(tmp_path / "label.nii.gz", tmp_path / "image.nii.gz")
+    check_label(tmp_path / "image.nii.gz", tmp_path / "image.nii.gz")

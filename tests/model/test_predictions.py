@@ -346,3 +346,28 @@ def test_files_that_would_take_all_memory_are_refused(manifest: Path, tmp_path: 
         file.writestr("archive/data.pkl", bytes(2**20))
     with pytest.raises(PipelineError, match=r"model.pt: no readable weights \(ValueError\)"):
         run((BUNDLES[0], tmp_path), tmp_path / "out", image)
+
+
+def test_options_that_fit_no_input_are_refused(tmp_path: Path) -> None:
+    from tests.imaging.series import write_series
+
+    (tmp_path / "a.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 3), np.uint8)))
+    for option in (["--series", "3"], ["--dicom-seg"]):
+        with pytest.raises(PipelineError, match=rf"{option[0]} .*DICOM"):
+            run(UNUSED, tmp_path / "out", tmp_path / "a.nii.gz", *option)
+    write_series(tmp_path / "dicom", np.ones((8, 8, 3), np.int16), AFFINE)
+    with pytest.raises(PipelineError, match="DICOM SEG names the patient"):
+        run(UNUSED, tmp_path / "out", tmp_path / "dicom", "--dicom-seg", "--pseudonymise", tmp_path / "key.csv")
+
+
+def test_a_fault_names_no_folder_and_no_patient_with_a_pseudonym(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    (tmp_path / "in").mkdir()
+    shutil.copy(image, tmp_path / "in" / "Ben_flair.nii.gz")
+    (tmp_path / "in" / "Jane_flair.mha").write_bytes(b"ObjectType = Image")
+    for name, key in (("plain", []), ("key", ["--pseudonymise", tmp_path / "key.csv"])):
+        with pytest.raises(ManifestError):
+            run(lively, tmp_path / name, tmp_path / "in", *key)
+        failed = json.dumps(json.loads((tmp_path / name / "predictions.json").read_text())["failed"])
+        assert str(tmp_path) not in failed
+        assert ("Jane" in failed) == (name == "plain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import itertools
 import math
 import stat
 import zlib
@@ -13,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from .faults import PipelineError, fault_lines, shown
@@ -25,8 +27,8 @@ AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 (radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the
 published slices is unknown, hence 1."""
 
-MAX_SHIFT_MM = 0.1
-"""The most by which the affines of image and label may differ: programs round what they write."""
+MAX_SHIFT_MM = 0.5
+"""The most by which the corners of image and label may lie apart: programs round what they write."""
 
 _NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
@@ -132,11 +134,12 @@ def check_label(path: Path, image: Path) -> None:
         raise PipelineError(
             f"{path}: a label of {shape} voxels on an image of {expected} (rows, columns, slices). Resample the label."
         )
-    far = float(np.abs(affine - places).max())
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
+    far = float(np.linalg.norm(apply_affine(affine - places, corners), axis=1).max())
     if far > MAX_SHIFT_MM:
         raise PipelineError(
-            f"{path}: its affine differs from that of {image.name} by up to {far:.3g} mm a voxel, so that label and "
-            "image lie in different places. Resample the label onto the image's grid, or mend its header."
+            f"{path}: by its affine it lies up to {far:.3g} mm away from {image.name}. Resample the label onto the "
+            "image's grid, or mend its header."
         )
 
 
