@@ -27,8 +27,7 @@ from pipeline.cohort.manifest import read_manifest, select
 from pipeline.imaging.nifti import load_image, load_label
 from pipeline.model.predictor import Predictor
 from pipeline.scripts.volumes import AFFINE, oriented
-from tests.imaging.series import write_series
-from tests.imaging.test_formats import save_itk
+from tests.imaging.series import save_itk, write_series
 
 PLACE = np.array([[0, -0.9, 0, 110.0], [-0.9, 0, 0, 120], [0, 0, 4, -60], [0, 0, 0, 1]])
 """A scanner's affine in place of the published volumes', whose spacing is unknown."""

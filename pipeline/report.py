@@ -27,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
         default=MAX_VIEWERS,
         help="patients whose slices can be looked at, the worst first; the tables have all (default: %(default)s)",
     )
-    parser.add_argument("--patient", action="append", default=[], metavar="ID", help="slices of this patient as well")
+    parser.add_argument("--patients", nargs="+", default=[], metavar="ID", help="slices of these patients as well")
     return parser
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     from pipeline.pages.report import write_report  # heavy, and not needed for --help
 
-    out, notes = write_report(args.runs, args.out, args.name, args.viewers, args.patient)
+    out, notes = write_report(args.runs, args.out, args.name, args.viewers, args.patients)
     for note in notes:
         say(f"note: {note}")
     size = out.stat().st_size / 1e6

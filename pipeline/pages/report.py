@@ -107,7 +107,7 @@ def write_report(
         raise PipelineError(f"--viewers {viewers} (expected 0 or more).")
     runs = read_runs(given, names)
     if unknown := set(patients).difference(*(run.by_patient for run in runs)):
-        raise PipelineError(f"--patient {listed(sorted(unknown))}: in no RUN. Take ids of its scores.csv.")
+        raise PipelineError(f"--patients {listed(sorted(unknown))}: in no RUN. Take ids of its scores.csv.")
     target = Path(out) if out else given[0] / REPORT_NAME
     if target.is_dir():
         raise PipelineError(f"{target}: is a folder (expected a name for the page, such as {target / REPORT_NAME}).")

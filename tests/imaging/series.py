@@ -1,4 +1,4 @@
-"""DICOM series that tests make."""
+"""DICOM series and ITK files that tests make."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import SimpleITK
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
@@ -69,3 +70,15 @@ def write_series(
         pydicom.dcmwrite(path, header, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> Path:
+    """Write by ITK what NIfTI would hold as ``voxels`` and ``affine``."""
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(voxels.T))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    SimpleITK.WriteImage(image, str(path))
+    return path

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import as_nifti, join_sequences, read_volume, stem_of
+from tests.imaging.series import save_itk
 
 OBLIQUE = np.array([[0.1, -0.9, 0.2, 40], [-0.85, -0.1, 0.1, 50], [0.1, 0.2, 4.0, -20], [0, 0, 0, 1]])
 
@@ -19,18 +20,6 @@ OBLIQUE = np.array([[0.1, -0.9, 0.2, 40], [-0.85, -0.1, 0.1, 50], [0.1, 0.2, 4.0
 @pytest.fixture
 def voxels() -> NDArray[np.int16]:
     return np.random.default_rng(0).integers(0, 900, (12, 10, 6), dtype=np.int16)
-
-
-def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> Path:
-    """Write by ITK what NIfTI would hold as ``voxels`` and ``affine``."""
-    lps = np.diag([-1.0, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(voxels.T))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    SimpleITK.WriteImage(image, str(path))
-    return path
 
 
 def rotation() -> NDArray[np.float64]:

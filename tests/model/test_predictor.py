@@ -180,8 +180,7 @@ def test_an_image_of_any_kind_gets_the_same_mask(flair: nib.Nifti1Image, tmp_pat
     import SimpleITK
     from monai.data import MetaTensor
 
-    from tests.imaging.series import write_series
-    from tests.imaging.test_formats import save_itk
+    from tests.imaging.series import save_itk, write_series
 
     voxels = np.asarray(flair.dataobj)
     nib.save(flair, tmp_path / "flair.nii.gz")

@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_goes_on(
 
 def test_another_file_of_the_same_name_is_predicted_again(manifest: Path, tmp_path: Path) -> None:
     """Also where the networks read a volume that is built of it."""
-    from tests.imaging.test_formats import save_itk
+    from tests.imaging.series import save_itk
 
     found = []
     for volume in read_manifest(manifest).volumes[:2]:

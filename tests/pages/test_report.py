@@ -249,7 +249,7 @@ def test_one_run_has_no_empty_column(runs: list[Path]) -> None:
 
 
 def test_a_patient_that_no_run_has_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="--patient 99: in no RUN"):
+    with pytest.raises(PipelineError, match="--patients 99: in no RUN"):
         write_report(runs, tmp_path / "page.html", patients=["3", "99"])
 
 
