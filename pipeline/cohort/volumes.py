@@ -88,7 +88,7 @@ def _save_image(root: Path, case: Case, target: Path) -> None:
 def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
     """Of a volume with named channels FLAIR, and T1 where it is there; of another all channels."""
     image = read_volume(path)
-    if len(image.shape) < 4 or not channels:
+    if not channels or (len(image.shape) == 3 and len(channels) == 1):
         return image
     if image.shape[3:] != (len(channels),):
         raise PipelineError(

@@ -129,6 +129,15 @@ def test_values_of_a_label_are_lesion_as_asked_for(tmp_path: Path) -> None:
     assert part.content["options"]["label_values"] == [2]
 
 
+def test_channel_names_hold_for_a_volume_without_channels(tmp_path: Path) -> None:
+    root = volumes.pairs(tmp_path / "in", 1)
+    volumes.write_json(root / "dataset.json", {"channel_names": {"0": "T1", "1": "FLAIR"}})
+    with pytest.raises(ManifestError, match=r"images/P1.nii.gz: shape \(.*\), but dataset.json names 2 channels"):
+        build_manifest(root, tmp_path / "out", split="none")
+    volumes.write_json(root / "dataset.json", {"channel_names": {"0": "FLAIR"}})
+    assert build_manifest(root, tmp_path / "out", split="none").content["patients"].keys() == {"P1"}
+
+
 def add(root: Path, name: str, image: Any = None, mask: Any = None, **label: Any) -> None:
     """A pair of volumes, by default those of the phantom."""
     save(root / f"{name}_image.nii.gz", phantom()[0][..., FLAIR] if image is None else image)
@@ -136,8 +145,8 @@ def add(root: Path, name: str, image: Any = None, mask: Any = None, **label: Any
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "elsewhere": ({"shift": 30}, "bad_mask.nii.gz: its affine differs from that of bad_image.nii.gz by up to 30 mm"),
-    "spacing": ({"spacing": (0.9, 0.8, 3.0)}, "bad_mask.nii.gz: its affine differs"),
+    "elsewhere": ({"shift": 30}, "bad_mask.nii.gz: by its affine it lies up to 30 mm away from bad_image.nii.gz"),
+    "spacing": ({"spacing": (0.9, 0.8, 3.0)}, "bad_mask.nii.gz: by its affine it lies up to 6 mm away"),
     "shape": ({"mask": phantom()[1][:-1]}, "bad_mask.nii.gz: a label of (31, 32, "),
     "4-D": ({"mask": phantom()[0]}, "bad_mask.nii.gz: shape (32, 32, "),
     "NaN": ({"mask": np.where(phantom()[1], np.nan, 0)}, "bad_mask.nii.gz: NaN or Inf among the voxels of the label"),
