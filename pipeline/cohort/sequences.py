@@ -1,11 +1,13 @@
-"""Which sequence a volume file holds, told from its name: BraTS, BIDS and plain names."""
+"""Which sequence a volume file holds, told from its name: BraTS, BIDS and plain names; which files are of one exam."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from pipeline.imaging.formats import stem_of
 
@@ -16,6 +18,19 @@ _PLAIN = re.compile(
 )
 _ROLES = {"t2f": "flair", "flair": "flair", "t2flair": "flair", "t1n": "pre", "t1w": "pre", "t1": "pre", "t1pre": "pre"}
 """Every other name that ``_PLAIN`` finds is post-contrast T1."""
+_T1_FLAIR = re.compile(r"(?<![a-z0-9])t1[a-z]*[-_. ]*(?:t2[-_. ]?)?flair|flair[-_. ]*t1", re.IGNORECASE)
+_SPACE = re.compile(r"_space-[a-z0-9]+", re.IGNORECASE)
+BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
+DERIVATIVES = "derivatives"
+FOLDER = re.compile(
+    r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE
+)
+"""Folders that hold images or masks alone, such as ``imagesTr`` and ``labelsTr``."""
+
+Place = tuple[str, ...]
+"""What files that may be of one exam have in common beside the patient."""
+File = TypeVar("File")
+FilePath = TypeVar("FilePath", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -41,12 +56,70 @@ def role_of(path: Path) -> tuple[str, str] | None:
         ('sub-01', 'post')
     """
     stem = stem_of(path.name)
+    if is_t1_flair(stem):
+        return None
     if found := _BIDS.fullmatch(stem):
         contrast = "_ce-" in f"_{(found['rest'] or '').lower()}"
         return found["case"], "flair" if found["name"].lower() == "flair" else "post" if contrast else "pre"
     if found := _PLAIN.fullmatch(stem):
         return found["case"] or path.parent.name, _ROLES.get(re.sub("[-_]", "", found["name"].lower()), "post")
     return None
+
+
+def is_t1_flair(stem: str) -> bool:
+    """Whether a name has T1 beside FLAIR: a T1 FLAIR is neither of the two, and the name may tell something else."""
+    return bool(_T1_FLAIR.search(_SPACE.sub("", stem)))
+
+
+def place_of(path: PurePath) -> Place:
+    """The place of a file, the same for files of one patient that may be of one exam.
+
+    That is the folder, but one for the raw and derived files of a BIDS data set, whose names and folders tell subject
+    and session, and one for folders such as ``imagesTr`` and ``labelsTr``, or ``images`` and ``labels``.
+    """
+    folders = path.parts[:-1]
+    data_set = _data_set_of(folders, stem_of(path.name))
+    if data_set is not None:
+        return data_set
+    for index, folder in reversed(list(enumerate(folders))):
+        if match := FOLDER.fullmatch(folder):
+            return (*folders[:index], f"*{(match['part'] or '').lower()}", *folders[index + 1 :])
+    return folders
+
+
+def _data_set_of(folders: Place, stem: str) -> Place | None:
+    """The BIDS data set of a file; None where it lies neither in ``derivatives`` nor as BIDS has it."""
+    named = BIDS_ID.match(stem)
+    entity = [folder.lower().startswith(("sub-", "ses-")) for folder in folders]
+    first = next((i for i, folder in enumerate(folders) if entity[i] or folder == DERIVATIVES), None)
+    if named is None or first is None:
+        return None
+    below = folders[entity.index(True) :] if True in entity else ()
+    if not {folder.lower() for folder in below} <= {*named[0].lower().split("_"), "anat"}:
+        return folders
+    return folders[: first - 1] if folders[:first][-1:] == ("rawdata",) else folders[:first]
+
+
+def exams(files: Iterable[tuple[str, Place, str, File]]) -> dict[str, dict[Place, dict[str, list[File]]]]:
+    """Patient -> place -> role -> files, of (patient, place, role, file): the files of one place may be of one exam."""
+    found: dict[str, dict[Place, dict[str, list[File]]]] = {}
+    for patient, place, role, file in files:
+        found.setdefault(patient, {}).setdefault(place, {}).setdefault(role, []).append(file)
+    return found
+
+
+def without_derived(paths: Sequence[FilePath]) -> tuple[list[FilePath], dict[FilePath, str]]:
+    """The raw image of several, all where there is none or more than one; path -> why it is not used."""
+    return preferred(paths, [path for path in paths if DERIVATIVES not in path.parts], "derived from a raw image")
+
+
+def preferred(
+    paths: Sequence[FilePath], chosen: Sequence[FilePath], reason: str
+) -> tuple[list[FilePath], dict[FilePath, str]]:
+    """The one chosen, all paths where it is not one; path -> why it is not used."""
+    if len(chosen) != 1:
+        return list(paths), {}
+    return list(chosen), {path: f"{reason}, {chosen[0]} is used" for path in paths if path != chosen[0]}
 
 
 def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str], dict[str, str]]:
@@ -58,24 +131,33 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
     Returns:
         Patient -> sequences; file -> why it is not used; patient -> why its files do not tell which is which.
     """
-    found: dict[str, dict[str, list[Path]]] = {}
+    files = sorted(paths)
+    base = os.path.commonpath([path.parent for path in files]) if files else ""
+    told: list[tuple[str, Place, str, Path]] = []
     skipped: dict[Path, str] = {}
-    for path in sorted(paths):
+    for path in files:
         role = role_of(path)
         if role is None:
             skipped[path] = "its name tells neither FLAIR nor T1"
         else:
-            found.setdefault(role[0], {}).setdefault(role[1], []).append(path)
+            told.append((role[0], place_of(path.relative_to(base)), role[1], path))
     patients: dict[str, Sequences] = {}
     unclear: dict[str, str] = {}
-    for patient, roles in found.items():
-        twice = [files for files in roles.values() if len(files) > 1]
-        if twice:
-            unclear[patient] = " and ".join(str(path) for path in twice[0])
-        elif "flair" in roles:
-            patients[patient] = Sequences(**_first_of(roles))
+    for patient, places in exams(told).items():
+        if not any("flair" in roles for roles in places.values()):
+            lone = [path for roles in places.values() for group in roles.values() for path in group]
+            skipped |= dict.fromkeys(lone, f"no FLAIR of {patient} beside it")
+            continue
+        several = [next(iter(roles.values()))[0] for roles in places.values()]
+        roles = next(iter(places.values()))
+        for name, group in roles.items():
+            roles[name], passed_over = without_derived(group)
+            skipped |= passed_over
+        rivals = [several] if len(several) > 1 else [group for group in roles.values() if len(group) > 1]
+        if rivals:
+            unclear[patient] = " and ".join(map(str, rivals[0]))
         else:
-            skipped |= {path: f"no FLAIR of {patient} beside it" for files in roles.values() for path in files}
+            patients[patient] = Sequences(**_first_of(roles))
     return patients, skipped, unclear
 
 

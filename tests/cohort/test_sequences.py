@@ -29,6 +29,13 @@ from pipeline.cohort.sequences import Sequences, group, role_of
         ("patient 1 T2_FLAIR.nrrd", ("patient 1", "flair")),
         ("flair.mha", ("folder", "flair")),
         ("start1.nii.gz", None),
+        ("P1_T1_FLAIR.nii.gz", None),
+        ("P1_t1w-flair.nii.gz", None),
+        ("P1_FLAIR_T1.nii.gz", None),
+        ("T1.FLAIR.nii.gz", None),
+        ("sub-01_acq-T1_FLAIR.nii.gz", None),
+        ("sub-01_space-T1w_FLAIR.nii.gz", ("sub-01", "flair")),
+        ("Start1_FLAIR.nii.gz", ("Start1", "flair")),
         ("a_image.nii.gz", None),
     ],
 )
@@ -55,3 +62,22 @@ def test_two_of_one_sequence_are_not_guessed() -> None:
     patients, _, unclear = group([Path(name) for name in names])
     assert set(patients) == {"sub-2"}
     assert unclear == {"sub-1": "sub-1_run-1_FLAIR.nii.gz and sub-1_run-2_FLAIR.nii.gz"}
+
+
+def test_files_of_different_folders_do_not_join_by_name_alone() -> None:
+    paths = [Path("in", name) for name in ("a/x_flair.nii", "b/x_t1c.nii", "a/y_flair.nii", "b/z_t1.nii", "c/z_t1.nii")]
+    patients, skipped, unclear = group(paths)
+    assert patients == {"y": Sequences(paths[2])}
+    assert unclear == {"x": "in/a/x_flair.nii and in/b/x_t1c.nii"}
+    assert set(skipped) == set(paths[3:])
+
+
+def test_bids_joins_raw_and_derived_of_one_session() -> None:
+    raw, t1 = Path("in/sub-1/ses-1/anat/sub-1_ses-1_FLAIR.nii"), Path("in/derivatives/p/sub-1/sub-1_ses-1_T1w.nii")
+    derived = Path("in/derivatives/p/sub-1/sub-1_ses-1_desc-preproc_FLAIR.nii")
+    patients, skipped, unclear = group([raw, t1, derived])
+    assert patients == {"sub-1_ses-1": Sequences(raw, pre=t1)}
+    assert skipped == {derived: f"derived from a raw image, {raw} is used"}
+    assert not unclear
+    apart = [Path("derivatives", place, "sub-1/anat/sub-1_FLAIR.nii") for place in ("a", "b")]
+    assert set(group(apart)[2]) == {"sub-1"}
