@@ -3,11 +3,13 @@
 What is known:
 
 - BraTS: ``X-t2f`` or ``X_flair``, T1 beside it, ``X-seg``.
-- BIDS: ``sub-X_FLAIR``, masks (``_mask``, ``_dseg``) beside it or in ``derivatives/``.
+- BIDS: ``sub-X_FLAIR``, masks (``_mask``, ``_dseg``) beside it or in ``derivatives/``; one that names what it is of,
+  as by ``label-``, names lesion, tumor, abnormality or FLAIR.
 - nnU-Net: ``imagesTr/X_0000``, ``labelsTr/X``; ``channel_names`` in ``dataset.json`` say which channel is FLAIR.
 - Decathlon: pairs that ``dataset.json`` lists.
 - Pairs by name: ``X_image`` and ``X_label`` or ``X_mask``; ``images/X`` and ``labels/X``.
 
+Files of one patient lie in one folder, or in folders of the same BIDS data set, or in ``images`` and ``labels``.
 What cannot be told is a fault, never guessed.
 """
 
@@ -18,13 +20,23 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.cohort.listing import Listing
 from pipeline.cohort.names import NOT_A_SLICE, id_fault
-from pipeline.cohort.sequences import role_of
+from pipeline.cohort.sequences import (
+    BIDS_ID,
+    FOLDER,
+    Place,
+    exams,
+    is_t1_flair,
+    place_of,
+    preferred,
+    role_of,
+    without_derived,
+)
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import is_volume_name, stem_of
 from pipeline.scripts.faults import shown
@@ -39,10 +51,9 @@ EXPECTED = {
 }
 _OTHER_CHANNEL = "channel {}, not FLAIR or T1"
 _LABEL = re.compile(r"(?:(?P<case>.+?)[-_. ])?(?:seg|dseg|segmentation|mask|labels?)", re.IGNORECASE)
-_BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
-_FOLDER = re.compile(
-    r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE
-)
+_LESION = re.compile(r"(?:lesion|tumou?r)(?!fill)|abnormal", re.IGNORECASE)
+_OF_THE_IMAGE = {"sub", "ses", "acq", "ce", "rec", "run", "space", "res", "den", "part", "echo", "inv", "flip", "mt"}
+"""Entities of BIDS that tell of the image, not what a mask is of."""
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 _OWN_CHANNELS = dict(zip(CHANNELS, ("pre", "flair", "post"), strict=True))
@@ -88,6 +99,7 @@ class _Told:
     path: str
     patient: str
     role: str
+    place: Place
     channels: Channels = field(default_factory=dict)
 
 
@@ -202,13 +214,14 @@ def _listed(
                 skipped |= dict.fromkeys(images, f"listed in {section!r} without label")
                 continue
             patient = _patient(PurePosixPath(posixpath.normpath(names[0])))
-            told.append(_Told(_existing(folder, label, volumes)[0], patient, "label"))
+            place = (folder, DATASET_NAME)
+            told.append(_Told(_existing(folder, label, volumes)[0], patient, "label", place))
             if len(images) == 1:
-                told.append(_Told(images[0], patient, "image", channels))
+                told.append(_Told(images[0], patient, "image", place, channels))
                 continue
             for number, path in enumerate(images):
                 if role := channel_role(channels.get(number, "")):
-                    told.append(_Told(path, patient, role))
+                    told.append(_Told(path, patient, role, place))
                 else:
                     skipped[path] = _OTHER_CHANNEL.format(channels.get(number, number))
     twice = [path for path, count in Counter(each.path for each in told).items() if count > 1]
@@ -239,16 +252,17 @@ def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> t
         label = _LABEL.fullmatch(stem_of(path.name))
         if label and "brain" in path.name.lower():
             skipped[str(path)] = "a mask of the brain"
+        elif label and (part := _part_of(path)) and not _names_lesion(path):
+            skipped[str(path)] = f"a mask of {part}, not of a lesion"
         elif label:
             case = label["case"]
-            told.append(
-                _Told(str(path), _patient(path.with_name(f"{case}.nii")) if case else path.parent.name, "label")
-            )
+            patient = _patient(path.with_name(f"{case}.nii")) if case else path.parent.name
+            told.append(_Told(str(path), patient, "label", place_of(path)))
         elif _folder_of(path)[0] in ("label", "mask"):
-            told.append(_Told(str(path), _patient(path), "label"))
+            told.append(_Told(str(path), _patient(path), "label", place_of(path)))
         else:
             others.append(path)
-    labelled = {each.patient for each in told}
+    labelled = {(each.place, each.patient) for each in told}
     for path in others:
         channels = next((described[str(up)] for up in _folders(path) if str(up) in described), {})
         found = _image_told(path, labelled, channels)
@@ -259,6 +273,20 @@ def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> t
     return told, skipped
 
 
+def _part_of(path: PurePosixPath) -> str:
+    """The entities of a BIDS name that tell what a mask is of, such as ``label-GM``; else empty."""
+    stem = stem_of(path.name)
+    entities = [part for part in stem.split("_") if "-" in part] if BIDS_ID.match(stem) else []
+    return "_".join(part for part in entities if part.split("-")[0].lower() not in _OF_THE_IMAGE)
+
+
+def _names_lesion(path: PurePosixPath) -> bool:
+    """Whether those entities name a lesion; FLAIR in ``desc-`` may be the image that another ``label-`` is of."""
+    part = _part_of(path).lower()
+    label = next((entity for entity in part.split("_") if entity.startswith("label-")), part)
+    return bool(_LESION.search(part)) or "flair" in label
+
+
 def _folders(path: PurePosixPath) -> list[PurePosixPath | str]:
     """The folders of a path, the nearest first, the source folder as an empty text."""
     return [*list(path.parents)[:-1], ""]
@@ -266,7 +294,7 @@ def _folders(path: PurePosixPath) -> list[PurePosixPath | str]:
 
 def _folder_of(path: PurePosixPath) -> tuple[str, str]:
     """What the nearest telling folder holds (image, label or mask) and of which part, such as ``tr``; else empty."""
-    matches = (_FOLDER.fullmatch(part) for part in reversed(path.parts[:-1]))
+    matches = (FOLDER.fullmatch(part) for part in reversed(path.parts[:-1]))
     match = next(filter(None, matches), None)
     return (match["kind"].lower(), (match["part"] or "").lower()) if match else ("", "")
 
@@ -274,74 +302,93 @@ def _folder_of(path: PurePosixPath) -> tuple[str, str]:
 def _patient(path: PurePosixPath) -> str:
     """The patient of a file that a mask may be named after: ``X`` of ``X``, ``X_flair`` and ``X_image``."""
     stem = stem_of(path.name)
-    if bids := _BIDS_ID.match(stem):
+    if bids := BIDS_ID.match(stem):
         return bids[0]
     told = role_of(Path(path))
     return told[0] if told else stem.removesuffix("_image")
 
 
-def _image_told(path: PurePosixPath, labelled: Collection[str], channels: Channels) -> _Told | str:
+def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], channels: Channels) -> _Told | str:
     """What an image file is to whom, or why it is passed over."""
     stem = stem_of(path.name)
     kind, part = _folder_of(path)
-    numbered = _NUMBERED.fullmatch(stem) if kind == "image" and stem not in labelled else None
+    place = place_of(path)
+    numbered = _NUMBERED.fullmatch(stem) if kind == "image" and (place, stem) not in labelled else None
     told = role_of(Path(path))
     if numbered:
         number = int(numbered["channel"])
         role = channel_role(channels.get(number, "")) if channels else f"channel {number}"
-        found = _Told(str(path), numbered["case"], role) if role else None
+        found = _Told(str(path), numbered["case"], role, place) if role else None
         reason = _OTHER_CHANNEL.format(channels.get(number, number))
     elif told:
-        found = _Told(str(path), *told)
+        found = _Told(str(path), *told, place)
+    elif is_t1_flair(stem):
+        found, reason = None, "its name tells T1 beside FLAIR"
     elif kind == "image" or stem.endswith("_image") or stem == "image":
-        found = _Told(str(path), path.parent.name if stem == "image" else _patient(path), "image", channels)
+        patient = path.parent.name if stem == "image" else _patient(path)
+        found = _Told(str(path), patient, "image", place, channels)
     else:
         found, reason = None, "its name tells neither FLAIR, T1 nor a mask"
-    if found and part in ("ts", "test") and found.patient not in labelled:
+    if found and part in ("ts", "test") and (place, found.patient) not in labelled:
         return "test image without label"
     return found or reason
 
 
 def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, Case], dict[str, str]]:
     """Files as patients; path -> why a file is not used."""
-    by_patient: dict[str, dict[str, list[str]]] = {}
-    channels = {each.patient: each.channels for each in told if each.role == "image"}
-    for each in told:
-        by_patient.setdefault(each.patient, {}).setdefault(each.role, []).append(each.path)
+    channels = {each.path: each.channels for each in told}
+    files = ((each.patient, each.place, each.role, PurePosixPath(each.path)) for each in told)
     cases: dict[str, Case] = {}
     skipped: dict[str, str] = {}
-    for patient, roles in sorted(by_patient.items()):
-        for role, paths in roles.items():
-            roles[role], passed_over = _preferred(role, paths)
+    for patient, places in sorted(exams(files).items()):
+        found: list[Case] = []
+        for roles in places.values():
+            case, lacking, passed_over = _case_of(patient, roles)
             skipped |= passed_over
-        everything = tuple(sorted(path for group in roles.values() for path in group))
-        files = {role: group[0] for role, group in roles.items()}
-        if [role for role in files if role != "label"] == ["channel 0"]:
-            files["image"] = files.pop("channel 0")
-        fault = _naming_fault(patient, roles, files)
-        lacking = "" if fault else _lacking(files)
-        if lacking and skip_unpaired:
-            skipped |= dict.fromkeys(everything, f"unpaired: patient {patient} has no {lacking}")
-        else:
-            if lacking:
-                expected = EXPECTED[lacking]
-                fault = f"patient {patient} has no {lacking} (expected {expected}). Add it, or pass --skip-unpaired."
-            cases[patient] = Case(files, everything, channels.get(patient, {}), fault)
+            if lacking and skip_unpaired:
+                skipped |= dict.fromkeys(case.paths, f"unpaired: patient {patient} has no {lacking}")
+            else:
+                image = case.files.get("image", "")
+                found.append(replace(case, channels=channels.get(image, {})))
+        if len(found) > 1:
+            cases[patient] = _in_several_folders(patient, found)
+        elif found:
+            cases[patient] = found[0]
     return cases, skipped
 
 
-def _preferred(role: str, paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Of several files the one that names itself the lesion's mask, or the raw image; all where that does not tell."""
-    if role == "label":
-        chosen, reason = (
-            [path for path in paths if "lesion" in PurePosixPath(path).name.lower()],
-            "not the lesion's mask",
+def _case_of(patient: str, roles: Mapping[str, Sequence[PurePosixPath]]) -> tuple[Case, str, dict[str, str]]:
+    """The files of one place as a case, what it lacks, and path -> why a file is not used."""
+    chosen: dict[str, list[str]] = {}
+    skipped: dict[str, str] = {}
+    for role, paths in roles.items():
+        naming = [path for path in paths if _names_lesion(path)]
+        kept, passed_over = (
+            preferred(paths, naming, "does not name the lesion") if role == "label" else without_derived(paths)
         )
-    else:
-        chosen, reason = [path for path in paths if "derivatives" not in path.split("/")], "derived from a raw image"
-    if len(paths) == 1 or len(chosen) != 1:
-        return list(paths), {}
-    return chosen, dict.fromkeys(set(paths) - set(chosen), f"{reason}, {chosen[0]} is used")
+        chosen[role] = [str(path) for path in kept]
+        skipped |= {str(path): why for path, why in passed_over.items()}
+    everything = tuple(sorted(path for group in chosen.values() for path in group))
+    files = {role: group[0] for role, group in chosen.items()}
+    fault = _naming_fault(patient, chosen, files)
+    lacking = "" if fault else _lacking(files)
+    if lacking:
+        expected = EXPECTED[lacking]
+        fault = f"patient {patient} has no {lacking} (expected {expected}). Add it, or pass --skip-unpaired."
+    return Case(files, everything, fault=fault), lacking, skipped
+
+
+def _in_several_folders(patient: str, found: Sequence[Case]) -> Case:
+    """Two patients of one name, or one whose files no rule joins."""
+    first = sorted(case.paths[0] for case in found)
+    paths = tuple(sorted(path for case in found for path in case.paths))
+    shortened = [*first[:3], f"{len(first) - 3} more"] if len(first) > 4 else first
+    odd = id_fault(patient)
+    fault = (
+        f"files of patient {patient} in several folders: {', '.join(shortened[:-1])} and {shortened[-1]}. "
+        "Put the files of one exam into one folder, and rename or remove those of others."
+    )
+    return Case({}, paths, fault=f"the name {shown(patient)!r} {odd}. Rename the files." if odd else fault)
 
 
 def _naming_fault(patient: str, roles: Mapping[str, Sequence[str]], files: Mapping[str, str]) -> str:
@@ -352,7 +399,7 @@ def _naming_fault(patient: str, roles: Mapping[str, Sequence[str]], files: Mappi
     if unknown := [role for role in files if role.startswith("channel")]:
         return (
             f"{', '.join(unknown)} of one patient, and nothing says which is FLAIR. "
-            f"Add {DATASET_NAME} with channel_names."
+            f'Write {DATASET_NAME} with channel_names, such as {{"channel_names": {{"0": "FLAIR"}}}}.'
         )
     rivals = [paths for paths in roles.values() if len(paths) > 1]
     if "image" in files and {"flair", "pre", "post"} & files.keys():

@@ -51,7 +51,12 @@ B = "BraTS-GLI-00001-000"
         (["a/images/x_0001", "a/masks/x_0001"], {"x_0001": {"image": 0, "label": 1}}),
         (["images/x_flair", "images/x_t1", "labels/x"], {"x": {"flair": 0, "pre": 1, "label": 2}}),
         (["images/x_flair", "labels/x_flair"], {"x": {"flair": 0, "label": 1}}),
-        (["imagesTr/x_0000", "labelsTr/x"], {"x": {"image": 0, "label": 1}}),
+        (["rawdata/sub-1/anat/sub-1_FLAIR", "derivatives/sub-1_dseg"], {"sub-1": {"flair": 0, "label": 1}}),
+        (["derivatives/labels/sub-1/anat/sub-1_dseg", "sub-1/anat/sub-1_FLAIR"], {"sub-1": {"flair": 1, "label": 0}}),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_label-L_desc-T1lesion_mask"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_space-T1w_desc-Tumour_mask"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
+        (["images/train/x", "labels/train/x"], {"x": {"image": 0, "label": 1}}),
+        (["imagesTs/x", "labelsTs/x"], {"x": {"image": 0, "label": 1}}),
         (["P 1/flair", "P 1/mask"], {"P 1": {"flair": 0, "label": 1}}),
         (["P1/image.nrrd", "P1/label.nrrd"], {"P1": {"image": 0, "label": 1}}),
     ],
@@ -71,18 +76,67 @@ def test_the_lesions_mask_and_the_raw_image_are_taken(tmp_path: Path) -> None:
     assert cases.skipped == {
         "notes.txt": "not a volume",
         names[1] + END: f"derived from a raw image, {names[0]}{END} is used",
-        f"{BIDS_MASK}_label-edema_mask{END}": f"not the lesion's mask, {names[2]}{END} is used",
+        f"{BIDS_MASK}_label-edema_mask{END}": "a mask of label-edema, not of a lesion",
         f"{BIDS_MASK}_desc-brain_mask{END}": "a mask of the brain",
     }
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["label-GM_mask", "desc-skullstrip_mask", "atlas-AAL_dseg", "label-GM_desc-flair_mask", "desc-lesionfill_mask"],
+)
+def test_a_mask_of_another_part_is_no_lesion(tmp_path: Path, name: str) -> None:
+    image, other = f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_{name}"
+    cases = found(tmp_path, [image, other])
+    assert cases.skipped == {other + END: f"a mask of {name.rsplit('_', 1)[0]}, not of a lesion"}
+    assert "has no mask" in cases.cases["sub-1_ses-2"].fault
+
+
+def test_a_mask_that_names_the_lesion_comes_before_one_that_names_nothing(tmp_path: Path) -> None:
+    names = [f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_desc-abnormality_mask", f"{BIDS_MASK}_dseg"]
+    cases = found(tmp_path, names)
+    assert files(cases) == {"sub-1_ses-2": {"flair": names[0], "label": names[1]}}
+    assert cases.skipped == {names[2] + END: f"does not name the lesion, {names[1]}{END} is used"}
+
+
+def test_a_t1_flair_is_no_image(tmp_path: Path) -> None:
+    cases = found(tmp_path, ["images/x_T1_FLAIR", "labels/x_T1_FLAIR"])
+    assert cases.skipped == {f"images/x_T1_FLAIR{END}": "its name tells T1 beside FLAIR"}
+    assert "no FLAIR" in cases.cases["x_T1_FLAIR"].fault
+
+
+def test_an_exam_is_whole_without_what_is_of_its_name_elsewhere(tmp_path: Path) -> None:
+    names = ["a/x_flair", "a/x_seg", "b/x_t1c"]
+    cases = found(tmp_path, names, skip_unpaired=True)
+    assert files(cases) == {"x": {"flair": names[0], "label": names[1]}}
+    assert cases.skipped == {names[2] + END: "unpaired: patient x has no mask"}
+
+
+@pytest.mark.parametrize(
     ("names", "fault"),
     [
+        (["a/x_flair", "a/x_seg", "b/x_t1c"], "of patient x in several folders: a/x_flair.nii.gz and b/x_t1c.nii.gz."),
+        (
+            ["a/x_flair", "b/x_seg"],
+            "in several folders: a/x_flair.nii.gz and b/x_seg.nii.gz. Put the files of one exam",
+        ),
+        (["a/x_flair", "a/x_seg", "b/x_flair", "b/x_seg"], "a/x_flair.nii.gz and b/x_flair.nii.gz"),
+        (["a/P/flair", "b/P/mask"], "of patient P in several folders"),
+        (["a/sub-1/anat/sub-1_FLAIR", "b/sub-1/anat/sub-1_mask"], "of patient sub-1 in several folders"),
+        (["sub-1/a/sub-1_FLAIR", "sub-1/b/sub-1_mask"], "of patient sub-1 in several folders"),
+        (["sub-1/ses-1/anat/sub-1_FLAIR", "sub-1/ses-2/anat/sub-1_mask"], "of patient sub-1 in several folders"),
+        (["a/derivatives/m/sub-1_mask", "b/sub-1/anat/sub-1_FLAIR"], "of patient sub-1 in several folders"),
+        (["imagesTr/x", "labelsTs/x"], "of patient x in several folders"),
+        (["a/images/x", "b/labels/x"], "of patient x in several folders"),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_label-lesion_mask", f"{BIDS_MASK}_label-tumor_mask"], "cannot be told"),
+        (
+            ["imagesTr/x_0000", "labelsTr/x"],
+            "channel 0 of one patient, and nothing says which is FLAIR. Write dataset.json",
+        ),
         (["x_image", "x_label", "x_mask"], "which file is which cannot be told: x_label.nii.gz and x_mask.nii.gz"),
-        (["a/x_image", "b/x_image", "x_mask"], "a/x_image.nii.gz and b/x_image.nii.gz. Rename or remove"),
+        (["a/x_image", "b/x_image", "x_mask"], "a/x_image.nii.gz, b/x_image.nii.gz and x_mask.nii.gz"),
         (["x_image", "x_flair", "x_mask"], "x_flair.nii.gz and x_image.nii.gz"),
-        (["imagesTr/x_0000", "imagesTr/x_0001", "labelsTr/x"], "nothing says which is FLAIR. Add dataset.json"),
+        (["imagesTr/x_0000", "imagesTr/x_0001", "labelsTr/x"], "nothing says which is FLAIR. Write dataset.json"),
         (["=x_image", "=x_mask"], "the name '=x' starts with a character"),
         (["x_image"], "patient x has no mask (expected"),
         (["x_t1", "x_seg"], "patient x has no FLAIR (expected"),
@@ -185,6 +239,7 @@ def test_voxels_in_a_file_of_their_own_belong_to_the_patient(tmp_path: Path) -> 
         ("t1gd", "post"),
         ("pre-contrast", "pre"),
         ("T2", None),
+        ("T1-FLAIR", None),
     ],
 )
 def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
