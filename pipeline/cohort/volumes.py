@@ -90,9 +90,10 @@ def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
     image = read_volume(path)
     if not channels or (len(image.shape) == 3 and len(channels) == 1):
         return image
-    if image.shape[3:] != (len(channels),):
+    if image.shape[3:] != (len(channels),) or max(channels) >= len(channels):
         raise PipelineError(
-            f"{path}: shape {image.shape}, but dataset.json names {len(channels)} channels. Mend the file."
+            f"{path}: shape {image.shape}, but dataset.json names {len(channels)} channels, "
+            f"{', '.join(map(str, channels))} (expected numbers from 0). Mend the file."
         )
     numbers = {channel_role(name): number for number, name in channels.items()}
     chosen = [numbers.get(role, numbers["flair"]) for role in ("pre", "flair", "post")]
