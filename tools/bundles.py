@@ -21,7 +21,11 @@ from pipeline.model.trust import KNOWN, code_hashes
 WORKFLOWS = ("train", "evaluate", "inference")
 """Names of the configs that are ``common.yaml``, ``network.yaml``, what some share (``SHARED``) and ``<name>.yaml``
 merged, later files winning."""
-SHARED = {"evaluate": ("prediction.yaml",), "inference": ("prediction.yaml",)}
+SHARED = {
+    "train": ("label.yaml",),
+    "evaluate": ("label.yaml", "prediction.yaml"),
+    "inference": ("prediction.yaml",),
+}
 NETWORK_KEYS = ("network_def", "metadata")
 """What a bundle's ``network.yaml`` must say."""
 OPTIONAL_KEYS = ("normalize_head",)
@@ -84,7 +88,7 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     for name in WORKFLOWS:
         config = ConfigParser.load_config_files([template / "common.yaml"])
         config.update(network)
-        for file in (*SHARED.get(name, ()), f"{name}.yaml"):
+        for file in (*SHARED[name], f"{name}.yaml"):
             config.update(ConfigParser.load_config_file(template / file))
         files[bundle / "configs" / f"{name}.json"] = _json(config) + "\n"
     files[bundle / "configs" / f"{DELTA}.json"] = (

@@ -95,6 +95,26 @@ def test_every_reference_is_defined(bundle: Path, name: str) -> None:
             place = place[key]
 
 
+ENTRY_POINTS = {"imports", "initialize", "run", "finalize"}
+"""What MONAI itself looks for in a config."""
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_every_key_is_used(bundle: Path, name: str) -> None:
+    config = config_of(bundle, name)
+    text = json.dumps(config)
+    assert set(config) - ENTRY_POINTS == set(re.findall(r"@(\w+)", text))
+    for part in {"train", "validate"} & config.keys():
+        assert set(config[part]) == set(re.findall(rf"@{part}#(\w+)", text))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_a_training_of_several_processes_changes_keys_that_are_there(bundle: Path) -> None:
+    changed = {key.lstrip("+").split("#")[0] for key in config_of(bundle, generator.DELTA)}
+    assert changed <= config_of(bundle, "train").keys() | ENTRY_POINTS
+
+
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
 def test_metadata_has_what_the_schema_requires(bundle: Path) -> None:
     metadata = config_of(bundle, "metadata")
