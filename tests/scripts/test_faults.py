@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import threading
 from typing import Any
@@ -66,6 +67,22 @@ def test_a_thread_that_is_refused_says_nothing_of_its_own(monkeypatch: pytest.Mo
 
 def raising(error: BaseException) -> None:
     raise error
+
+
+def test_an_error_while_a_message_is_logged_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(logging.StreamHandler):  # type: ignore[type-arg]
+        def format(self, record: logging.LogRecord) -> str:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    logger, handler = logging.getLogger("a.log"), Interrupted()
+    logger.addHandler(handler)
+    faults.ready_process()
+    logger.warning("a message")
+    logger.removeHandler(handler)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
