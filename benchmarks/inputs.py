@@ -4,7 +4,8 @@
 
 For the first patient of the section: DSC of each form's mask against the mask of the volume as stored.
 For all patients: mean DSC against the truth of three sequences, of FLAIR alone, and of both with the skull removed by a
-plain rule (``without_skull``).
+plain rule (``without_skull``); of slices 1 mm apart, and of sagittal and coronal slices 4 mm apart (``acquired``), the
+truth brought onto the same grid.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
+from skimage.measure import block_reduce
 
 from pipeline.cohort.inputs import build_one, build_volume, name_sequences
 from pipeline.cohort.manifest import read_manifest, select
@@ -54,6 +56,23 @@ def without_skull(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for z in range(brain.shape[2]):
         brain[..., z] = ndimage.binary_fill_holes(brain[..., z])
     return np.where(brain[..., None], image, 0).astype(np.uint8)
+
+
+def acquired(volume: NDArray[np.uint8], plane: int, thickness: int) -> nib.Nifti1Image:
+    """A volume (H, W, D) or (H, W, D, C) as slices of ``thickness`` mm across an axis would hold it.
+
+    It is interpolated to voxels of 1 mm, whose values are averaged within each slice. ``plane`` is 0 for sagittal, 1 for
+    coronal, 2 for axial slices.
+    """
+    fine = nibabel.processing.resample_to_output(
+        nib.Nifti1Image(volume.astype(np.float32), PLACE), (1.0, 1.0, 1.0), order=1, mode="nearest"
+    )
+    size = np.ones(volume.ndim, dtype=int)
+    size[plane] = thickness
+    voxels = block_reduce(np.asarray(fine.dataobj), tuple(size), np.mean)
+    affine = fine.affine @ np.diag([*size[:3], 1])
+    affine[:3, 3] += fine.affine[:3, :3] @ (size[:3] - 1) / 2
+    return nib.Nifti1Image(voxels, affine)
 
 
 def forms(image: NDArray[np.uint8], folder: Path) -> Iterator[tuple[str, Callable[[], Path], bool]]:
@@ -123,16 +142,20 @@ def main() -> None:
             else:
                 print(f"{name:<40} {against:.4f}")
     print(f"{'worst of 48 orientations':<40} {worst:.4f}")
-    rows = []
+    rows, grids = [], {"axial, 1 mm": (2, 1), "sagittal, 4 mm": (0, 4), "coronal, 4 mm": (1, 4)}
     for volume in volumes:
         image, truth = load_image(volume.image), load_label(volume.label)
         bare = without_skull(image)
         kept = float(truth[bare[..., 1] > 0].sum() / max(1, truth.sum()))
         parts = (image, image[..., 1], bare, bare[..., 1])
         rows.append([*(dsc(predictor.predict(part, AFFINE).mask, truth) for part in parts), kept])
+        for plane, thickness in grids.values():
+            label = np.asarray(acquired(truth, plane, thickness).dataobj) > 0.5
+            rows[-1].append(dsc(predictor.predict(acquired(image, plane, thickness)).mask, label.astype(np.uint8)))
         print(volume.patient, *(f"{value:.3f}" for value in rows[-1]), flush=True)
     means = np.mean(rows, axis=0)
     print(f"{len(rows)} patients: three sequences {means[0]:.4f}, FLAIR alone {means[1]:.4f}")
+    print("; ".join(f"{name} {mean:.4f}" for name, mean in zip(grids, means[5:], strict=True)))
     print(f"without skull: {means[2]:.4f} and {means[3]:.4f}; share of the lesion that the rule keeps {means[4]:.4f}")
 
 
