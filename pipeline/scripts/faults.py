@@ -35,8 +35,8 @@ REMARKS = {
 def ready_process() -> None:
     """Have this process ready for any terminal, pipe or container.
 
-    A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere. An error
-    while a message is logged, such as PyTorch's about a loader process that was killed meanwhile, prints no traceback.
+    A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere. An
+    error while a message is logged, such as PyTorch's about a loader process that was killed, prints no traceback.
     """
     logging.raiseExceptions = False
     with contextlib.suppress(OSError):
