@@ -61,8 +61,8 @@ def without_skull(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def acquired(volume: NDArray[np.uint8], plane: int, thickness: int) -> nib.Nifti1Image:
     """A volume (H, W, D) or (H, W, D, C) as slices of ``thickness`` mm across an axis would hold it.
 
-    It is interpolated to voxels of 1 mm, whose values are averaged within each slice. ``plane`` is 0 for sagittal, 1 for
-    coronal, 2 for axial slices.
+    It is interpolated to voxels of 1 mm, whose values are averaged within each slice. ``plane`` is 0 for sagittal, 1
+    for coronal, 2 for axial slices.
     """
     fine = nibabel.processing.resample_to_output(
         nib.Nifti1Image(volume.astype(np.float32), PLACE), (1.0, 1.0, 1.0), order=1, mode="nearest"
