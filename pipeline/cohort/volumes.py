@@ -111,7 +111,9 @@ def _save_label(path: Path, image: Path, target: Path, label_values: Collection[
     voxels = np.asarray(label.dataobj)
     values = tuple(int(value) if value == int(value) else value for value in _values_of(voxels, path, label_values))
     lesion = np.isin(voxels, list(label_values)) if label_values else voxels > 0
+    unit = label.header.get_xyzt_units()[0]
     label = nib.Nifti1Image(lesion.astype(np.uint8), label.affine)
+    label.header.set_xyzt_units(unit)
     save_image(label, target)
     check_label(target, image)
     grid = open_nifti(image)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
-from pipeline.scripts.volumes import AFFINE, MAX_VALUES, open_nifti, read_voxels
+from pipeline.scripts.volumes import AFFINE, MAX_VALUES, affine_mm, open_nifti, read_voxels
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
@@ -42,6 +42,8 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     Raises:
         PipelineError: The file is missing, damaged, too large, or no volume.
     """
+    if not is_volume_name(path.name):
+        raise PipelineError(f"{path}: no volume by its name (expected {', '.join(VOLUME_SUFFIXES)}). Convert it.")
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         image = open_nifti(path)
         return nib.Nifti1Image(read_voxels(path), image.affine, image.header)
@@ -125,7 +127,10 @@ def _single(path: Path) -> nib.Nifti1Image:
 
 
 def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> NDArray[np.float32]:
-    moved = nibabel.processing.resample_from_to(_single(path), (grid.shape, grid.affine), order=1, mode="grid-constant")
+    image = _single(path)
+    moved = nibabel.processing.resample_from_to(
+        nib.Nifti1Image(image.dataobj, affine_mm(image)), (grid.shape, affine_mm(grid)), order=1, mode="grid-constant"
+    )
     voxels: NDArray[np.float32] = moved.get_fdata(dtype=np.float32)
     if not voxels.any():
         raise PipelineError(

@@ -18,6 +18,7 @@ from pipeline.scripts.files import write_durably
 from pipeline.scripts.manifest import CHANNELS
 from pipeline.scripts.volumes import (
     AFFINE,
+    affine_mm,
     check_image,
     label_fault,
     open_nifti,
@@ -30,7 +31,6 @@ from pipeline.scripts.volumes import (
 DESCRIPTION = b"spacing unknown; research only"
 THICK_MM = 2.5
 """Slices further apart than this, and than twice the pixels, are thick."""
-_MM = {"meter": 1000, "micron": 0.001}
 
 
 def nifti_bytes(volume: Pixels) -> bytes:
@@ -62,7 +62,8 @@ def oddities(path: Path) -> list[str]:
             f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which are made of few rows "
             "here, so that the mask is coarse"
         )
-    stated, true = (float(np.prod(sizes)) for sizes in (image.header.get_zooms()[:3], voxel_sizes(image.affine)))
+    own, true = (float(np.prod(voxel_sizes(affine))) for affine in (image.affine, affine_mm(image)))
+    stated = float(np.prod(image.header.get_zooms()[:3])) * true / own
     if abs(stated - true) > 0.01 * true:
         found.append(f"the header's voxel size {stated:.3g} mm3 contradicts its affine, {true:.3g} mm3, which is used")
     return found
@@ -154,11 +155,11 @@ def spacing_mm(path: Path) -> tuple[float, float, float] | None:
     measure 1 x 1 x 1: nobody has set them.
     """
     image = open_nifti(path)
-    unit, sizes = image.header.get_xyzt_units()[0], voxel_sizes(image.affine)
-    nobody_set = unit == "unknown" and np.allclose(sizes, 1)
+    sizes = voxel_sizes(affine_mm(image))
+    nobody_set = image.header.get_xyzt_units()[0] == "unknown" and np.allclose(sizes, 1)
     if nobody_set or image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None
-    rows, columns, slices = (float(sizes[axis] * _MM.get(unit, 1)) for axis in np.argsort(turn_of(image.affine)[:, 0]))
+    rows, columns, slices = (float(sizes[axis]) for axis in np.argsort(turn_of(image.affine)[:, 0]))
     return rows, columns, slices
 
 

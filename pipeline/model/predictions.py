@@ -38,7 +38,7 @@ from pipeline.model.sharing import Finished, Share, own_device, shared
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
-from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
+from pipeline.scripts.volumes import affine_mm, open_nifti, oriented, refuse_faults
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class Prediction:
         slices: Axial slices of the volume.
         box: First and last voxel of the mask along each axis of the file, ``i i j j k k``, counted from 0; empty where
             the mask is.
-        centroid_mm: Mean place of the mask's voxels to right, anterior, superior in mm, by the affine; empty where the
-            mask is.
+        centroid_mm: Mean place of the mask's voxels to right, anterior, superior in mm, by the affine and its unit;
+            empty where the mask is.
         image: The file that was read.
         image_sha256: SHA-256 of that file.
         agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
@@ -357,7 +357,7 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> 
         write_segmentation_of(source, prediction.mask, segmentation)
     else:
         segmentation.unlink(missing_ok=True)  # of an earlier run
-    affine, spacing = open_nifti(image).affine, spacing_mm(image)
+    affine, spacing = affine_mm(open_nifti(image)), spacing_mm(image)
     places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
     axial = np.asarray(oriented(prediction.mask, affine).any(axis=(0, 1)))
     found = Prediction(

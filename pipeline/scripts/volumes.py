@@ -30,6 +30,9 @@ published slices is unknown, hence 1."""
 MAX_SHIFT_MM = 0.5
 """The most by which the corners of image and label may lie apart: programs round what they write."""
 
+_MM = {"meter": 1000, "micron": 0.001}
+"""Unit that a header names -> mm. A file that names none is taken to be in mm, as other programs do."""
+
 _NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
@@ -40,7 +43,8 @@ def open_nifti(path: Path) -> Any:
         path: The file, ``.nii`` or ``.nii.gz``.
 
     Raises:
-        PipelineError: The file is missing, is no NIfTI file, or claims more than ``MAX_VALUES`` values.
+        PipelineError: The file is missing, is no NIfTI file, claims more than ``MAX_VALUES`` values, or its affine does
+            not tell where a voxel lies.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -59,7 +63,19 @@ def open_nifti(path: Path) -> Any:
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
             "Replace the file, or crop or resample the volume."
         )
+    if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
+        raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
+    space, time = int(image.header["xyzt_units"]) % 8, int(image.header["xyzt_units"]) // 8
+    if space > 3 or time > 6:  # no units of NIfTI's, on which nibabel fails
+        image.header.set_xyzt_units("unknown")
     return image
+
+
+def affine_mm(image: Any) -> NDArray[np.float64]:
+    """(4, 4), voxel of a NIfTI image -> right, anterior, superior in mm, whatever the unit of its own affine."""
+    to_mm = _MM.get(image.header.get_xyzt_units()[0], 1)
+    affine: NDArray[np.float64] = np.diag([to_mm, to_mm, to_mm, 1]) @ image.affine
+    return affine
 
 
 def read_voxels(path: Path) -> NDArray[Any]:
@@ -104,8 +120,7 @@ def check_image(path: Path) -> None:
             post-contrast.
 
     Raises:
-        PipelineError: The file is missing or no NIfTI file, is of another shape, holds no numbers, or its affine does
-            not tell the orientation.
+        PipelineError: The file is missing or no NIfTI file, is of another shape, or holds no numbers.
     """
     image = open_nifti(path)
     if not (len(image.shape) == 3 or (len(image.shape) == 4 and image.shape[3] in (1, 3))) or 0 in image.shape:
@@ -115,8 +130,6 @@ def check_image(path: Path) -> None:
         )
     if image.get_data_dtype().kind not in "uif":
         raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
-    if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
-        raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
 
 
 def check_label(path: Path, image: Path) -> None:
@@ -144,8 +157,8 @@ def check_label(path: Path, image: Path) -> None:
 
 
 def _grid(image: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape (H, W, D) and affine of a volume turned into the orientation of ``AFFINE``."""
-    turned = nib.Nifti1Image(np.broadcast_to(np.uint8(0), image.shape[:3]), image.affine)
+    """Shape (H, W, D) and affine in mm of a volume turned into the orientation of ``AFFINE``."""
+    turned = nib.Nifti1Image(np.broadcast_to(np.uint8(0), image.shape[:3]), affine_mm(image))
     turned = turned.as_reoriented(turn_of(image.affine))
     return turned.shape, turned.affine
 

@@ -216,6 +216,18 @@ def test_a_spacing_that_nobody_set_gives_no_millilitres(tmp_path: Path) -> None:
     assert "spacing: the file tells none" in info["warnings"]
 
 
+def test_image_and_label_may_count_in_another_unit(tmp_path: Path) -> None:
+    root = volumes.pairs(tmp_path / "in", 2)
+    for path in root.rglob("*.nii.gz"):
+        image = nib.load(path)
+        changed = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1000, 1000, 1000, 1]) @ image.affine)
+        changed.header.set_xyzt_units("micron")
+        nib.save(changed, path)
+    built(root, tmp_path / "out")
+    for volume in read_manifest(tmp_path / "out").volumes:
+        assert spacing_mm(volume.image) == spacing_mm(volume.label) == pytest.approx(SPACING)
+
+
 def test_volumes_of_64_bits_are_stored_in_32(tmp_path: Path) -> None:
     image, mask = phantom()
     add(tmp_path / "in", "x", image=image[..., FLAIR].astype(np.float64) * 1.5, mask=mask.astype(np.int32))

@@ -84,6 +84,27 @@ def test_t1_of_another_grid_is_brought_onto_that_of_flair(tmp_path: Path) -> Non
     assert np.allclose(joined.affine, fine)
 
 
+def test_t1_in_another_unit_lies_where_flair_does(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
+    affine = np.diag([1.0, 1, 2, 1])
+    for name, unit, factor in (("flair", "mm", 1), ("t1", "micron", 1000)):
+        image = nib.Nifti1Image(voxels, np.diag([factor, factor, factor, 1]) @ affine)
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / f"{name}.nii")
+    joined = np.asarray(join_sequences(tmp_path / "flair.nii", tmp_path / "t1.nii", None).dataobj)
+    np.testing.assert_allclose(joined[..., 0], voxels, rtol=1e-4)
+
+
+def test_an_affine_that_places_no_voxel_is_told_in_a_line(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
+    """Of T1 beside FLAIR and of a cohort's volumes too."""
+    image = nib.Nifti1Image(voxels, np.eye(4))
+    image.set_sform(np.eye(4), 1)
+    content = bytearray(image.to_bytes())
+    content[280:296] = bytes(16)  # srow_x
+    (tmp_path / "flat.nii").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"flat\.nii: an affine that places no voxel"):
+        read_volume(tmp_path / "flat.nii")
+
+
 def test_flair_alone_stays_one_channel(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
     nib.save(nib.Nifti1Image(voxels[..., None], np.eye(4)), tmp_path / "flair.nii")
     assert join_sequences(tmp_path / "flair.nii", None, None).shape == voxels.shape

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.nifti import load_image, load_label, load_map, nifti_bytes, save_map, save_mask
+from pipeline.imaging.nifti import (
+    load_image,
+    load_label,
+    load_map,
+    nifti_bytes,
+    oddities,
+    save_map,
+    save_mask,
+    spacing_mm,
+)
 from pipeline.scripts.volumes import check_label
 
 
@@ -171,3 +180,40 @@ def test_a_label_that_drifts_away_from_its_image_is_refused(tmp_path, axes, scal
     with pytest.raises(PipelineError, match=r"by its affine it lies up to [\d.]+ mm away from image"):
         check_label(tmp_path / "label.nii.gz", tmp_path / "image.nii.gz")
     check_label(tmp_path / "image.nii.gz", tmp_path / "image.nii.gz")
+
+
+UNITS = {"meter": 0.001, "mm": 1, "micron": 1000}
+"""Unit of a header -> how many of it a mm has."""
+
+
+def stored_in(unit: str, path: Path, move: float = 0) -> Path:
+    """A volume of 1 x 2 x 3 mm voxels whose header counts in a unit, moved by so many mm."""
+    affine = np.diag([1.0, 2, 3, 1])
+    affine[:3, 3] = 7 + move
+    affine[:3] *= UNITS[unit]
+    image = nib.Nifti1Image(np.ones((6, 5, 4), np.uint8), affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_headers_unit_counts(tmp_path, unit):
+    """A mm is a mm, whatever the header counts in."""
+    image = stored_in(unit, tmp_path / "image.nii.gz")
+    assert sorted(spacing_mm(image)) == pytest.approx([1, 2, 3])
+    assert oddities(image) == []
+    for other in UNITS:
+        check_label(stored_in(other, tmp_path / "label.nii.gz"), image)
+        with pytest.raises(PipelineError, match=r"lies up to 1\.73 mm away from image"):
+            check_label(stored_in(other, tmp_path / "label.nii.gz", move=1), image)
+
+
+def test_a_unit_that_nobody_knows_is_none(tmp_path):
+    path = stored_in("mm", tmp_path / "image.nii")
+    content = bytearray(path.read_bytes())
+    content[123] = 7  # xyzt_units
+    path.write_bytes(content)
+    assert sorted(spacing_mm(path)) == pytest.approx([1, 2, 3])
+    save_mask(np.ones((6, 5, 4), np.uint8), tmp_path / "mask.nii.gz", path)
+    assert nib.load(tmp_path / "mask.nii.gz").header.get_xyzt_units() == ("unknown", "unknown")

@@ -90,13 +90,21 @@ def test_a_folder_and_a_file_give_the_same(lively, manifest: Path, tmp_path: Pat
     assert not list((tmp_path / "out").glob("*probability*"))
 
 
-def test_millilitres_where_the_spacing_is_known(lively, manifest: Path, tmp_path: Path) -> None:
+def test_millilitres_and_places_where_the_spacing_is_known(lively, manifest: Path, tmp_path: Path) -> None:
     volume = read_manifest(manifest).sections["validation"][0]
     voxels = np.asarray(nib.load(volume.image).dataobj)
     image_of(voxels, tmp_path / "known.nii.gz", AFFINE @ np.diag([0.5, 2, 5, 1]))
     image_of(voxels, tmp_path / "unknown.nii.gz", units="unknown")
-    found = run(lively, tmp_path / "out", tmp_path / "known.nii.gz", tmp_path / "unknown.nii.gz")
+    image_of(
+        voxels,
+        tmp_path / "metres.nii.gz",
+        np.diag([0.001, 0.001, 0.001, 1]) @ AFFINE @ np.diag([0.5, 2, 5, 1]),
+        "meter",
+    )
+    found = run(lively, tmp_path / "out", *(tmp_path / f"{name}.nii.gz" for name in ("known", "unknown", "metres")))
     assert found["known"]["lesion_ml"] == pytest.approx(found["known"]["lesion_voxels"] * 0.005)
+    assert found["metres"]["lesion_ml"] == pytest.approx(found["known"]["lesion_ml"])
+    assert found["metres"]["centroid_mm"] == found["known"]["centroid_mm"] != found["unknown"]["centroid_mm"]
     assert found["unknown"]["lesion_ml"] is None
     mask = nib.load(tmp_path / "out" / "known_mask.nii.gz")
     assert mask.header.get_zooms() == (0.5, 2, 5)
