@@ -94,7 +94,8 @@ class Console(logging.Handler):
 class CommandParser(argparse.ArgumentParser):
     """A command's parser: named as it was called, with the options that all commands share.
 
-    To parse sets what is shown: ``--quiet`` and ``--verbose`` stand in no result.
+    To parse sets what is shown: ``--quiet`` and ``--verbose`` stand in no result. ``json`` says that the command is to
+    call ``print_json`` at its end.
     """
 
     def __init__(self, command: str, **options: Any) -> None:
@@ -102,6 +103,9 @@ class CommandParser(argparse.ArgumentParser):
         shown = self.add_mutually_exclusive_group()
         shown.add_argument("--quiet", action="store_true", help="show warnings and errors alone")
         shown.add_argument("--verbose", action="store_true", help="show what is done in detail, on standard error")
+        self.add_argument(
+            "--json", action="store_true", help="print one JSON document, for scripts; all else goes to standard error"
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and show messages as asked for."""
@@ -110,7 +114,7 @@ class CommandParser(argparse.ArgumentParser):
         del found.quiet, found.verbose
         show_messages(
             logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO,
-            for_scripts=getattr(found, "json", False),
+            for_scripts=found.json,
         )
         return found, rest
 
@@ -208,6 +212,3 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, *, default: str = "") 
         help="what runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: CUDA where there is some, else the CPU)")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON document, for scripts; all else goes to standard error"
-    )

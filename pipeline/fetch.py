@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cohort.download import download
-from pipeline.command_line import CommandParser, program, run_cli, say
+from pipeline.command_line import CommandParser, print_json, program, run_cli, say
 from pipeline.errors import PipelineError
 
 LICENCE = """\
@@ -29,13 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dest", type=Path, metavar="DIR", help="empty folder to put it in (default: kagglehub's cache)"
     )
-    dest = parser.parse_args(argv).dest
+    args = parser.parse_args(argv)
+    dest = args.dest
     say(LICENCE)
     if dest and dest.exists() and not dest.is_dir():
         raise PipelineError(f"{dest} is a file, expected a folder. Choose another --dest.")
     folder = download(dest)
     patients = sum(entry.is_dir() for entry in folder.iterdir())
     say(f"{patients} patients in {folder}; next: {program('manifest')} {shlex.quote(str(folder))}")
+    if args.json:
+        print_json({"folder": str(folder), "patients": patients})
     return 0
 
 

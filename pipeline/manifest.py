@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.listing import counts_line
-from pipeline.command_line import CommandParser, program, run_cli, say
+from pipeline.command_line import CommandParser, print_json, program, run_cli, say
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
 
 
@@ -25,13 +25,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.cohort.building import build_manifest
     from pipeline.cohort.changes import verify_manifest
 
+    path, for_scripts = str(Path(args["out"]) / MANIFEST_NAME), args.pop("json")
     if args.pop("verify"):
-        say(verify_manifest(args["source"], args["out"], args["pseudonymise"]))
+        told = verify_manifest(args["source"], args["out"], args["pseudonymise"])
+        say(told)
+        if for_scripts:
+            print_json({"manifest": path, "verified": told.splitlines()})
         return 0
     result = build_manifest(**args)
     if not result.is_new:
         say("unchanged: nothing written")
     _summarise(result.content, Path(args["out"]))
+    if for_scripts:
+        patients = {section: [item["patient"] for item in result.content[section]] for section in SECTIONS}
+        kept = {key: result.content[key] for key in ("counts", "skipped", "warnings")}
+        print_json({"manifest": path, "is_new": result.is_new, "patients": patients, **kept})
     return 0
 
 

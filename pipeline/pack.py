@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import CommandParser, run_cli, say
+from pipeline.command_line import CommandParser, print_json, run_cli, say
 from pipeline.model.packing import pack_bundle
 
 
@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     packed = pack_bundle(args.bundle, args.out, trust=args.trust)
     say(f"{packed.path}: {packed.size_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")
+    if args.json:
+        print_json({"zip": str(packed.path), "size_bytes": packed.size_bytes, "sha256": packed.sha256})
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cohort.phantoms import make_phantoms
-from pipeline.command_line import CommandParser, program, run_cli, say
+from pipeline.command_line import CommandParser, print_json, program, run_cli, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,9 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lesion-free", type=int, default=0, metavar="N", help="leave the first N without lesion")
     parser.add_argument("--force", action="store_true", help="replace the phantoms of another call in OUT")
     args = parser.parse_args(argv)
+    for_scripts = vars(args).pop("json")
     folder = make_phantoms(**vars(args))
     command = f"{program('manifest')} {shlex.quote(str(folder))} --split random"
     say(f"{args.patients} phantoms in {folder}; next: {command} --out {shlex.quote(str(args.out / 'manifest'))}")
+    if for_scripts:
+        print_json({"folder": str(folder), "patients": args.patients})
     return 0
 
 

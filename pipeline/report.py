@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import CommandParser, run_cli, say
+from pipeline.command_line import CommandParser, print_json, run_cli, say
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME
 
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"note: {note}")
     size = out.stat().st_size / 1e6
     say(f"Research only, not for clinical use. Open in a browser: {out} ({size:.1f} MB)")
+    if args.json:
+        print_json({"report": str(out), "notes": notes})
     return 0
 
 

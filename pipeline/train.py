@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import CommandParser, program, run_cli, say
+from pipeline.command_line import CommandParser, print_json, program, run_cli, say
 from pipeline.files import OWN
 
 if TYPE_CHECKING:
@@ -47,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments()
     args, overrides = parser.parse_known_args(argv)
     options = [text.removeprefix("--") for text in parser.format_help().split() if text.startswith("--")]
+    for_scripts = vars(args).pop("json")
     from pipeline.model.training import plan_training
 
     plan = plan_training(**vars(args), overrides=overrides, option_names=options)
     for command in plan.commands.values():
-        status = _run(command, is_own=not args.trust) if command else 0
+        status = _run(command, is_own=not args.trust, for_scripts=for_scripts) if command else 0
         if status:
             return status
     say(_next(args, plan))
+    if for_scripts:
+        print_json({"out": str(plan.out), "best_validation_dsc": plan.best_validation_dsc()})
     return 0
 
 
@@ -81,10 +84,11 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _run(command: Sequence[str], *, is_own: bool) -> int:
+def _run(command: Sequence[str], *, is_own: bool, for_scripts: bool) -> int:
     """Print a command as it could be typed, run it, and say how to go on after Ctrl-C.
 
-    Of a bundle of this project, known by its hashes, MONAI's warning that a config can run any code is left out.
+    What the training prints goes to standard error for scripts, and nowhere with ``--quiet``. Of a bundle of this
+    project, known by its hashes, MONAI's warning that a config can run any code is left out.
     """
     # A list of config files holds single quotes: double quotes around it read better than what shlex makes of it.
     parts = [
@@ -93,6 +97,7 @@ def _run(command: Sequence[str], *, is_own: bool) -> int:
     say(" ".join(["python", *parts]))
     sys.stdout.flush()
     encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0] + ":backslashreplace"  # MONAI logs folder names
+    printed = sys.stderr if for_scripts else None
     ignored = [os.environ.get("PYTHONWARNINGS", ""), "ignore:parsing config_file" if is_own else ""]
     try:
         status = subprocess.run(  # noqa: S603
@@ -100,7 +105,7 @@ def _run(command: Sequence[str], *, is_own: bool) -> int:
             check=False,
             env={**os.environ, "PYTHONWARNINGS": ",".join(filter(None, ignored)), "PYTHONIOENCODING": encoding},
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            stdout=None if logging.getLogger("pipeline").isEnabledFor(logging.INFO) else subprocess.DEVNULL,
+            stdout=printed if logging.getLogger("pipeline").isEnabledFor(logging.INFO) else subprocess.DEVNULL,
         ).returncode
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)

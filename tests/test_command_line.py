@@ -103,7 +103,6 @@ def test_help_says_what_was_called(monkeypatch: pytest.MonkeyPatch, called: str,
 def test_what_is_shown(given: list[str], out: str, err: str, capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: Any) -> int:
         parser = CommandParser("predict")
-        parser.add_argument("--json", action="store_true")
         args = parser.parse_args(argv)
         assert vars(args) == {"json": "--json" in given}
         logger = logging.getLogger("pipeline.model.bundle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def test_dest_is_downloaded_to_directly_and_quoted(
     assert run_cli(main, ["--dest", str(dest)]) == 0
     assert kagglehub.calls == [(HANDLE, str(dest))]
     assert f"'{dest / 'kaggle_3m'}'" in capsys.readouterr().out
+
+
+def test_scripts_get_one_document(kagglehub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dest = tmp_path / "new"
+    assert run_cli(main, ["--dest", str(dest), "--json"]) == 0
+    shown = capsys.readouterr()
+    patients = sum(folder.is_dir() for folder in (dest / "kaggle_3m").iterdir())
+    assert json.loads(shown.out) == {"folder": str(dest / "kaggle_3m"), "patients": patients}
+    assert "CC BY-NC-SA" in shown.err
 
 
 def test_a_copy_is_named_in_place_of_the_cache(

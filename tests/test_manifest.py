@@ -15,6 +15,7 @@ from pipeline import manifest
 from pipeline.cohort import building
 from pipeline.cohort.building import BuildResult, build_manifest
 from pipeline.command_line import run_cli
+from pipeline.scripts.manifest import SECTIONS
 from tests.cohort.conftest import SIDE, A, B, C, add_patient, image, three_patients, write
 
 SPLIT = ("--split", "random", "--validation-fraction", "0.3")
@@ -160,6 +161,33 @@ def test_verify_agrees_or_names_what_does_not(run: Any, root: Path, out: Path) -
     assert status == 2
     assert f"{B}_label.nii.gz" in complaints
     assert f"{A}/{A}_1.tif: changed since the manifest was built" in complaints
+
+
+def test_scripts_get_one_document(run: Any, root: Path, out: Path) -> None:
+    (root / "notes.txt").touch()
+    status, printed, told = run("--json")
+    assert status == 0
+    content = json.loads((out / "manifest.json").read_text())
+    patients = {section: [item["patient"] for item in content[section]] for section in SECTIONS}
+    assert json.loads(printed) == {
+        "manifest": f"{out}/manifest.json",
+        "is_new": True,
+        "patients": patients,
+        "counts": {"found": 19, "used": 18, "skipped": 1, "refused": 0},
+        "skipped": [{"path": "notes.txt", "reason": "not a slice"}],
+        "warnings": [],
+    }
+    assert sum(map(len, patients.values())) == 3
+    assert "files: 19 found" in told
+    assert not json.loads(run("--json", "--quiet")[1])["is_new"]
+    status, printed, _ = run("--json", "--verify")
+    assert status == 0
+    assert json.loads(printed)["verified"] == [
+        "verified: 18 source files and 6 volumes agree with the manifest",
+        "files: 19 found = 18 used + 1 skipped + 0 refused",
+    ]
+    (root / A / f"{A}_2.tif").write_bytes(b"")
+    assert run("--json")[:2] == (2, "")
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,10 @@ def test_the_zip_and_its_hash_are_printed(tmp_path: Path, capsys: pytest.Capture
     assert zipfile.is_zipfile(target)
     size = target.stat().st_size / 1e6
     assert capsys.readouterr().out == f"{target}: {size:.1f} MB, SHA-256 {sha256_file(target)}\n"
+    assert run_cli(pack.main, [str(BUNDLES[0]), "--out", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    facts = {"zip": str(target), "size_bytes": target.stat().st_size, "sha256": sha256_file(target)}
+    assert json.loads(shown.out) == facts
 
 
 def test_what_is_no_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from pipeline import phantom
 from pipeline.command_line import run_cli
 
 SMALL = ["--patients", "3", "--size", "32", "--slices", "4"]
+
+
+def test_scripts_get_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(phantom.main, [str(tmp_path), *SMALL, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"folder": str(tmp_path / "kaggle_3m"), "patients": 3}
+    assert "next: " in shown.err
 
 
 def test_the_last_line_is_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_out_names_and_viewers_are_taken(runs: list[Path], tmp_path: Path, capsy
     assert note.startswith("note: slices of 3 of 4 patients")
     assert str(page) in last
     assert not (runs[0] / "report.html").exists()
+
+
+def test_scripts_get_one_document(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(runs[0]), "--viewers", "0", "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert document["report"] == str(tmp_path / "page.html")
+    assert document["notes"]
+    assert all(f"note: {note}\n" in shown.err for note in document["notes"])
 
 
 def test_no_slices_where_none_are_asked_for(

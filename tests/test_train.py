@@ -211,6 +211,8 @@ def test_the_last_line_says_how_to_score_and_show(commands, folded: Path, tmp_pa
         (out / f"fold_{fold}" / "training.json").write_text(json.dumps({**record, "best_validation_dsc": dsc}))
     assert train.main([*given, "--fold", "all"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("best validation DSC 0.5000, 0.7500; next: ")
+    assert train.main([*given, "--fold", "all", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"out": str(out), "best_validation_dsc": [0.5, 0.75]}
 
 
 def test_monais_warning_about_trust_is_for_bundles_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,9 +227,10 @@ def test_monais_warning_about_trust_is_for_bundles_of_others(monkeypatch: pytest
     given = ["--manifest", str(tmp_path), "--out", str(tmp_path / "run")]
     assert train.main(given) == 0
     assert train.main([*given, "--trust", "--quiet"]) == 0
-    own, other = (options["env"]["PYTHONWARNINGS"] for options in seen)
+    assert train.main([*given, "--json"]) == 0
+    own, other, _ = (options["env"]["PYTHONWARNINGS"] for options in seen)
     assert (own, other) == ("ignore:mine,ignore:parsing config_file", "ignore:mine")
-    assert [options["stdout"] for options in seen] == [None, subprocess.DEVNULL]
+    assert [options["stdout"] for options in seen] == [None, subprocess.DEVNULL, sys.stderr]
 
 
 @pytest.mark.slow
