@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,16 +45,21 @@ def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Pat
 
 
 @only_basic_unet
-def test_warnings_are_printed_beside_the_scores(trained, manifest, phantoms, tmp_path: Path, capsys) -> None:
+def test_warnings_are_printed_before_the_scores(
+    trained, manifest, phantoms, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other"
     build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
-    capsys.readouterr()
-    seen = evaluated(trained, other, tmp_path / "seen")["seen_in_training"]
+    with monkeypatch.context() as terminal:
+        terminal.setattr(sys, "stderr", sys.stdout)  # as a person sees them
+        capsys.readouterr()
+        seen = evaluated(trained, other, tmp_path / "seen")["seen_in_training"]
+        warning, _, table = capsys.readouterr().out.partition("\npatient ")
     assert seen
-    table, warning = capsys.readouterr()
     assert f"warning: {len(seen)} of 4 patients were trained on" in warning
     assert all(patient in warning for patient in seen)
     assert all(patient in table for patient in seen)
+    assert "warning" not in table
     shutil.copy(trained[1] / "model.pt", tmp_path)
     evaluated((trained[0], tmp_path), manifest, tmp_path / "unrecorded")
     assert "no training.json beside the weights" in capsys.readouterr().out

@@ -35,12 +35,14 @@ def read_key(path: Path) -> dict[str, str]:
     wanted = ", ".join(KEY_COLUMNS)
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            columns, *rows = filter(None, csv.reader(file))
+            columns, *rows = [*filter(None, csv.reader(file))] or [[]]
         key = dict(rows)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, csv.Error) as error:
-        raise PipelineError(f"{path}: no readable key ({error}); expected a CSV of {wanted}.") from error
+        raise PipelineError(
+            f"{path}: no readable key ({shown(error)}; expected a CSV of {wanted}). Restore it."
+        ) from error
     faulty = any(id_fault(name) for row in rows for name in row)
     if tuple(columns) != KEY_COLUMNS or faulty or not len(rows) == len(key) == len(set(key.values())):
         raise PipelineError(f"{path}: no key (expected the columns {wanted}, valid ids, none twice). Restore it.")

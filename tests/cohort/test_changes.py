@@ -99,4 +99,7 @@ def test_verify_needs_a_manifest_and_names_missing_volumes(root, build, out, mon
     with pytest.raises(ManifestError) as info:
         verify_manifest(root, out)
     assert f"{A}_image.nii.gz: cannot be read" in str(info.value)
-    assert "cannot be read (3212 bytes, at most 10 are read)" in str(info.value)
+    slices = {str(path.relative_to(root)) for path in root.rglob("*.tif")}
+    assert info.value.faults.keys() == {A, *slices}
+    assert info.value.faults[f"{B}/{B}_1.tif"][0].startswith("cannot be read (3212 bytes, at most 10 are read). ")
+    assert f"({len(slices)} in all): such as cannot be read (3212 bytes, at most 10 are read). " in str(info.value)

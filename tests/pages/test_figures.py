@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import nifti_bytes, save_map, save_mask
-from pipeline.pages.figures import DSC_FIGURE, Case, draw_cases, remove_outdated
+from pipeline.pages.figures import DSC_FIGURE, GAP, Case, draw_cases, remove_outdated
 from pipeline.scripts.files import write_durably
 
 
@@ -65,10 +65,14 @@ def test_uncertainty_stands_beside(case: Case, tmp_path: Path) -> None:
     assert draw_cases([Case("A", case.image, case.mask, None, map_file)], out) == 1
     assert names(out) == ["slice_004.png", "slice_005.png"]
     picture = np.asarray(Image.open(out / "A" / "slice_004.png")).astype(int)
-    assert picture.shape == (80, 2 * 64 + 4, 3)
-    assert (
-        picture[25:35, 64 + 4 + 22 : 64 + 4 + 42, 0] - picture[25:35, 64 + 4 + 22 : 64 + 4 + 42, 1] > 40
-    ).mean() > 0.9
+    assert picture.shape == (80, 64 + GAP + 64, 3)
+    left, gap, right = np.split(picture, [64, 64 + GAP], axis=1)
+    assert not gap.any()
+    assert draw_cases([Case("A", case.image, case.mask)], tmp_path / "alone") == 1
+    assert np.array_equal(left, np.asarray(Image.open(tmp_path / "alone" / "A" / "slice_004.png")))
+    assert left[:, -1].any()
+    assert right[:, 0].any()
+    assert (right[25:35, 22:42, 0] - right[25:35, 22:42, 1] > 40).mean() > 0.9
 
 
 def test_a_volume_with_nothing_has_one_picture(case: Case, tmp_path: Path) -> None:
