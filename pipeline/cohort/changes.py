@@ -12,6 +12,7 @@ from pipeline.cohort.pseudonyms import aliases, read_key
 from pipeline.cohort.reading import owners_of
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.progress import progress
+from pipeline.scripts.manifest import is_pseudonymised
 
 _CHANGED = "Restore it, or pass --rebuild to take the folder as it is now."
 
@@ -21,7 +22,7 @@ Sources = dict[str, dict[str, str]]
 
 def known_sources(manifest: Manifest, root: Path, listing: Listing, key: Path | None) -> tuple[Sources, dict[str, str]]:
     """The sources of a manifest of this folder, and path in the manifest -> path in the folder where they differ."""
-    done = bool(manifest.raw.get("options", {}).get("pseudonymised"))
+    done = is_pseudonymised(manifest.raw)
     if done != bool(key):
         how = "pseudonymised: pass --pseudonymise KEY" if done else "not pseudonymised: leave --pseudonymise out"
         raise PipelineError(f"{manifest.path}: {how}, or replace it by --rebuild.")

@@ -22,7 +22,7 @@ from pipeline.model.backends import BACKENDS, PACKAGES, TORCH, compiled
 from pipeline.model.trust import refuse_foreign, refuse_links
 from pipeline.scripts.faults import ready_libraries
 from pipeline.scripts.files import sha256_bytes
-from pipeline.scripts.records import RECORD, changed_settings, seen_patients, trained_settings, without_fetching
+from pipeline.scripts.records import RECORD, changed_settings, trained_settings, without_fetching
 from pipeline.scripts.weights import WEIGHTS, load_state, read_state, read_weights
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ class Bundle:
         weights_sha256: SHA-256 of the weights file.
         config_sha256: SHA-256 of the inference config.
         settings: Keys of the config that the weights were trained with other values of, and those values.
-        recorded: Whether a ``training.json`` lies beside the weights.
-        training: Seed, manifest, machine, budget and method of the training; empty where they are not recorded.
-        training_patients: Ids of the patients that were trained on, also by the weights that the training started
-            from; empty where they are not recorded.
+        record: The content of the ``training.json`` beside the weights; empty where there is none.
         backend: The name of what runs the network, a key of ``BACKENDS``.
         replaced: The weights in the bundle's folder are others than its metadata names, left by a training.
     """
@@ -79,11 +76,22 @@ class Bundle:
     weights_sha256: str
     config_sha256: str
     settings: dict[str, Any]
-    recorded: bool = False
-    training: dict[str, Any] = field(default_factory=dict)
-    training_patients: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
     backend: str = TORCH
     replaced: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a ``training.json`` lies beside the weights."""
+        return bool(self.record)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Seed, manifest, machine, budget and method of the training; empty where they are not recorded."""
+        config = self.record.get("config", {})
+        facts = {key: self.record[key] for key in TRAINING_FACTS if key in self.record}
+        method = {key: config[key] for key in TRAINING_CONFIG if key in config}
+        return {**facts, "config": method} if method else facts
 
     def provenance(self) -> dict[str, Any]:
         """What the predictions come from, for a file beside them."""
@@ -253,9 +261,7 @@ def load_bundle(
         weights_sha256=given.sha256,
         config_sha256=sha256_bytes(data),
         settings=settings,
-        recorded=bool(given.record),
-        training=_training_facts(given.record),
-        training_patients=tuple(seen_patients(given.record)),
+        record=given.record,
         backend=backend,
         replaced=given.is_replaced,
     )
@@ -281,14 +287,6 @@ def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
     network = without_fetching(settings["network_def"])
     marks = {"_requires_": "@scripts_path"} if network["_target_"].startswith("scripts.") else {}
     return {**settings, "network_def": {**network, **marks}}
-
-
-def _training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What names the source of a figure, from a training's record."""
-    config = record.get("config", {})
-    facts = {key: record[key] for key in TRAINING_FACTS if key in record}
-    method = {key: config[key] for key in TRAINING_CONFIG if key in config}
-    return {**facts, "config": method} if method else facts
 
 
 def _resolved(parser: ConfigParser, key: str, config: Path, kind: Callable[[Any], Any] | None = None) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,22 @@ class Share:
         except RuntimeError as error:
             raise PipelineError("another process of this run has ended, its message says why.") from error
         return [item for part in gathered for item in part]
+
+    def check(self, check: Callable[[Item], None], items: Sequence[Item]) -> None:
+        """Check all items, each process its own; every process raises the fault of the first faulty one.
+
+        Raises:
+            PipelineError: What ``check`` raises.
+        """
+        faults: list[tuple[int, PipelineError]] = []
+        for number, item in self.of([*enumerate(items)]):
+            try:
+                check(item)
+            except PipelineError as error:
+                faults.append((number, error))
+                break
+        if faults := self.gather(faults):
+            raise min(faults, key=itemgetter(0))[1]
 
     def wait(self) -> None:
         """Wait until all processes are here."""

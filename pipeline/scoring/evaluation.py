@@ -36,7 +36,15 @@ from pipeline.scoring.results import (
 )
 from pipeline.scoring.statistics import summarise
 from pipeline.scripts.files import locked, write_durably
-from pipeline.scripts.manifest import IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
+from pipeline.scripts.manifest import (
+    IMAGE_SUFFIX,
+    LABEL_SUFFIX,
+    MASK_SUFFIX,
+    UNCERTAINTY_SUFFIX,
+    VOLUMES,
+    is_pseudonymised,
+)
+from pipeline.scripts.records import has_other_names, knows_all_patients, seen_patients
 from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
 
 logger = logging.getLogger(__name__)
@@ -126,81 +134,82 @@ def evaluate_volumes(
     split = split or ("all" if folds or fold is not None else "validation")
     cohort = read_manifest(manifest)
     volumes = _named(_of_fold(select(cohort, split), cohort, fold), patients)
-    for volume in volumes:
-        verify_volume(volume)
-    refuse_faults({"image": volume.image, "label": volume.label} for volume in volumes)
-    device = own_device(device)
-    if folds:
-        pairs = zip(bundles, folds, strict=True)
-        groups = [
-            load_folds(bundle, runs, cohort.folds, backend, only=fold, device=device, trust=trust)
-            for bundle, runs in pairs
-        ]
-    else:
-        groups = [{None: bundle} for bundle in load_bundles(bundles, weights, backend, device=device, trust=trust)]
-    predictors = {
-        volume.patient: Predictor(bundles_for(groups, volume), flips=flips, uncertainty=uncertainty)
-        for volume in volumes
-    }
-    loaded = [(fold_of, bundle) for group in groups for fold_of, bundle in group.items()]
-    provenance = {
-        "command": command,
-        "protocol": protocol,
-        "split": split,
-        "fold": fold,
-        "patients": sorted(patients) or None,
-        "tta": flips,
-        "bundles": [
-            bundle.provenance() if fold_of is None else {**bundle.provenance(), "fold": fold_of}
-            for fold_of, bundle in loaded
-        ],
-        "manifest_sha256": cohort.sha256,
-        "seen_in_training": [
-            patient for patient, predictor in predictors.items() if _is_trained_on(patient, predictor.bundles)
-        ],
-        "seed": seed,
-        "versions": versions(backend),
-        "backend": backend,
-        "device": str(loaded[0][1].device),
-    }
-    settings = {
-        key: provenance[key] for key in ("protocol", "tta", "bundles", "manifest_sha256", "backend", "versions")
-    }
-    finished = Finished(out, {**settings, "uncertainty": uncertainty, "per_slice": per_slice})
+    with shared() as share:
+        share.check(verify_volume, volumes)
+        refuse_faults({"image": volume.image, "label": volume.label} for volume in volumes)
+        device = own_device(device)
+        if folds:
+            pairs = zip(bundles, folds, strict=True)
+            groups = [
+                load_folds(bundle, runs, cohort.folds, backend, only=fold, device=device, trust=trust)
+                for bundle, runs in pairs
+            ]
+        else:
+            groups = [{None: bundle} for bundle in load_bundles(bundles, weights, backend, device=device, trust=trust)]
+        predictors = {
+            volume.patient: Predictor(bundles_for(groups, volume), flips=flips, uncertainty=uncertainty)
+            for volume in volumes
+        }
+        loaded = [(fold_of, bundle) for group in groups for fold_of, bundle in group.items()]
+        provenance = {
+            "command": command,
+            "protocol": protocol,
+            "split": split,
+            "fold": fold,
+            "patients": sorted(patients) or None,
+            "tta": flips,
+            "bundles": [
+                bundle.provenance() if fold_of is None else {**bundle.provenance(), "fold": fold_of}
+                for fold_of, bundle in loaded
+            ],
+            "manifest_sha256": cohort.sha256,
+            "seen_in_training": [
+                patient for patient, predictor in predictors.items() if _is_trained_on(patient, predictor.bundles)
+            ],
+            "seed": seed,
+            "versions": versions(backend),
+            "backend": backend,
+            "device": str(loaded[0][1].device),
+        }
+        settings = {
+            key: provenance[key] for key in ("protocol", "tta", "bundles", "manifest_sha256", "backend", "versions")
+        }
+        finished = Finished(out, {**settings, "uncertainty": uncertainty, "per_slice": per_slice})
 
-    def score_of(volume: Volume) -> VolumeScore:
-        files = [volume.image, volume.label, out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}"]
-        if row := finished.read(volume.patient, files):
-            lists = {name: tuple(map(tuple, row[name])) for name in ("reliability", "slices")}
-            return VolumeScore(**{**row, **lists})
-        score = _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice)
-        score = replace(score, seen=_seen(volume.patient, predictors[volume.patient].bundles, cohort))
-        finished.write(volume.patient, asdict(score), files)
-        return score
+        def score_of(volume: Volume) -> VolumeScore:
+            files = [volume.image, volume.label, out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}"]
+            if row := finished.read(volume.patient, files):
+                lists = {name: tuple(map(tuple, row[name])) for name in ("reliability", "slices")}
+                return VolumeScore(**{**row, **lists})
+            score = _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice)
+            score = replace(score, seen=_seen(volume.patient, predictors[volume.patient].bundles, cohort))
+            finished.write(volume.patient, asdict(score), files)
+            return score
 
-    parts = (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES)
-    with shared() as share, locked(out, parts) if share.is_first else nullcontext():
-        if share.is_first:
-            _refuse_other_results(out, provenance)
-            _log_notes([bundle for _, bundle in loaded], cohort, provenance, len(volumes), unseen_expected=bool(folds))
-            if draw is None:
-                shutil.rmtree(out / FIGURES, ignore_errors=True)
-            if not skip_existing:
-                finished.clear()
-            write_summary(out, provenance)  # without statistics, which says that the folder is not complete
-        share.wait()
-        gathered = share.gather(overlapped(score_of, share.of(volumes), "evaluate"))
-        by_patient = {score.patient: score for score in gathered}
-        scores = [by_patient[volume.patient] for volume in volumes]
-        result = EvaluationResult(tuple(scores), {**provenance, **summarise(scores, seed)}, volumes)
-        if share.is_first:
-            write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
-            write_scores(out, scores)
-            write_slices(out, scores)
-            write_summary(out, result.summary)
-            if draw:
-                draw(result)
-        share.wait()  # for the first one, which a launcher would end with the others
+        with locked(out, (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES)) if share.is_first else nullcontext():
+            if share.is_first:
+                _refuse_other_results(out, provenance)
+                _log_notes(
+                    [bundle for _, bundle in loaded], cohort, provenance, len(volumes), unseen_expected=bool(folds)
+                )
+                if draw is None:
+                    shutil.rmtree(out / FIGURES, ignore_errors=True)
+                if not skip_existing:
+                    finished.clear()
+                write_summary(out, provenance)  # without statistics, which says that the folder is not complete
+            share.wait()
+            gathered = share.gather(overlapped(score_of, share.of(volumes), "evaluate"))
+            by_patient = {score.patient: score for score in gathered}
+            scores = [by_patient[volume.patient] for volume in volumes]
+            result = EvaluationResult(tuple(scores), {**provenance, **summarise(scores, seed)}, volumes)
+            if share.is_first:
+                write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
+                write_scores(out, scores)
+                write_slices(out, scores)
+                write_summary(out, result.summary)
+                if draw:
+                    draw(result)
+            share.wait()  # for the first one, which a launcher would end with the others
     return result
 
 
@@ -294,8 +303,8 @@ def _log_notes(
     """Say by which settings the networks predict, and whether the patients are as unseen as the section promises."""
     if _other_names(bundles, manifest):
         logger.warning(
-            "these patients have pseudonyms, and the weights come from another manifest: whether any of them was "
-            "trained on is not known"
+            "this manifest or that of the training has pseudonyms, and they are not the same: whether any of these "
+            "patients was trained on is not known"
         )
     for line in dict.fromkeys(bundle.as_trained() for bundle in bundles):
         logger.info(line)
@@ -336,22 +345,21 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path, *, p
 
 def _is_trained_on(patient: str, bundles: Sequence[Bundle]) -> bool:
     """Whether weights were trained on this person, in this exam or another."""
-    return person(patient) in {person(name) for bundle in bundles for name in bundle.training_patients}
+    return person(patient) in {person(name) for bundle in bundles for name in seen_patients(bundle.record)}
 
 
 def _seen(patient: str, bundles: Sequence[Bundle], manifest: Manifest) -> bool | None:
     """Whether any of the weights were trained on a patient; None where their records or the names do not tell."""
     if _is_trained_on(patient, bundles):
         return True
-    told = all(bundle.training_patients for bundle in bundles) and not _other_names(bundles, manifest)
+    told = all(knows_all_patients(bundle.record) for bundle in bundles) and not _other_names(bundles, manifest)
     return False if told else None
 
 
 def _other_names(bundles: Sequence[Bundle], manifest: Manifest) -> bool:
-    """Whether the patients have pseudonyms that the weights' records do not know."""
-    return bool(manifest.raw.get("options", {}).get("pseudonymised")) and any(
-        bundle.training_patients and bundle.training.get("manifest_sha256") != manifest.sha256 for bundle in bundles
-    )
+    """Whether the patients may stand under other names in the weights' records."""
+    hidden = is_pseudonymised(manifest.raw)
+    return any(has_other_names(bundle.record, manifest.sha256, pseudonymised=hidden) for bundle in bundles)
 
 
 def _gzipped(path: Path) -> bytes:

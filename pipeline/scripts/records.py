@@ -23,6 +23,8 @@ from .files import content_of, matches_checksum, sha256_bytes
 RECORD = "training.json"
 """The record beside trained weights."""
 RECORD_VERSION = 2
+PATIENTS = ("training_patients", "manifest_sha256", "pseudonymised")
+"""What a record tells of the patients of a training; None or no patients where they are not known."""
 MAX_RECORD_BYTES = 32 * 2**20
 SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentiles": list, "normalize_head": bool}
 CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
@@ -169,10 +171,39 @@ def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     return record
 
 
+def _trainings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``PATIENTS`` of a training and of those before it, from whose weights it started, the latest first.
+
+    Earlier versions wrote the patients of all trainings before into one ``init``.
+    """
+    found = [record]
+    while init := found[-1].get("init"):
+        found.append(init)
+    return [{key: training.get(key) for key in PATIENTS} for training in found]
+
+
 def seen_patients(record: Mapping[str, Any]) -> list[str]:
-    """Ids of all patients that weights were trained on, also by the weights that their training started from."""
-    trainings = (record, record.get("init") or {})
-    return sorted({str(patient) for training in trainings for patient in training.get("training_patients", ())})
+    """Ids of all known patients that weights were trained on, also by the weights that their training started from."""
+    return sorted({str(patient) for training in _trainings(record) for patient in training["training_patients"] or ()})
+
+
+def knows_all_patients(record: Mapping[str, Any]) -> bool:
+    """Whether a record tells the patients of its training and of all trainings before it; an empty one does not."""
+    return all(training["training_patients"] for training in _trainings(record))
+
+
+def has_other_names(record: Mapping[str, Any], manifest_sha256: str | None, *, pseudonymised: bool) -> bool:
+    """Whether a manifest may have other names for the patients of a record.
+
+    It may where the manifest or that of a training is ``pseudonymised``, and they are not the same manifest. Records of
+    earlier versions do not tell, and are taken to hold the patients' own ids.
+    """
+    return any(
+        training["training_patients"]
+        and (pseudonymised or training["pseudonymised"])
+        and training["manifest_sha256"] != manifest_sha256
+        for training in _trainings(record)
+    )
 
 
 def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:

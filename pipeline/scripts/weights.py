@@ -131,10 +131,12 @@ def _unwrapped(content: Any) -> Any:
     return dict(zip(names, content.values(), strict=True))
 
 
-def load_state(network: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: Path, owner: object) -> None:
-    """Put weights into a network; ``owner``, whose network it is, is for messages."""
+def load_state(
+    network: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: Path, owner: object, *, strict: bool = True
+) -> None:
+    """Put weights into a network, by ``strict`` all of it; ``owner``, whose network it is, is for messages."""
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(state, strict=strict)
     except RuntimeError as error:
         what = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise PipelineError(

@@ -16,6 +16,7 @@ from pipeline.model.bundle import load_bundle
 from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts.faults import fault_line
 from pipeline.scripts.files import sha256_file
+from pipeline.scripts.records import seen_patients
 from tests.conftest import ROOT, TINY, save_weights
 from tests.end_to_end.test_resuming import interrupted_training
 
@@ -44,9 +45,10 @@ def test_a_training_starts_from_weights_and_records_them(trained, manifest, run_
     first, state = (torch.load(folder / "model.pt", weights_only=True) for folder in (out, tmp_path))
     assert is_near(state, first)  # the average starts from them too
     record = json.loads((tmp_path / "training.json").read_text())
-    patients = json.loads((out / "training.json").read_text())["training_patients"]
-    sha256 = sha256_file(out / "model.pt")
-    assert record["init"] == {"name": "model.pt", "sha256": sha256, "training_patients": patients}
+    first_record, sha256 = json.loads((out / "training.json").read_text()), sha256_file(out / "model.pt")
+    patients = {key: first_record[key] for key in ("training_patients", "manifest_sha256", "pseudonymised")}
+    assert patients["pseudonymised"] is False
+    assert record["init"] == {"name": "model.pt", "sha256": sha256, **patients, "init": None}
     assert str(tmp_path.parent) not in (tmp_path / "training.json").read_text()
     assert f"starts from {out / 'model.pt'} (SHA-256 {sha256})" in caplog.text
     assert "trained with other settings" not in caplog.text
@@ -74,14 +76,15 @@ def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tm
     run_config(bundle / "configs/train.json", **places(manifest, run, start), **{**TINY, **STILL})
     assert "1 of 2 validation patients were trained on by the weights of --init, their" in caplog.text
     assert f"not of unseen patients: {unseen[0]}" in caplog.text
-    assert {unseen[0], "SOMEBODY"} < set(load_bundle(bundle, run / "model.pt").training_patients)
+    assert {unseen[0], "SOMEBODY"} < set(seen_patients(load_bundle(bundle, run / "model.pt").record))
     result = evaluate_volumes(manifest, bundle, tmp_path / "scores", weights=run / "model.pt")
     assert result.summary["seen_in_training"] == [unseen[0]]
     # Weights that started from these have seen them as well.
     second = tmp_path / "second"
     run_config(bundle / "configs/train.json", **places(manifest, second, run), **{**TINY, **STILL})
-    init = json.loads((second / "training.json").read_text())["init"]
-    assert {unseen[0], "SOMEBODY"} < set(init["training_patients"])
+    record = json.loads((second / "training.json").read_text())
+    assert {unseen[0], "SOMEBODY"} < set(seen_patients(record))
+    assert record["init"]["init"]["training_patients"] == [unseen[0], "SOMEBODY"]
 
 
 @only_basic
@@ -92,7 +95,20 @@ def test_weights_without_a_record_or_of_other_settings_are_told(
     shutil.copy(trained[1] / "model.pt", bare)
     config = trained[0] / "configs/train.json"
     run_config(config, **places(manifest, tmp_path / "one", bare), **{**TINY, **STILL})
-    assert "which patients the weights of --init were trained on is not known" in caplog.text
+    assert "which patients the weights of --init were trained on is not known: there is no training" in caplog.text
+    init = json.loads((tmp_path / "one" / "training.json").read_text())["init"]
+    assert (init["name"], init["training_patients"]) == ("bare.pt", None)
+    result = evaluate_volumes(manifest, trained[0], tmp_path / "scores", weights=tmp_path / "one" / "model.pt")
+    assert {score.seen for score in result.scores} == {None}  # also where other weights started from these
+    caplog.clear()
+    run_config(config, **places(manifest, tmp_path / "next", tmp_path / "one"), **{**TINY, **STILL})
+    assert "is not known: their training.json does not name all" in caplog.text
+    result = evaluate_volumes(
+        manifest, trained[0], tmp_path / "all", weights=tmp_path / "next" / "model.pt", split="all"
+    )
+    seen = {volume.patient for volume in read_manifest(manifest).sections["training"]}
+    assert {score.seen for score in result.scores if score.patient in seen} == {True}
+    assert {score.seen for score in result.scores if score.patient not in seen} == {None}
     run_config(config, **places(manifest, tmp_path / "two", trained[1]), **{**TINY, **STILL, "image_size": 48})
     assert "the weights of --init were trained with other settings: image_size 32 (now 48)" in caplog.text
     run_config(config, **places(manifest, tmp_path / "own", BASIC), **{**TINY, **STILL})

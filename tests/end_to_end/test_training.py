@@ -20,9 +20,16 @@ from pipeline.cohort.phantoms import make_phantoms
 from pipeline.model.bundle import load_bundle
 from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts.files import sha256_file
+from pipeline.scripts.training import PrepareBatch
 from tests.conftest import BUNDLES, TINY, lively_weights, running_module, silent_weights
 
 FIELDS = {"train_loss", "learning_rate", "val_dsc", "val_loss"}
+
+
+def test_the_trainers_options_reach_a_batch() -> None:
+    batch = {"image": torch.ones(1, 1, 2, 2), "label": torch.ones(1, 1, 2, 2)}
+    image, label = PrepareBatch(dict)(batch, "cpu", dtype=torch.float64)
+    assert image.dtype == label.dtype == torch.float64
 
 
 def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], manifest: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,31 @@ def test_every_item_is_in_one_share() -> None:
     parts = [Share(rank, 3).of(items) for rank in range(3)]
     assert sorted(item for part in parts for item in part) == items
     assert max(map(len, parts)) - min(map(len, parts)) == 1
+
+
+def test_each_process_checks_its_own_and_raises_the_first_fault_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    told: list[object] = []
+
+    def check(item: str) -> None:
+        checked.append(item)
+        if item in "cd":
+            raise PipelineError(f"{item} is faulty")
+
+    def gather(share: Share, items: Sequence[object]) -> list[object]:
+        told.extend(items)
+        return told
+
+    Share().check(check, "ab")
+    with pytest.raises(PipelineError, match="c is faulty"):
+        Share().check(check, "abcdef")
+    assert checked == [*"ab", *"abc"]
+    checked.clear()
+    monkeypatch.setattr(Share, "gather", gather)
+    for rank, fault in ((1, "d is faulty"), (0, "c is faulty")):  # the later one hears of both
+        with pytest.raises(PipelineError, match=fault):
+            Share(rank, 2).check(check, "abcdef")
+    assert checked == [*"bd", *"ac"]
 
 
 def test_one_process_has_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,28 @@ def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path
     assert "no training.json beside the weights" in caplog.text
 
 
+@pytest.mark.parametrize("hidden", ["trained", "evaluated", "both"])
+def test_pseudonyms_hide_who_was_trained_on(  # noqa: PLR0917
+    trained, manifest, phantoms, tmp_path: Path, caplog, hidden: str
+) -> None:
+    """The manifest of the training, this one, or both have pseudonyms, of two keys."""
+    record = json.loads((trained[1] / "training.json").read_text())
+    assert record["pseudonymised"] is False
+    if hidden != "evaluated":
+        record |= {"training_patients": ["P0901", "P0902"], "manifest_sha256": "f" * 64, "pseudonymised": True}
+    shutil.copy(trained[1] / "model.pt", tmp_path)
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    here = manifest
+    if hidden != "trained":
+        here = tmp_path / "here"
+        build_manifest(
+            phantoms, here, split="random", validation_fraction=0.25, pseudonymise=tmp_path / "key" / "k.csv"
+        )
+    result = evaluated((trained[0], tmp_path), here, tmp_path / "out")
+    assert {score.seen for score in result.scores} == {None}
+    assert caplog.text.count("this manifest or that of the training has pseudonyms") == 1
+
+
 def test_an_unknown_protocol_is_an_error_that_names_the_known_ones(trained, manifest, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"'other'.*native or reference"):
         evaluated(trained, manifest, tmp_path / "out", protocol="other")
@@ -200,6 +223,26 @@ def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_pa
     assert (tmp_path / "out" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in (whole, tmp_path / "out"))
     assert {**one, "command": ""} == {**two, "command": ""}
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_fault_of_one(manifest: Path, tmp_path: Path) -> None:
+    """Each checks its own volumes; both have a faulty one."""
+    here = tmp_path / "here"
+    shutil.copytree(manifest, here)
+    volumes = read_manifest(here).volumes
+    for volume in volumes[1:3]:
+        volume.label.write_bytes(b"changed")
+    with pytest.raises(PipelineError, match=re.escape(f"{volumes[1].label}: changed since")) as failure:
+        evaluate_volumes(here, BUNDLES[0], tmp_path / "out", split="all")
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    given = ["--manifest", str(here), "--bundle", str(BUNDLES[0]), "--split", "all", "--out", str(tmp_path / "out")]
+    command = [*torchrun, "-m", "pipeline.evaluate", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    told = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert told == {f"error: {failure.value}"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_evaluation_that_was_stopped_goes_on(

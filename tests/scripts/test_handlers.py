@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine
 
+from pipeline.errors import PipelineError
 from pipeline.scripts import handlers
 from pipeline.scripts.faults import fault_line
 from tests.conftest import ROOT, TINY, running_module
@@ -71,6 +73,34 @@ def test_weights_that_a_last_step_spoils_are_not_kept(
     assert "after iteration 8 the network holds NaN or Inf in network conv_0" in str(fault_line(failure.value))
     assert [path.name for path in tmp_path.glob("checkpoint_*.pt")] == ["checkpoint_1.pt"]
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+
+
+def test_a_loader_takes_what_its_arguments_allow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As MONAI's does; here of weights that another program has wrapped."""
+    caplog.set_level("INFO")
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    fresh = {name: value.clone() for name, value in network.state_dict().items()}
+    other = {"module.0.weight": torch.full((2, 2), 7.0), "module.0.bias": torch.full((2,), 7.0)}
+    other["module.1.weight"] = torch.full((3, 2), 7.0)
+    path = tmp_path / "other.pt"
+
+    def load(state: dict[str, torch.Tensor], **arguments: Any) -> dict[str, torch.Tensor]:
+        network.load_state_dict(fresh)
+        torch.save({"state_dict": state}, path)
+        handlers.CheckpointLoader(str(path), {"model": network}, **arguments)(Engine(lambda *_: None))
+        return network.state_dict()
+
+    less = {name: value for name, value in other.items() if "0." in name}
+    with pytest.raises(PipelineError, match=r"other\.pt: weights of another architecture.*Missing key"):
+        load(less)
+    with pytest.raises(PipelineError, match=r"size mismatch for 1\.weight"):
+        load(other, strict=False)
+    for state, arguments in ((less, {"strict": False}), (other, {"strict": False, "strict_shape": False})):
+        caplog.clear()
+        loaded = load(state, name="mine", **arguments)
+        assert set(loaded["0.weight"].flatten().tolist() + loaded["0.bias"].tolist()) == {7.0}
+        assert all(torch.equal(loaded[name], fresh[name]) for name in ("1.weight", "1.bias"))
+        assert ("mine", f"weights are loaded from {path}") in [(one.name, one.message) for one in caplog.records]
 
 
 def test_picture_draws_the_prediction_red_and_the_truth_green() -> None:

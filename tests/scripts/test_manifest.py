@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.scripts.manifest import refuse_changed_volumes
+from pipeline.scripts.manifest import is_pseudonymised, refuse_changed_volumes
 
 
 def test_a_training_holds_the_manifest_against_its_hash(manifest: Path, tmp_path: Path) -> None:
@@ -30,3 +31,16 @@ def test_a_training_holds_the_manifest_against_its_hash(manifest: Path, tmp_path
     with pytest.raises(PipelineError, match="changed since the manifest was built"):
         refuse_changed_volumes(str(copy), items)
     refuse_changed_volumes(str(tmp_path), items)  # no manifest: no hash is known
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"options": {"pseudonymised": True}}, True),
+        ({"options": {"seed": 0}}, False),
+        ({"options": ["pseudonymised"]}, False),  # of another program
+        ({}, False),
+    ],
+)
+def test_a_manifest_tells_whether_it_is_pseudonymised(content: Any, expected: bool) -> None:
+    assert is_pseudonymised(content) is expected

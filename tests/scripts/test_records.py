@@ -162,6 +162,46 @@ def test_patients_of_earlier_weights_count_as_seen() -> None:
     assert records.seen_patients({"training_patients": ["b"], "init": None}) == ["b"]
     started = {"training_patients": ["b"], "init": {"training_patients": ["c", "a", "b"]}}
     assert records.seen_patients(started) == ["a", "b", "c"]
+    chain = {"training_patients": ["c"], "init": {"training_patients": ["b"], "init": {"training_patients": ["a"]}}}
+    assert records.seen_patients(chain) == ["a", "b", "c"]
+
+
+KNOWN, UNKNOWN = {"training_patients": ["a"]}, {"training_patients": None}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({}, False),
+        (KNOWN, True),
+        ({**KNOWN, "init": None}, True),
+        ({**KNOWN, "init": KNOWN}, True),
+        ({**KNOWN, "init": UNKNOWN}, False),
+        ({**KNOWN, "init": {"training_patients": []}}, False),
+        ({**KNOWN, "init": {**KNOWN, "init": UNKNOWN}}, False),
+        ({"training_patients": [], "init": KNOWN}, False),
+    ],
+)
+def test_patients_of_all_trainings_are_known_or_not(record: Any, expected: bool) -> None:
+    assert records.knows_all_patients(record) is expected
+
+
+@pytest.mark.parametrize(
+    ("record", "pseudonymised", "expected"),
+    [
+        ({"pseudonymised": False}, False, False),
+        ({"pseudonymised": False}, True, True),
+        ({"pseudonymised": True}, False, True),
+        ({"pseudonymised": True}, True, True),
+        ({}, False, False),  # of an earlier version
+        ({"init": {**KNOWN, "manifest_sha256": "1", "pseudonymised": True}}, False, True),
+        ({"manifest_sha256": "2", "pseudonymised": True}, True, False),  # the same manifest
+        ({"training_patients": []}, True, False),  # there are no names
+    ],
+)
+def test_other_names_are_told_by_pseudonyms(record: Any, pseudonymised: bool, expected: bool) -> None:
+    record = {**KNOWN, "manifest_sha256": "1", **record}
+    assert records.has_other_names(record, "2", pseudonymised=pseudonymised) is expected
 
 
 def test_a_path_that_is_written_as_an_expression_is_cut_too() -> None:

@@ -17,6 +17,7 @@ from ignite.handlers import EMAHandler, ProgressBar
 from ignite.metrics import Average
 from monai import handlers
 from monai.engines import IterationEvents
+from monai.networks.utils import copy_model_state
 from monai.transforms import LabelToContour
 from monai.utils import set_determinism
 
@@ -49,7 +50,7 @@ class WeightAverage(EMAHandler):
         super().__init__(network, momentum=momentum, handle_buffers="update")
         self.is_attached = self._is_waiting = self._is_resumed = False
 
-    def attach(self, engine: Engine, *_: Any, **__: Any) -> None:
+    def attach(self, engine: Engine) -> None:  # type: ignore[override]  # name and event are this class's own
         """Start the average with the training, and take in the weights after each step."""
         # Not at STARTED, where other handlers load weights: the order of the handlers is of no consequence.
         engine.add_event_handler(Events.STARTED, self._wait)
@@ -78,8 +79,8 @@ class WeightAverage(EMAHandler):
 class CheckpointLoader(handlers.CheckpointLoader):
     """MONAI's loader, for weights of one network: it reads what the package reads, and refuses the rest in a line.
 
-    So it also takes weights below ``{"model": ...}`` or with the prefix of ``DataParallel``. Other contents than one
-    network's are left to MONAI.
+    So it also takes weights below ``{"model": ...}`` or with the prefix of ``DataParallel``. Its arguments mean what
+    they mean there. Other contents than one network's are left to MONAI.
     """
 
     def __call__(self, engine: Engine) -> None:
@@ -89,7 +90,11 @@ class CheckpointLoader(handlers.CheckpointLoader):
             super().__call__(engine)
         else:
             where: Any = self.map_location
-            load_state(network, read_state(path.read_bytes(), path, where), path, "the config's network")
+            state = read_state(path.read_bytes(), path, where)
+            if not self.strict_shape:
+                state, *_ = copy_model_state(network, state, inplace=False)
+            load_state(network, state, path, "the config's network", strict=self.strict)
+            self.logger.info("weights are loaded from %s", path)
 
 
 class CheckLogits:

@@ -52,6 +52,12 @@ def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
     return content, sha256
 
 
+def is_pseudonymised(content: Mapping[str, Any]) -> bool:
+    """Whether the patients of a manifest, of which this is the content, have pseudonyms."""
+    options = content.get("options")
+    return isinstance(options, dict) and bool(options.get("pseudonymised"))
+
+
 def section_items(dataset_dir: str, section: str) -> list[Item]:
     """The items of one section of ``dataset_dir``'s manifest; an empty section is refused."""
     items = _items(dataset_dir, section)

@@ -23,14 +23,17 @@ from .faults import PipelineError, explain_faults
 from .files import held, locked, sha256_file, write_durably, write_with_checksum
 from .handlers import WeightAverage
 from .machine import check_shared_memory
-from .manifest import MANIFEST_NAME, read_manifest_json, refuse_changed_volumes
+from .manifest import MANIFEST_NAME, is_pseudonymised, read_manifest_json, refuse_changed_volumes
 from .records import (
+    PATIENTS,
     PLACE_KEYS,
     RECORD,
     RECORD_VERSION,
     as_text,
     changed_settings,
     for_prediction,
+    has_other_names,
+    knows_all_patients,
     load_record,
     seen_patients,
     trained_settings,
@@ -52,9 +55,9 @@ class PrepareBatch:
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
 
-    def __call__(self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
-        """Image and label, as MONAI's trainer takes them."""
-        moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items()}
+    def __call__(self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **options: Any) -> Any:
+        """Image and label, as MONAI's trainer takes them; ``options`` are its ``to_kwargs``."""
+        moved = {key: value.to(device, non_blocking=non_blocking, **options) for key, value in batch.items()}
         return default_prepare_batch(self.transforms(moved), device)
 
 
@@ -114,7 +117,8 @@ class Setup:
                 f"{self.folder}: nothing to resume, no checkpoint_*.pt in it (a finished training leaves none and "
                 "cannot be extended). Start without --resume."
             )
-        facts = {**self._facts(patients), **self._start()}
+        facts = self._facts(patients)
+        facts |= self._start(facts)
         if self.resume:
             self._refuse_changes(json.loads(as_text(facts)))
         refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
@@ -126,8 +130,11 @@ class Setup:
             return "--resume True goes on from the newest checkpoint."
         return "No epoch has ended, there is no checkpoint to resume from: start again."
 
-    def _start(self) -> dict[str, Any]:
-        """What the record tells of the weights that the training starts from; nothing from scratch."""
+    def _start(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What is recorded of the weights that the training starts from; nothing from scratch.
+
+        ``training_patients`` are None where no record tells them. ``init`` in it is of the training before, if any.
+        """
         if self.init is None:
             return {}
         file = weights_in(Path(self.init))
@@ -137,14 +144,14 @@ class Setup:
         self.initial = read_weights(file, file.absolute().parent.parent, "--init")
         record = self.initial.record
         self._check_start(record)
-        patients = seen_patients(record)
-        self._warn_of_seen_patients(patients)
+        self._warn_of_seen_patients(record, facts)
         is_of_bundle = file.parent.name == Path(WEIGHTS).parent.name
         return {
             "init": {
                 "name": file.absolute().parent.parent.name if is_of_bundle else file.name,
                 "sha256": self.initial.sha256,
-                "training_patients": patients,
+                **{key: record.get(key) for key in PATIENTS},
+                "init": record.get("init"),
             }
         }
 
@@ -166,16 +173,22 @@ class Setup:
         if told and self.is_first:
             _LOG.warning("the weights of --init were trained with other settings: %s", told)
 
-    def _warn_of_seen_patients(self, seen: Sequence[str]) -> None:
+    def _warn_of_seen_patients(self, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Say which validation patients the weights that the training starts from were trained on."""
+        seen = set(seen_patients(record))
         own = [item["patient"] for item in self.validation_data if "patient" in item]
         shares: Any = idist.all_gather(json.dumps(own))
         validation = sorted({str(patient) for share in shares for patient in json.loads(share)})
-        known = [patient for patient in validation if patient in set(seen)]
+        known = [patient for patient in validation if patient in seen]
         if not self.is_first or not validation:
             return
-        if not seen:
-            _LOG.warning("which patients the weights of --init were trained on is not known: there is no %s", RECORD)
+        reason = ""
+        if not knows_all_patients(record):
+            reason = f"their {RECORD} does not name all" if record else f"there is no {RECORD}"
+        elif has_other_names(record, facts["manifest_sha256"], pseudonymised=bool(facts["pseudonymised"])):
+            reason = "their manifest or this one has pseudonyms"
+        if reason:
+            _LOG.warning("which patients the weights of --init were trained on is not known: %s", reason)
         if known:
             _LOG.warning(
                 "%d of %d validation patients were trained on by the weights of --init, their scores are not of unseen "
@@ -210,6 +223,7 @@ class Setup:
         manifest = Path(self.dataset_dir, MANIFEST_NAME)
         # Of data that are not of a manifest neither patients nor manifest are known.
         is_of_manifest = manifest.is_file() and all("patient" in item for item in self.training_data)
+        content, sha256 = read_manifest_json(manifest) if is_of_manifest else ({}, None)
         return {
             "record_version": RECORD_VERSION,
             "prediction": for_prediction(self.config, own),
@@ -218,7 +232,8 @@ class Setup:
             "processes": self.world_size,
             "patients_per_process": patients_per_process,
             "slices_per_process_and_step": self.batch_size // self.world_size,
-            "manifest_sha256": read_manifest_json(manifest)[1] if is_of_manifest else None,
+            "manifest_sha256": sha256,
+            "pseudonymised": is_pseudonymised(content) if is_of_manifest else None,
             "threads": torch.get_num_threads(),
             "amp": self.amp,
             "versions": library_versions(),
