@@ -35,8 +35,10 @@ REMARKS = {
 def ready_process() -> None:
     """Have this process ready for any terminal, pipe or container.
 
-    A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere.
+    A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere. An
+    error while a message is logged, such as PyTorch's about a loader process that was killed, prints no traceback.
     """
+    logging.raiseExceptions = False
     with contextlib.suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # no file of the run must get a closed one's number
             pass
