@@ -91,7 +91,7 @@ def plan_training(
         raise PipelineError(f"{config}: knows no {INIT_KEY}, --init would change nothing. Leave it out.")
     init = init or wanted.get(INIT_KEY)
     start = None if init is None else _start(init)
-    out = out or Path("runs") / "_".join([bundle.name, *(file.stem for file in files)])
+    out = out or Path("runs") / "_".join([bundle.resolve().name, *(file.stem for file in files)])
     names = [file.as_posix() for file in (config, *files)]
     config_file = names[0] if not files and _is_plain(names[0]) else f"[{','.join(map(repr, names))}]"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
