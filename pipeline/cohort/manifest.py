@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _STATE_NAME = ".state.json"
 STAGING = ".building"
 """Folder in which volumes wait until all are finished."""
+_TESTING = "testing"
+"""Section of images without label, in MONAI's Auto3DSeg."""
 _REBUILD = "Build it again with python -m pipeline.manifest."
 
 
@@ -102,8 +104,8 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
     raw, sha256 = read_manifest_json(file)
-    if not {"patients", "counts"} & raw.keys() and any(isinstance(raw.get(section), list) for section in SECTIONS):
-        sections = {section: _listed(file, section, raw.get(section, [])) for section in SECTIONS}
+    if _is_of_others(raw):
+        sections = {section: _listed(file, section, raw) for section in SECTIONS}
         manifest = Manifest(file, sha256, sections, {}, raw)
         _refuse_twice(manifest, "Give each patient one section and an id, by the image's name or a key 'patient'.")
         return manifest
@@ -113,7 +115,9 @@ def read_manifest(path: str | Path) -> Manifest:
         and all(type(counts.get(key)) is int for key in ("found", "used", "skipped", "refused"))
         and isinstance(raw.get("patients"), dict)
     ):
-        raise PipelineError(f"{file}: no 'patients' or no 'counts'. {_REBUILD}")
+        raise PipelineError(
+            f"{file}: no manifest (expected 'patients' and 'counts', or the lists of a Decathlon datalist). {_REBUILD}"
+        )
     sections = {}
     for section in SECTIONS:
         items = raw.get(section)
@@ -125,30 +129,64 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
-def _listed(file: Path, section: str, items: Any) -> tuple[Volume, ...]:
-    """The volumes of a section of a datalist that was written by hand or by another program."""
+def read_images(path: Path) -> list[tuple[str, Path]]:
+    """Patient and image of every item of a manifest or another Decathlon datalist; it needs no labels.
+
+    Raises:
+        PipelineError: The file cannot be read, or an image is not the one of which the manifest was built.
+    """
+    file = path / MANIFEST_NAME if path.is_dir() else path
+    raw, _ = read_manifest_json(file)
+    if _is_of_others(raw):
+        items = (item for section in (*SECTIONS, _TESTING) for item in _items(file, section, raw))
+        return [(patient, file.parent / item["image"]) for patient, item in items]
+    volumes = read_manifest(file).volumes
+    for volume in volumes:
+        refuse_changed_volume(volume.image, volume.image_sha256)
+    return [(volume.patient, volume.image) for volume in volumes]
+
+
+def _is_of_others(raw: Mapping[str, Any]) -> bool:
+    """Whether a datalist was written by hand or by another program."""
+    return not {"patients", "counts"} & raw.keys() and any(
+        isinstance(raw.get(section), list) for section in (*SECTIONS, _TESTING)
+    )
+
+
+def _items(file: Path, section: str, raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Patient, and image, label and fold, of each item of a section of such a datalist; an image may stand alone."""
+    items = raw.get(section, [])
     if not isinstance(items, list):
-        raise PipelineError(f"{file}: {section!r} is no list. Mend the file.")
-    volumes = []
+        raise PipelineError(f"{file}: {section!r} is no list (expected one of images). Mend the file.")
+    found = []
     for item in items:
-        found = item if isinstance(item, dict) else {"image": item}
-        image, label, fold = found.get("image"), found.get("label"), found.get("fold")
+        parts = {"label": None, "fold": None, **(item if isinstance(item, dict) else {"image": item})}
+        image, label, fold = parts.get("image"), parts["label"], parts["fold"]
         fits = isinstance(label, (str, type(None))) and type(fold) in (int, type(None))
         if not isinstance(image, str) or not fits:
             raise PipelineError(
                 f"{file}: {shown(item)[:100]} in {section!r} (expected image and label, each a path). Mend the file."
             )
-        if label is None:
-            continue
-        patient = str(found.get("patient") or stem_of(PurePath(image).name).removesuffix("_image"))
+        patient = str(parts.get("patient") or stem_of(PurePath(image).name).removesuffix("_image"))
         if fault := id_fault(patient):
             raise PipelineError(
                 f"{file}: the patient id {shown(patient)!r} {fault}. Rename {shown(image)}, or add a key 'patient'."
             )
-        volumes.append(Volume(patient, file.parent / image, file.parent / label, section, fold, None, "", ""))
+        found.append((patient, parts))
+    return found
+
+
+def _listed(file: Path, section: str, raw: Mapping[str, Any]) -> tuple[Volume, ...]:
+    """The volumes of a section of such a datalist that have a label."""
+    items = _items(file, section, raw)
+    volumes = tuple(
+        Volume(patient, file.parent / item["image"], file.parent / item["label"], section, item["fold"], None, "", "")
+        for patient, item in items
+        if item["label"] is not None
+    )
     if len(volumes) < len(items):
         logger.warning("%s: %d items of %r without label are left out", file, len(items) - len(volumes), section)
-    return tuple(volumes)
+    return volumes
 
 
 def _refuse_twice(manifest: Manifest, remedy: str) -> None:

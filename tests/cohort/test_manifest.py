@@ -62,7 +62,12 @@ def test_reads_a_file_or_its_folder(content, save, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "no JSON"), ("[]", "no JSON object"), ('{"patients": {}}', "no 'counts'"), ("\xff", "no JSON")],
+    [
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        ('{"patients": {}}', "no manifest .expected 'patients' and 'counts'"),
+        ("\xff", "no JSON"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, text, message):
     path = tmp_path / "manifest.json"
