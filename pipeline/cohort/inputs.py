@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cohort.listing import list_files
@@ -38,13 +37,13 @@ class Source:
         image: The NIfTI volume that the networks read; built first where one of the others is given.
         sequences: FLAIR and T1 in files of their own, or FLAIR in a format other than NIfTI.
         dicom: A folder or zip that holds a DICOM series.
-        series: SeriesInstanceUID of FLAIR in ``dicom``.
+        series: The files of the FLAIR series, by their paths in ``dicom``.
     """
 
     image: Path
     sequences: Sequences | None = None
     dicom: Path | None = None
-    series: str = ""
+    series: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -93,7 +92,7 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
             slice_folders += [path] if content.is_of_slices else []
             skipped |= content.skipped
         elif path.is_file() and path.name.lower().endswith(".zip"):
-            content = _of_dicom(path, [path], out, series)
+            content = _of_zip(path, out, series)
             found += content.found
             skipped |= content.skipped
         elif is_volume_name(path.name):
@@ -138,11 +137,10 @@ def build_volume(source: Source) -> None:
     elif source.dicom:
         import tempfile
 
-        from pipeline.imaging.dicom import convert, refuse_gaps, series_of
+        from pipeline.imaging.dicom import convert, series_of
         from pipeline.imaging.formats import read_volume
 
         with series_of(source.dicom, source.series) as series, tempfile.TemporaryDirectory() as folder:
-            refuse_gaps(series)
             save_image(read_volume(convert(series, Path(folder))), source.image)
 
 
@@ -247,7 +245,7 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     if not several:
         raise PipelineError(f"{folder}: no volume, DICOM or PATIENT_NUMBER.tif in it. Check the path.")
     if dicom:
-        content = _of_dicom(folder, dicom, out, series)
+        content = _of_dicom(folder, {path.relative_to(folder).as_posix(): path for path in dicom}, out, series)
         return _Content(content.found, hidden | others | content.skipped)
     if sliced:
         return _Content([(name, Source(_built(out, name))) for name in sliced], hidden | others, is_of_slices=True)
@@ -298,34 +296,48 @@ def _refuse_link(path: Path, folder: Path) -> None:
         )
 
 
-def _of_dicom(place: Path, files: Sequence[Path], out: Path, wanted: str | None) -> _Content:
-    """The FLAIR series of each study in a folder or zip; the studies are named by their folders, never by a header."""
-    from pipeline.imaging.dicom import choose_flair, find_series, is_dicom, unpacked
+def _of_zip(path: Path, out: Path, wanted: str | None) -> _Content:
+    """The FLAIR series of each study in a zip; what is not used keeps its name in the zip."""
+    from pipeline.imaging.dicom import is_dicom, unpacked
 
-    with unpacked(place) if place.is_file() else nullcontext(place) as root:
-        series, skipped = find_series(files if root == place else [path for path in root.rglob("*") if is_dicom(path)])
-        if not series:
-            raise PipelineError(f"{place}: no DICOM image in it ({len(skipped)} other files). Check the path.")
-        studies: dict[str, list[Series]] = {}
-        for one in series:
-            studies.setdefault(one.study, []).append(one)
-        if wanted and len(studies) > 1:
-            raise PipelineError(f"{place}: {len(studies)} studies (expected one with --series). Give one folder.")
-        found = []
-        for study in studies.values():
-            flair = choose_flair(study, place, wanted)
-            name = place.stem if place.is_file() else place.resolve().name
-            if len(studies) > 1:
-                folders = {file.relative_to(root).parts[:-1] for one in study for file in one.files}
-                tops = {parts[0] if parts else "" for parts in folders}
-                name = tops.pop() if len(tops) == 1 else ""
-            if not name:
-                raise PipelineError(
-                    f"{place}: {len(studies)} studies that do not lie in a folder each. Sort them into folders, "
-                    "one a patient: the results bear the folders' names."
-                )
-            found.append((name, Source(_built(out, name), dicom=place, series=flair.uid)))
-            for one in study:
-                if one is not flair:
-                    skipped |= dict.fromkeys(one.files, f"series {one}, not FLAIR")
+    with unpacked(path) as files:
+        names = {file: name for name, file in files.items() if is_dicom(file)}
+        content = _of_dicom(path, {name: file for file, name in names.items()}, out, wanted)
+        return _Content(content.found, {path / names[file]: reason for file, reason in content.skipped.items()})
+
+
+def _of_dicom(place: Path, files: Mapping[str, Path], out: Path, wanted: str | None) -> _Content:
+    """The FLAIR series of each study in a folder or zip; the studies are named by their folders, never by a header.
+
+    ``files`` is path in ``place`` -> file.
+    """
+    from pipeline.imaging.dicom import choose_flair, find_series
+
+    names = {file: name for name, file in files.items()}
+    series, skipped = find_series([*names])
+    if not series:
+        raise PipelineError(f"{place}: no DICOM image in it ({len(skipped)} other files). Check the path.")
+    studies: dict[str, list[Series]] = {}
+    for one in series:
+        studies.setdefault(one.study, []).append(one)
+    if wanted and len(studies) > 1:
+        raise PipelineError(f"{place}: {len(studies)} studies (expected one with --series). Give one folder.")
+    found = []
+    for study in studies.values():
+        flair = choose_flair(study, place, wanted)
+        name = place.stem if place.is_file() else place.resolve().name
+        if len(studies) > 1:
+            folders = {PurePosixPath(names[file]).parts[:-1] for one in study for file in one.files}
+            tops = {parts[0] if parts else "" for parts in folders}
+            name = tops.pop() if len(tops) == 1 else ""
+        if not name:
+            raise PipelineError(
+                f"{place}: {len(studies)} studies that do not lie in a folder each. Sort them into folders, "
+                "one a patient: the results bear the folders' names."
+            )
+        own = tuple(names[file] for file in flair.files)
+        found.append((name, Source(_built(out, name), dicom=place, series=own)))
+        for one in study:
+            if one is not flair:
+                skipped |= dict.fromkeys(one.files, f"series {one}, not FLAIR")
     return _Content(found, skipped)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import io
+import itertools
+import lzma
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from pipeline.errors import PipelineError
+from pipeline.files import link_or_copy
+from pipeline.imaging.formats import as_nifti
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import write_durably
+from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,14 +45,26 @@ MIN_FLAIR_ECHO_MS = 60.0
 """FLAIR is T2-weighted; an inversion-prepared T1 has an echo time of a few ms."""
 SPACING_TOLERANCE = 0.05
 """Share of the slice distance by which single distances may differ from it."""
+SHIFT_TOLERANCE = 0.1
+"""Share of a pixel by which slices may lie beside the line through the first one: headers round positions."""
 _PREAMBLE = 132
 _TAGS = [
     "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName",
-    "Modality", "ImageType", "InversionTime", "EchoTime", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
-    "ImagePositionPatient", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "Modality", "ImageType", "InversionTime", "EchoTime", "Rows", "Columns", "PhotometricInterpretation",
+    "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
-_HEADER_ERRORS = (OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
-"""What pydicom raises for damaged headers, beside its own error."""
+_ZIP_ERRORS = (
+    OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
+)  # fmt: skip
+"""What zipfile raises for damaged files."""
+_GRAY = "MONOCHROME2"
+_REMARKS = (
+    "Chris Rorden", "v1.", "Found ", "Convert ", "Warning: Patient Position", "Warning: Instance Number"
+)  # fmt: skip
+"""What dcm2niix prints before it comes to a fault."""
+_ENCRYPTED = 1
+"""Bit of a zip entry's flags."""
 _NO_IMAGES = ("DICOMDIR", "SR", "PR", "KO", "SEG", "RTSTRUCT")
 
 
@@ -87,34 +107,51 @@ def is_dicom(path: Path) -> bool:
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """A zip's files in a folder that is removed at the end.
+def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[str, Path]]:
+    """A zip's files by their names in it, in a folder that is removed at the end.
+
+    Args:
+        path: The zip.
+        names: The files to unpack; None for all.
 
     Raises:
-        PipelineError: The zip is damaged, too large, or names files outside of the folder.
+        PipelineError: The zip is damaged, encrypted or too large.
     """
-    with tempfile.TemporaryDirectory(prefix="dicom-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="dicom-") as folder:
+        files: dict[str, Path] = {}
         try:
             with zipfile.ZipFile(path) as file:
-                if sum(entry.file_size for entry in file.infolist()) > MAX_ZIP_BYTES:
+                entries = [one for one in file.infolist() if not one.is_dir()]
+                if sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
                     raise PipelineError(f"{path}: unpacks to more than {MAX_ZIP_BYTES >> 30} GB. Unpack it yourself.")
-                file.extractall(folder)  # names that lead out of the folder are kept in it by zipfile
-        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+                if any(entry.flag_bits & _ENCRYPTED for entry in entries):
+                    raise PipelineError(f"{path}: holds encrypted files. Unpack it with its password; give the folder.")
+                for entry in entries:
+                    if names is None or entry.filename in names:
+                        # Names in a zip may lead out of the folder, or be one name to this system: numbers are neither.
+                        target = files.setdefault(entry.filename, Path(folder, f"{len(files):06}"))
+                        with file.open(entry) as source, target.open("wb") as copy:
+                            shutil.copyfileobj(source, copy)
+        except _ZIP_ERRORS as error:
             raise PipelineError(f"{path}: no readable zip ({shown(error)}). Copy it again, or unpack it.") from error
-        yield folder
+        yield files
 
 
 @contextmanager
-def series_of(place: Path, uid: str) -> Iterator[Series]:
-    """One series of a folder or zip, by its SeriesInstanceUID; a zip's files are there until the end.
+def series_of(place: Path, names: Sequence[str]) -> Iterator[Series]:
+    """The series that some files of a folder or zip make; no other file is opened.
+
+    Args:
+        place: The folder or zip; the files of a zip are there until the end.
+        names: The files, by their paths in ``place``.
 
     Raises:
-        PipelineError: The zip is damaged, or the series is not there any more.
+        PipelineError: The zip is damaged, or the files are not there any more.
     """
-    with unpacked(place) if place.is_file() else nullcontext(place) as root:
-        found = [one for one in find_series([p for p in root.rglob("*") if is_dicom(p)])[0] if one.uid == uid]
-        if not found:
+    own = {name: place / name for name in names}
+    with unpacked(place, names) if place.is_file() else nullcontext(own) as files:
+        found, _ = find_series([*files.values()])
+        if len(found) != 1 or len(found[0].files) != len(names):
             raise PipelineError(f"{place}: the series is not there any more. Give the folder again.")
         yield found[0]
 
@@ -122,14 +159,14 @@ def series_of(place: Path, uid: str) -> Iterator[Series]:
 def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
     """The image series among DICOM files, by number, and the files that are no images, each with the reason."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     others: dict[Path, str] = {}
     for path in sorted(files):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        except (InvalidDicomError, *_HEADER_ERRORS) as error:
+            list(header.iterall())  # a value that cannot be read raises when it is first asked for
+        except _header_errors() as error:
             others[path] = f"no readable DICOM file ({shown(error)})"
             continue
         if "Rows" not in header or str(header.get("Modality", "")) in _NO_IMAGES:
@@ -138,6 +175,14 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
     series = [_series(uid, found) for uid, found in groups.items()]
     return sorted(series, key=lambda one: (one.study, len(one.number), one.number, one.uid)), others
+
+
+def _header_errors() -> tuple[type[Exception], ...]:
+    """What pydicom and highdicom raise for damaged headers, and for those that lack something."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    own = (BytesLengthException, InvalidDicomError)
+    return (*own, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 
 
 def _series(uid: str, found: Sequence[tuple[Path, Dataset]]) -> Series:
@@ -162,7 +207,14 @@ def _is_flair(header: Dataset, description: str) -> bool:
         return False
     if words & NOT_FLAIR_WORDS:
         return False
-    inversion, echo = (_number(header.get(name)) for name in ("InversionTime", "EchoTime"))
+    frame = (header.get("PerFrameFunctionalGroupsSequence") or [None])[0]
+    inversion, echo = (
+        _number(header.get(name) or _of_group(header, frame, group, own))
+        for name, group, own in (
+            ("InversionTime", "MRModifierSequence", "InversionTimes"),
+            ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
+        )
+    )
     low, high = FLAIR_INVERSION_MS
     if any(word in text for word in FLAIR_WORDS):
         return (not inversion or low <= inversion <= high) and (not echo or echo >= MIN_FLAIR_ECHO_MS)
@@ -196,32 +248,43 @@ def choose_flair(series: Sequence[Series], place: Path, wanted: str | None = Non
     raise PipelineError(f"{place}: {what} (expected one): {listed}. Choose one with --series NUMBER or UID.")
 
 
-def refuse_gaps(series: Series) -> None:
-    """Refuse a series whose slices do not make one volume.
+class Grid(NamedTuple):
+    """Where the voxels of a series lie, by its headers.
+
+    Args:
+        shape: Columns, rows, slices.
+        affine: (4, 4), voxel to right, anterior, superior in mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+
+def grid_of(series: Series) -> Grid:
+    """The grid of a series whose slices make one volume.
 
     Raises:
-        PipelineError: Sizes, orientations or pixel spacings differ, a position is missing or taken twice, or the
-            headers tell no position.
+        PipelineError: Sizes, orientations or pixel spacings differ, a position is missing or taken twice, slices lie
+            beside each other, or the headers tell no position.
     """
     name = f"series {series.number}"
-    frames = [frame for header in series.headers for frame in _frames(header)]
-    if any(None in frame for frame in frames):
-        raise PipelineError(f"{name}: slices without position, orientation or pixel spacing. Export the series again.")
-    turn = frames[0][1]
-    for what, index, tolerance in (("sizes", 0, 0.5), ("orientations", 1, 1e-3), ("pixel spacings", 2, 1e-3)):
-        if any(np.abs(np.subtract(frame[index], frames[0][index])).max() > tolerance for frame in frames):
+    sizes, turns, spacings, positions = _geometry(series)
+    for what, values, tolerance in (
+        ("sizes", sizes, 0.5), ("orientations", turns, 1e-3), ("pixel spacings", spacings, 1e-3)
+    ):  # fmt: skip
+        if (np.abs(values - values[0]) > tolerance).any():
             raise PipelineError(f"{name}: slices of several {what} (expected one volume). Choose another --series.")
-    if len(frames) < 2:
-        return
-    normal = np.cross(turn[:3], turn[3:])
-    places = np.sort([float(np.dot(normal, position)) for *_, position in frames])
+    along, down = turns[0, :3], turns[0, 3:]
+    normal = np.cross(along, down)
+    positions = positions[np.argsort(positions @ normal)]
+    places = positions @ normal
     steps = np.diff(places)
-    step = float(np.median(steps))
     if (steps < 0.01).any():
         raise PipelineError(
             f"{name}: {int((steps < 0.01).sum())} slices lie where another does: several volumes in one series, "
             "such as time points or echoes. Export one of them alone."
         )
+    step = float(np.median(steps)) if len(steps) else 1.0
     wide = np.flatnonzero(np.abs(steps - step) > max(SPACING_TOLERANCE * step, 0.01))
     if len(wide):
         at = wide[0]
@@ -229,6 +292,34 @@ def refuse_gaps(series: Series) -> None:
             f"{name}: slices lie {step:.3g} mm apart, but {steps[at]:.3g} mm at {places[at]:.5g} mm ({len(wide)} such "
             "places): slices are missing, or several volumes are mixed. Export the series again."
         )
+    aside = np.linalg.norm(positions - positions[0] - np.outer(places - places[0], normal), axis=1)
+    if aside.max() > SHIFT_TOLERANCE * spacings[0].min():
+        raise PipelineError(
+            f"{name}: slices lie up to {aside.max():.3g} mm beside each other (expected a straight stack, without tilt "
+            "or shift). Resample the series to one volume, and give that."
+        )
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along * spacings[0, 1], down * spacings[0, 0]
+    affine[:3, 2] = normal * ((places[-1] - places[0]) / len(steps) if len(steps) else 1.0)
+    affine[:3, 3] = positions[0]
+    return Grid((int(sizes[0, 1]), int(sizes[0, 0]), len(positions)), _LPS @ affine)
+
+
+def _geometry(series: Series) -> list[NDArray[np.float64]]:
+    """Rows and columns (N, 2), orientations (N, 6), pixel spacings (N, 2) and positions (N, 3) of all frames."""
+    try:
+        values = zip(*(frame for header in series.headers for frame in _frames(header)), strict=True)
+        found = [
+            np.array([*map(list, column)], np.float64).reshape(-1, width)
+            for column, width in zip(values, (2, 6, 2, 3), strict=True)
+        ]
+        if all(np.isfinite(one).all() for one in found) and (found[2] > 0).all():
+            return found
+    except _header_errors():
+        pass
+    raise PipelineError(
+        f"series {series.number}: slices without position, orientation or pixel spacing. Export the series again."
+    )
 
 
 def _frames(header: Dataset) -> list[tuple[Any, Any, Any, Any]]:
@@ -239,56 +330,120 @@ def _frames(header: Dataset) -> list[tuple[Any, Any, Any, Any]]:
             header.get(name) for name in ("ImageOrientationPatient", "PixelSpacing", "ImagePositionPatient")
         )
         return [(size, turn, spacing, position)] * int(header.get("NumberOfFrames") or 1)
-    shared = header.get("SharedFunctionalGroupsSequence") or [None]
-
-    def value(frame: Any, group: str, name: str) -> Any:
-        for place in (frame, shared[0]):
-            if place is not None and place.get(group):
-                return place[group].value[0].get(name)
-        return None
-
     return [
         (
             size,
-            value(frame, "PlaneOrientationSequence", "ImageOrientationPatient"),
-            value(frame, "PixelMeasuresSequence", "PixelSpacing"),
-            value(frame, "PlanePositionSequence", "ImagePositionPatient"),
+            _of_group(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"),
+            _of_group(header, frame, "PixelMeasuresSequence", "PixelSpacing"),
+            _of_group(header, frame, "PlanePositionSequence", "ImagePositionPatient"),
         )
         for frame in header.PerFrameFunctionalGroupsSequence
     ]
 
 
+def _of_group(header: Dataset, frame: Dataset | None, group: str, name: str) -> Any:
+    """A value of an enhanced file's functional group: the frame's own, or else that of all frames; None without."""
+    for place in (frame, *(header.get("SharedFunctionalGroupsSequence") or ())):
+        if place is not None and place.get(group):
+            return place[group].value[0].get(name)
+    return None
+
+
 def convert(series: Series, folder: Path) -> Path:
-    """A series as one NIfTI volume, by dcm2niix; no field of the headers comes into it.
+    """A series as one NIfTI volume; no field of the headers comes into it.
+
+    dcm2niix reads slices in files of their own, highdicom a file of many frames.
 
     Args:
-        series: The series, after ``refuse_gaps``.
+        series: The series.
         folder: The folder for the NIfTI file.
 
     Raises:
-        PipelineError: dcm2niix fails, or makes no volume or several.
+        PipelineError: The slices make no volume, or their pixels cannot be read, or the volume has another grid.
     """
+    grid = grid_of(series)
+    kinds = {str(header.get("PhotometricInterpretation") or _GRAY) for header in series.headers}
+    if kinds != {_GRAY}:
+        raise PipelineError(
+            f"series {series.number}: pixels of {shown(', '.join(sorted(kinds)))} (expected {_GRAY}). "
+            "Choose another --series."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    volume = folder / "series.nii"
+    if any("PerFrameFunctionalGroupsSequence" in header for header in series.headers):
+        _convert_frames(series, volume)
+    else:
+        _convert_slices(series, volume)
+    _refuse_other_grid(series, volume, grid)
+    return volume
+
+
+def _convert_slices(series: Series, volume: Path) -> None:
     import dcm2niix
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="dicom-", dir=folder) as name:
+    with tempfile.TemporaryDirectory(prefix="dicom-", dir=volume.parent) as name:
         source, target = Path(name, "in"), Path(name, "out")
         source.mkdir()
         target.mkdir()
         for number, path in enumerate(series.files):
-            (source / f"{number:06}.dcm").symlink_to(path.resolve())
+            link_or_copy(path.resolve(), source / f"{number:06}.dcm")
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
         done = subprocess.run([dcm2niix.bin, *options], capture_output=True, text=True, check=False)  # noqa: S603
         made = sorted(target.glob("*.nii"))
         if done.returncode or len(made) != 1:
-            told = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line or "arning" in line]
+            told = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
+            why = next((line for line in told if line and not line.startswith(_REMARKS)), f"status {done.returncode}")
             raise PipelineError(
-                f"series {series.number}: dcm2niix made {len(made)} volumes (expected one){': ' if told else ''}"
-                f"{shown(told[0]) if told else ''}. Choose another --series, or convert it yourself."
+                f"series {series.number}: dcm2niix made {'no' if done.returncode else len(made)} whole volumes "
+                f"(expected one): {shown(why.replace(f'{source}{os.sep}', ''))}. "
+                "Choose another --series, or convert it yourself."
             )
-        volume = folder / "series.nii"
         shutil.move(made[0], volume)
-    return volume
+
+
+def _convert_frames(series: Series, volume: Path) -> None:
+    """dcm2niix goes by the frames' numbers, and where they are compressed by their order; highdicom by their places."""
+    import highdicom as hd
+    import nibabel as nib
+
+    if len(series.files) > 1:
+        raise PipelineError(
+            f"series {series.number}: {len(series.files)} files with frames (expected one, or a file a slice). "
+            "Choose another --series, or convert it yourself."
+        )
+    try:
+        found = hd.imread(series.files[0]).get_volume(
+            dtype=np.float32, apply_real_world_transform=False, rtol=SPACING_TOLERANCE
+        )
+    except _header_errors() as error:
+        raise PipelineError(
+            f"series {series.number}: its frames cannot be read ({shown(error)}). "
+            "Choose another --series, or convert it yourself."
+        ) from error
+    nib.save(as_nifti(found.array.T, _LPS @ found.affine[:, _REVERSED]), volume)
+
+
+def _refuse_other_grid(series: Series, path: Path, grid: Grid) -> None:
+    """Refuse a converted volume whose voxels do not lie where the headers say."""
+    image = open_nifti(path)
+    found = f"of {' x '.join(map(str, image.shape))} voxels"
+    if sorted(image.shape) == sorted(grid.shape):
+        ways = _corners(grid)[:, None] - _corners(Grid(image.shape, image.affine))
+        off = float(np.linalg.norm(ways, axis=-1).min(axis=1).max())
+        if off < 0.5 * np.linalg.norm(grid.affine[:3, :2], axis=0).min():
+            return
+        found = f"{off:.3g} mm off"
+    raise PipelineError(
+        f"series {series.number}: the converted volume is {found} (expected {' x '.join(map(str, grid.shape))} voxels "
+        "where the headers say). Export the series again, or convert it yourself."
+    )
+
+
+def _corners(grid: Grid) -> NDArray[np.float64]:
+    """(8, 3), the voxels in the corners, in mm."""
+    ends = [*itertools.product(*((0, size - 1) for size in grid.shape))]
+    found: NDArray[np.float64] = apply_affine(grid.affine, ends)
+    return found
 
 
 def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float64], series: Series) -> None:
@@ -303,14 +458,11 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
         series: The series.
 
     Raises:
-        PipelineError: The headers lack what DICOM SEG demands, as those of anonymised series may do, or the frames make
-            no volume.
+        PipelineError: The headers lack what DICOM SEG demands, as those of anonymised series may do.
     """
     try:
         data = _segmentation(mask, affine, series)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, PipelineError):
-            raise
+    except _header_errors() as error:
         raise PipelineError(
             f"series {series.number}: no DICOM SEG can be made of its headers ({shown(error)}). Leave --dicom-seg out."
         ) from error
@@ -325,14 +477,11 @@ def _segmentation(mask: NDArray[Any], affine: NDArray[np.float64], series: Serie
 
     from pipeline import __version__
 
-    sources = [pydicom.dcmread(file) for file in series.files]
-    grid: hd.VolumeGeometry | None
-    if len(sources) > 1:
-        grid = hd.get_volume_from_series(sources).get_geometry()
-    else:  # an enhanced file of many frames
-        grid = hd.Image.from_dataset(sources[0]).get_volume_geometry()
-    if grid is None:
-        raise PipelineError(f"series {series.number}: its frames make no volume for DICOM SEG. Leave --dicom-seg out.")
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.files]
+    for source in sources:
+        _share_groups(source)
+    own = grid_of(series)
+    grid = hd.VolumeGeometry(_LPS @ own.affine[:, _REVERSED], own.shape[::-1], coordinate_system="PATIENT")
     volume = hd.Volume(mask.astype(np.uint8), _LPS @ affine, coordinate_system="PATIENT").match_geometry(grid, tol=0.01)
     description = hd.seg.SegmentDescription(
         segment_number=1,
@@ -365,4 +514,15 @@ def _segmentation(mask: NDArray[Any], affine: NDArray[np.float64], series: Serie
     return buffer.getvalue()
 
 
+def _share_groups(header: Dataset) -> None:
+    """Name what is the same in all frames of an enhanced file once, where highdicom looks for it."""
+    if "PerFrameFunctionalGroupsSequence" in header:
+        shared, frame = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
+        for group in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            if group not in shared and group in frame:
+                shared[group] = frame[group]
+
+
 _LPS = np.diag([-1.0, -1, 1, 1])
+_REVERSED = [2, 1, 0, 3]
+"""Columns of an affine: highdicom counts slices, rows, columns."""

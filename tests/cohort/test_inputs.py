@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
-from pipeline.cohort.inputs import Source, build_one, build_volume, find_inputs, name_sequences
+from pipeline.cohort.inputs import (
+    Source,
+    build_one,
+    build_volume,
+    find_inputs,
+    name_sequences,
+    write_segmentation_of,
+)
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.imaging.nifti import load_image, nifti_bytes
@@ -171,6 +180,66 @@ def test_studies_are_named_by_their_folders(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "Anna", voxels, AFFINE, study="1.2.3.2", description="T2", number=11)
     with pytest.raises(PipelineError, match="2 studies that do not lie in a folder each"):
         find_inputs([tmp_path / "in"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_only_the_files_of_a_study_s_flair_are_opened_again(
+    zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to look for FLAIR, then each study's own files alone, however many studies there are."""
+    from tests.imaging.series import write_series
+
+    place, voxels = tmp_path / "in", np.ones((8, 8, 3), np.int16)
+    for number, patient in enumerate(("Anna", "Ben", "Cleo")):
+        for series, description in ((3, "FLAIR"), (9, "T1")):
+            folder = place / patient / description
+            write_series(folder, voxels, AFFINE, study=f"1.2.3.{number}", number=series, description=description)
+    if zipped:
+        place = Path(shutil.make_archive(str(tmp_path / "in"), "zip", place))
+    opened: list[str] = []
+    read, unzip = pydicom.dcmread, zipfile.ZipFile.open
+
+    def counted(path: Path, *args: object, **kwargs: object) -> object:
+        opened.append(path.name if zipped else path.relative_to(place).as_posix())
+        return read(path, *args, **kwargs)
+
+    def unzipped(self: zipfile.ZipFile, entry: zipfile.ZipInfo, *args: object, **kwargs: object) -> object:
+        opened.append(entry.filename)
+        return unzip(self, entry, *args, **kwargs)
+
+    monkeypatch.setattr(pydicom, "dcmread", counted)
+    monkeypatch.setattr(zipfile.ZipFile, "open", unzipped)
+    sources = find_inputs([place], tmp_path / "out").sources
+    for name, source in sources.items():
+        own = [f"{name}/FLAIR/003_{z:04}.dcm" for z in (1, 2, 3)]
+        for step in (
+            lambda source=source: build_volume(source),
+            lambda source=source: write_segmentation_of(source, np.ones((8, 8, 3), np.uint8), tmp_path / "seg.dcm"),
+        ):
+            opened.clear()
+            step()
+            numbers = {"000000", "000001", "000002"} if zipped else set()  # names of what was unpacked
+            assert set(opened) == {*own, *numbers}
+
+
+def test_a_folder_with_a_dicomdir_is_read(tmp_path: Path) -> None:
+    """As of a disc: DICOMDIR lists the files, whose names have no suffix."""
+    from pydicom.fileset import FileSet
+
+    from tests.imaging.series import write_series
+
+    voxels = np.random.default_rng(0).integers(1, 900, (8, 8, 3), dtype=np.int16)
+    disc = FileSet()
+    for number in (1, 2):
+        for path in write_series(tmp_path / "files", voxels, AFFINE, study=f"1.2.3.{number}", PatientID=str(number)):
+            disc.add(path)
+    disc.write(tmp_path / "in")
+    found = find_inputs([tmp_path / "in"], tmp_path / "out")
+    assert list(found.sources) == ["PT000000", "PT000001"]
+    assert {path.name: reason for path, reason in found.skipped.items()} == {"DICOMDIR": "no image (DICOMDIR)"}
+    for source in found.sources.values():
+        build_volume(source)
+        assert np.asarray(nib.load(source.image).dataobj).sum() == voxels.sum()
 
 
 def test_results_below_a_folder_are_no_patients(tmp_path: Path) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.dicom import (
@@ -18,14 +26,14 @@ from pipeline.imaging.dicom import (
     choose_flair,
     convert,
     find_series,
+    grid_of,
     is_dicom,
-    refuse_gaps,
     series_of,
     unpacked,
     write_segmentation,
 )
 from pipeline.scripts.volumes import oriented
-from tests.imaging.series import write_series
+from tests.imaging.series import write_enhanced, write_series
 
 PLACES = np.array([[0, -0.9, 0, 110.0], [-0.9, 0, 0, 120], [0, 0, 5, -30], [0, 0, 0, 1]])
 SAGITTAL = np.array([[0, 0, -5.0, 30], [0, -0.9, 0, 110], [-0.9, 0, 0, 90], [0, 0, 0, 1]])
@@ -34,6 +42,15 @@ SAGITTAL = np.array([[0, 0, -5.0, 30], [0, -0.9, 0, 110], [-0.9, 0, 0, 90], [0, 
 @pytest.fixture
 def voxels() -> NDArray[np.int16]:
     return np.random.default_rng(0).integers(0, 900, (24, 20, 8), dtype=np.int16)
+
+
+def assert_same(found: nib.Nifti1Image, voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> None:
+    """All voxels in their places."""
+    assert np.array_equal(oriented(np.asarray(found.dataobj), found.affine), oriented(voxels, affine))
+    turned = nib.Nifti1Image(voxels, affine).as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(found.affine))
+    )
+    assert np.allclose(found.affine, turned.affine, atol=1e-4)
 
 
 def one(folder: Path) -> Series:
@@ -46,14 +63,8 @@ def test_a_series_becomes_a_volume_with_voxels_in_their_places(
     affine: NDArray[np.float64], voxels: NDArray[np.int16], tmp_path: Path
 ) -> None:
     write_series(tmp_path / "a", voxels, affine)
-    series = one(tmp_path / "a")
-    refuse_gaps(series)
-    found = nib.load(convert(series, tmp_path / "out"))
-    assert np.array_equal(oriented(np.asarray(found.dataobj), found.affine), oriented(voxels, affine))
-    turned = nib.Nifti1Image(voxels, affine).as_reoriented(
-        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(found.affine))
-    )
-    assert np.allclose(found.affine, turned.affine, atol=1e-4)
+    found = nib.load(convert(one(tmp_path / "a"), tmp_path / "out"))
+    assert_same(found, voxels, affine)
     assert b"Secret" not in bytes(found.header.binaryblock)
 
 
@@ -86,7 +97,7 @@ def test_a_missing_slice_is_refused(voxels: NDArray[np.int16], tmp_path: Path) -
     paths = write_series(tmp_path, voxels, PLACES)
     paths[3].unlink()
     with pytest.raises(PipelineError, match=r"slices lie 5 mm apart, but 10 mm at -?\d.*slices are missing"):
-        refuse_gaps(one(tmp_path))
+        grid_of(one(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +113,6 @@ def test_a_missing_slice_is_refused(voxels: NDArray[np.int16], tmp_path: Path) -
 def test_mixed_geometry_is_refused(
     change: dict[str, Any], message: str, voxels: NDArray[np.int16], tmp_path: Path
 ) -> None:
-    import pydicom
-
     paths = write_series(tmp_path, voxels, PLACES)
     header = pydicom.dcmread(paths[5])
     for name, value in change.items():
@@ -113,7 +122,7 @@ def test_mixed_geometry_is_refused(
             setattr(header, name, value)
     header.save_as(paths[5])
     with pytest.raises(PipelineError, match=message):
-        refuse_gaps(one(tmp_path))
+        grid_of(one(tmp_path))
 
 
 def test_files_that_are_no_images_are_named(voxels: NDArray[np.int16], tmp_path: Path) -> None:
@@ -130,19 +139,91 @@ def test_files_that_are_no_images_are_named(voxels: NDArray[np.int16], tmp_path:
 
 def test_a_zip_is_unpacked_and_removed(voxels: NDArray[np.int16], tmp_path: Path) -> None:
     paths = write_series(tmp_path / "a", voxels, PLACES)
+    names = [f"{'../' * (z % 3)}x/{'A' if z == 1 else 'a'}{z // 3}.dcm" for z in range(len(paths))]
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        for path in paths:
-            file.write(path, f"../{path.name}")
-    with unpacked(tmp_path / "a.zip") as folder:
-        assert len([path for path in folder.rglob("*") if is_dicom(path)]) == len(paths)
-    assert not folder.exists()
-    with series_of(tmp_path / "a.zip", one(tmp_path / "a").uid) as series:
-        refuse_gaps(series)
-    with pytest.raises(PipelineError, match="not there any more"), series_of(tmp_path / "a.zip", "1.2"):
+        for path, name in zip(paths, names, strict=True):
+            file.write(path, name)
+    with unpacked(tmp_path / "a.zip") as files:
+        assert [*files] == names
+        assert [path.read_bytes() for path in files.values()] == [path.read_bytes() for path in paths]
+    assert not any(path.exists() for path in files.values())
+    with series_of(tmp_path / "a.zip", names) as series:
+        assert_same(nib.load(convert(series, tmp_path / "out")), voxels, PLACES)
+    with pytest.raises(PipelineError, match="not there any more"), series_of(tmp_path / "a.zip", [*names, "y"]):
         pass
-    (tmp_path / "b.zip").write_bytes(b"PK")
-    with pytest.raises(PipelineError, match="no readable zip"), unpacked(tmp_path / "b.zip"):
-        pass
+
+
+def test_a_zip_that_cannot_be_unpacked_is_a_line(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    path = tmp_path / "b.zip"
+
+    def refused(message: str) -> None:
+        with pytest.raises(PipelineError, match=message), unpacked(path):
+            pass
+
+    path.write_bytes(b"PK")
+    refused("no readable zip")
+    (dicom, *_) = write_series(tmp_path, voxels, PLACES)
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(path, "w", method) as file:
+            file.write(dicom, "a")
+        data = bytearray(path.read_bytes())
+        data[200:300] = bytes(100)
+        path.write_bytes(data)
+        refused("no readable zip")
+    with zipfile.ZipFile(path, "w") as file:
+        file.write(dicom, "a")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the file's own header and its entry in the list of files say that it is encrypted
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    refused("holds encrypted files. Unpack it with its password")
+
+
+def test_a_series_is_converted_where_no_link_can_be_made(
+    voxels: NDArray[np.int16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows without the right to it, or where the files lie on another disk."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    write_series(tmp_path / "a", voxels, PLACES)
+    for name in ("link", "symlink"):
+        monkeypatch.setattr(os, name, fail)
+    assert_same(nib.load(convert(one(tmp_path / "a"), tmp_path / "out")), voxels, PLACES)
+
+
+def edit(path: Path, change: Callable[[pydicom.Dataset], object]) -> None:
+    header = pydicom.dcmread(path)
+    change(header)
+    header.save_as(path)
+
+
+@pytest.mark.parametrize(("start", "step"), [(0, 0.1), (4, 0.0)], ids=["tilt", "jump"])
+def test_slices_that_lie_beside_each_other_are_refused(
+    start: int, step: float, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    """dcm2niix would stack them straight, without a word."""
+    for z, path in enumerate(write_series(tmp_path, voxels, PLACES)):
+        x, y, height = (float(value) for value in pydicom.dcmread(path).ImagePositionPatient)
+        aside = step * z if step else 3.0 * (z >= start)
+        edit(path, lambda header, at=[x + aside, y, height]: setattr(header, "ImagePositionPatient", at))
+    with pytest.raises(PipelineError, match=r"series 3: slices lie up to (0.7|3) mm beside each other"):
+        convert(one(tmp_path), tmp_path / "out")
+
+
+def test_rounded_positions_are_no_shift(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    turn = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ SAGITTAL
+    for path in write_series(tmp_path, voxels, turn):
+        edit(
+            path, lambda header: [rounded(header, name) for name in ("ImagePositionPatient", "ImageOrientationPatient")]
+        )
+    found = nib.load(convert(one(tmp_path), tmp_path / "out"))
+    assert np.array_equal(oriented(np.asarray(found.dataobj), found.affine), oriented(voxels, turn))
+
+
+def rounded(header: pydicom.Dataset, name: str) -> None:
+    setattr(header, name, [round(float(value), 2) for value in header[name].value])
 
 
 @pytest.mark.parametrize("affine", [PLACES, SAGITTAL], ids=["axial", "sagittal"])
@@ -150,20 +231,177 @@ def test_a_mask_as_dicom_seg_lies_where_the_lesion_is(
     affine: NDArray[np.float64], voxels: NDArray[np.int16], tmp_path: Path
 ) -> None:
     write_series(tmp_path / "a", voxels, affine)
-    series = one(tmp_path / "a")
-    image = nib.load(convert(series, tmp_path / "out"))
-    lesion = np.zeros(voxels.shape, np.uint8)
+    assert_segmentation_fits(one(tmp_path / "a"), voxels.shape, affine, tmp_path)
+
+
+def assert_segmentation_fits(
+    series: Series, shape: tuple[int, ...], affine: NDArray[np.float64], folder: Path
+) -> highdicom.seg.Segmentation:
+    """The marked voxels lie where the lesion's do."""
+    image = nib.load(convert(series, folder / "out"))
+    lesion = np.zeros(shape, np.uint8)
     lesion[3:9, 5:12, 2:6] = 1
     mask = nib.Nifti1Image(lesion, affine).as_reoriented(
         nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(image.affine))
     )
-    write_segmentation(tmp_path / "seg.dcm", np.asarray(mask.dataobj), image.affine, series)
-    found = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    write_segmentation(folder / "seg.dcm", np.asarray(mask.dataobj), image.affine, series)
+    segmentation = highdicom.seg.segread(folder / "seg.dcm")
+    found = segmentation.get_volume(combine_segments=True)
     marked = np.argwhere(found.array.squeeze() > 0)
     places = nib.affines.apply_affine(np.diag([-1.0, -1, 1, 1]) @ found.affine, marked)
     expected = nib.affines.apply_affine(affine, np.argwhere(lesion))
     assert len(places) == len(expected)
     assert np.allclose(sorted(map(tuple, places.round(2))), sorted(map(tuple, expected.round(2))), atol=0.02)
+    return segmentation
+
+
+@pytest.mark.parametrize("affine", [PLACES, SAGITTAL], ids=["axial", "sagittal"])
+@pytest.mark.parametrize("per_frame", [False, True], ids=["shared", "per frame"])
+@pytest.mark.parametrize("order", [None, (7, 6, 5, 4, 3, 2, 1, 0), (3, 0, 7, 1, 5, 2, 6, 4)], ids=str)
+def test_an_enhanced_file_is_as_a_series_of_slices(
+    order: tuple[int, ...] | None,
+    per_frame: bool,
+    affine: NDArray[np.float64],
+    voxels: NDArray[np.int16],
+    tmp_path: Path,
+) -> None:
+    write_enhanced(tmp_path / "a" / "1.dcm", voxels, affine, order=order, per_frame=per_frame)
+    series = one(tmp_path / "a")
+    assert_same(nib.load(convert(series, tmp_path / "out")), voxels, affine)
+    segmentation = assert_segmentation_fits(series, voxels.shape, affine, tmp_path)
+    own = pydicom.dcmread(tmp_path / "a" / "1.dcm").PerFrameFunctionalGroupsSequence
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+        place = own[source.ReferencedFrameNumber - 1].PlanePositionSequence[0].ImagePositionPatient
+        assert np.allclose(frame.PlanePositionSequence[0].ImagePositionPatient, place, atol=0.01)
+
+
+def test_frames_go_by_their_places(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    """Numbers that follow no place mislead dcm2niix, and so does any order of compressed frames."""
+    order = (3, 0, 7, 1, 5, 2, 6, 4)
+    path = write_enhanced(tmp_path / "a" / "1.dcm", voxels, PLACES, order=order)
+
+    def compressed_and_renumbered(header: pydicom.Dataset) -> None:
+        header.compress(RLELossless)
+        for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence, 1):
+            frame.FrameContentSequence[0].InStackPositionNumber = number
+            frame.FrameContentSequence[0].DimensionIndexValues = [1, number]
+
+    edit(path, compressed_and_renumbered)
+    assert_same(nib.load(convert(one(tmp_path / "a"), tmp_path / "out")), voxels, PLACES)
+    edit(path, lambda header: header.PerFrameFunctionalGroupsSequence.pop(2))  # the last slice
+    with pytest.raises(PipelineError, match=r"series 3: (its frames cannot be read|the converted volume is of .* 8)"):
+        convert(one(tmp_path / "a"), tmp_path / "out")
+    write_enhanced(tmp_path / "b" / "1.dcm", voxels[..., :4], PLACES)
+    uid = pydicom.dcmread(tmp_path / "b" / "1.dcm").SeriesInstanceUID
+    up = PLACES.copy()
+    up[2, 3] += 20
+    edit(write_enhanced(tmp_path / "b" / "2.dcm", voxels[..., 4:], up), lambda h: setattr(h, "SeriesInstanceUID", uid))
+    with pytest.raises(PipelineError, match="series 3: 2 files with frames"):
+        convert(one(tmp_path / "b"), tmp_path / "out")
+
+
+def test_an_enhanced_file_with_a_frame_less_is_refused(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "1.dcm", voxels, PLACES, order=(0, 1, 2, 4, 5, 6, 7))
+    with pytest.raises(PipelineError, match=r"slices lie 5 mm apart, but 10 mm"):
+        grid_of(one(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("description", "times", "is_flair"),
+    [("ax", (2500, 110), True), ("ax", (900, 3), False), ("AX FLAIR", (800, 9), False), ("FLAIR", (2500, 110), True)],
+)
+def test_parameters_of_an_enhanced_file_tell_flair(
+    description: str, times: tuple[float, float], is_flair: bool, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    inversion, echo = times
+    write_enhanced(tmp_path / "1.dcm", voxels, PLACES, description=description, inversion=inversion, echo=echo)
+    assert one(tmp_path).is_flair == is_flair
+
+
+def no_image(header: pydicom.Dataset) -> None:
+    header.PixelData = encapsulate([b"\xff\x4f\xff\x51" + bytes(400)])
+    header["PixelData"].is_undefined_length = True
+    header.file_meta.TransferSyntaxUID = JPEG2000Lossless
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: setattr(header, "PixelData", header.PixelData[:-200]), "no whole volumes .*FileSize <"),
+        (no_image, "no whole volumes .*OpenJPEG failed to read"),
+        (lambda header: setattr(header, "EchoTime", 77), "no whole volumes .*echo varies"),
+        (lambda header: setattr(header, "PhotometricInterpretation", "MONOCHROME1"), "pixels of MONOCHROME1"),
+        (lambda header: setattr(header, "Rows", None), "slices without position"),
+        (lambda header: setattr(header, "ImagePositionPatient", [1, 2]), "slices without position"),
+    ],
+    ids=["cut", "damaged", "echoes", "inverted", "no rows", "no position"],
+)
+def test_one_slice_that_cannot_be_read_is_a_line(
+    change: Callable[[pydicom.Dataset], object], message: str, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    paths = write_series(tmp_path / "a", voxels, PLACES, EchoTime=120)
+    edit(paths[3], change)
+    with pytest.raises(PipelineError, match=f"^series 3: .*{message}") as caught:
+        convert(one(tmp_path / "a"), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_file_with_a_value_that_cannot_be_read_is_named(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    """pydicom reads a value when it is first asked for it."""
+    paths = write_series(tmp_path, voxels, PLACES)
+    paths[3].write_bytes(paths[3].read_bytes().replace(b"US\x02\x00\x18\x00", b"US\x03\x00\x18\x00\x00"))  # Rows
+    _, others = find_series(paths)
+    assert [*others] == [paths[3]]
+
+
+@pytest.mark.parametrize("moved", [0.0, 3.0])
+def test_a_volume_must_lie_where_the_headers_say(
+    moved: float, voxels: NDArray[np.int16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever dcm2niix makes of headers that are unknown to it."""
+    write_series(tmp_path / "a", voxels, PLACES)
+    affine = PLACES[:, [1, 0, 2, 3]] + np.outer([0, 0, 1, 0], [0, 0, 0, moved])
+
+    def made(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        nib.save(nib.Nifti1Image(voxels.transpose(1, 0, 2), affine), Path(command[-2], "volume.nii"))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", made)
+    if not moved:
+        assert convert(one(tmp_path / "a"), tmp_path / "out").is_file()
+        return
+    with pytest.raises(PipelineError, match=r"the converted volume is 3 mm off \(expected 20 x 24 x 8 voxels where"):
+        convert(one(tmp_path / "a"), tmp_path / "out")
+
+
+def jpeg_2000(header: pydicom.Dataset) -> None:
+    """pydicom has no encoder of its own for it, Pillow has."""
+    buffer = io.BytesIO()
+    Image.fromarray(header.pixel_array).save(buffer, "JPEG2000", no_jp2=True, irreversible=False)
+    header.PixelData = encapsulate([buffer.getvalue()])
+    header["PixelData"].is_undefined_length = True
+    header.file_meta.TransferSyntaxUID = JPEG2000Lossless
+
+
+COMPRESSIONS: dict[str, Callable[[pydicom.Dataset], object]] = {
+    "RLE": lambda header: header.compress(RLELossless),
+    "JPEG-LS": lambda header: header.compress(JPEGLSLossless),
+    "JPEG 2000": jpeg_2000,
+}
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS)
+def test_compressed_pixels_are_read(
+    compress: Callable[[pydicom.Dataset], object], voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    voxels = np.tile(voxels, (2, 2, 1))  # CharLS and OpenJPEG ask for more than a few pixels
+    for path in write_series(tmp_path / "a", voxels, PLACES):
+        edit(path, compress)
+    series = one(tmp_path / "a")
+    assert_same(nib.load(convert(series, tmp_path / "out")), voxels, PLACES)
+    assert_segmentation_fits(series, voxels.shape, PLACES, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +422,6 @@ def test_what_is_called_flair_must_be_one(
 
 
 def test_headers_that_make_no_dicom_seg_are_a_line(voxels: NDArray[np.int16], tmp_path: Path) -> None:
-    import pydicom
-
     for path in write_series(tmp_path / "a", voxels, PLACES):
         header = pydicom.dcmread(path)
         del header.PatientID, header.StudyID
