@@ -18,9 +18,9 @@ from pipeline.cohort.manifest import PatientRecord
 from pipeline.cohort.patients import PatientVolumes, missing_sequences, volume_names
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, join_sequences, read_volume
-from pipeline.imaging.nifti import load_image, load_label, oddities, refuse_unusable, save_image, spacing_mm
+from pipeline.imaging.nifti import as_seen, oddities, save_image, spacing_mm
 from pipeline.scripts.files import sha256_file
-from pipeline.scripts.volumes import check_label, label_fault, open_nifti
+from pipeline.scripts.volumes import check_image, check_label, label_fault, open_nifti, voxel_fault
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,40 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
     image, label = (staging / file for file in volume_names(name))
     main = case.files.get("image") or case.files["flair"]
     try:
-        _save_image(root, case, image)
-        values = _save_label(root / case.files["label"], image, label, label_values)
+        shape, missing = _save_image(root, case, image)
+        values, lesion_voxels = _save_label(root / case.files["label"], image, label, label_values)
     except PipelineError as error:
-        text = str(error).replace(str(label), case.files["label"]).replace(str(image), main)
+        text = str(error).replace(str(image), main)
         for path in case.paths:  # without the place of the source folder
             text = text.replace(str(root / path), path)
         subject = next((path for path in case.paths if text.startswith(f"{path}: ")), name)
         patient.faults[subject].append(text.removeprefix(f"{subject}: "))
         return patient
-    sources = {path: patient.hashes[path] for path in sorted(case.paths)}
-    return replace(patient, record=_record(root / main, sources, values, image, label))
+    record = VolumeRecord(
+        shape=shape,
+        lesion_voxels=lesion_voxels,
+        missing_sequences=missing,
+        mask_values=values,
+        sources={path: patient.hashes[path] for path in sorted(case.paths)},
+        image_sha256=sha256_file(image),
+        label_sha256=sha256_file(label),
+    )
+    return replace(patient, record=_measured(record, root / main, image))
 
 
-def _save_image(root: Path, case: Case, target: Path) -> None:
-    """FLAIR alone, or with T1 on its grid, as ``predict`` takes it in."""
+def _save_image(root: Path, case: Case, target: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Write FLAIR alone, or with T1 on its grid, as ``predict`` takes it in; its shape and missing sequences."""
     files = {role: root / path for role, path in case.files.items()}
     if "image" in files:
         image = _picked(files["image"], case.channels)
     else:
         image = join_sequences(files["flair"], files.get("pre"), files.get("post"))
-    save_image(image, target)
-    refuse_unusable(target)
+    voxels = save_image(image, target)
+    check_image(target)
+    if fault := voxel_fault(voxels):
+        raise PipelineError(f"{target}: {fault}.")
+    seen = as_seen(voxels, target)
+    return seen.shape[:3], missing_sequences(seen)
 
 
 def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
@@ -102,8 +114,10 @@ def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
     return nib.Nifti1Image(picked, image.affine, image.header)
 
 
-def _save_label(path: Path, image: Path, target: Path, label_values: Collection[float]) -> tuple[float, ...]:
-    """Write a label, 0 and 1, on the image's grid; the values that it held."""
+def _save_label(
+    path: Path, image: Path, target: Path, label_values: Collection[float]
+) -> tuple[tuple[float, ...], int]:
+    """Write a label, 0 and 1, on the image's grid; the values that it held, and its lesion voxels."""
     label = read_volume(path)
     label = label.slicer[..., 0] if label.shape[3:] == (1,) else label
     if len(label.shape) != 3:
@@ -114,14 +128,13 @@ def _save_label(path: Path, image: Path, target: Path, label_values: Collection[
     unit = label.header.get_xyzt_units()[0]
     label = nib.Nifti1Image(lesion.astype(np.uint8), label.affine)
     label.header.set_xyzt_units(unit)
-    save_image(label, target)
-    check_label(target, image)
+    check_label(path, image, label)
     grid = open_nifti(image)
     turn = ornt_transform(io_orientation(label.affine), io_orientation(grid.affine))
     turned = nib.Nifti1Image(np.asarray(label.as_reoriented(turn).dataobj), grid.affine)
     turned.header.set_xyzt_units(grid.header.get_xyzt_units()[0])
     save_image(turned, target)
-    return values
+    return values, int(np.count_nonzero(lesion))
 
 
 def _values_of(voxels: NDArray[Any], path: Path, label_values: Collection[float]) -> list[float]:
@@ -139,28 +152,19 @@ def _values_of(voxels: NDArray[Any], path: Path, label_values: Collection[float]
     return values
 
 
-def _record(source: Path, sources: dict[str, str], values: tuple[float, ...], image: Path, label: Path) -> VolumeRecord:
-    """What there is to tell of a patient, read from the volumes as they are handed on; ``source`` is of FLAIR."""
-    seen = load_image(image)
-    lesion_voxels = int(np.count_nonzero(load_label(label)))
+def _measured(record: VolumeRecord, source: Path, image: Path) -> VolumeRecord:
+    """A record with spacing, lesion volume and warnings, by the image as it is handed on; ``source`` is of FLAIR."""
     known = spacing_mm(image)
     # NIfTI holds 32 bits: what they add to 0.9 is left out.
     spacing = (round(known[0], 6), round(known[1], 6), round(known[2], 6)) if known else None
-    missing = missing_sequences(seen)
     is_nifti = source.name.lower().endswith(NIFTI_SUFFIXES)
     warnings = [f"geometry: {line}" for line in oddities(source if is_nifti else image)]
     warnings += ["spacing: the file tells none"] * (spacing is None)
-    warnings += [f"missing sequence: {sequence}" for sequence in missing]
-    warnings += ["no lesion: the label is empty"] * (not lesion_voxels)
-    return VolumeRecord(
-        shape=seen.shape[:3],
-        lesion_voxels=lesion_voxels,
-        missing_sequences=missing,
-        mask_values=values,
+    warnings += [f"missing sequence: {sequence}" for sequence in record.missing_sequences]
+    warnings += ["no lesion: the label is empty"] * (not record.lesion_voxels)
+    return replace(
+        record,
         warnings=tuple(warnings),
-        sources=sources,
-        image_sha256=sha256_file(image),
-        label_sha256=sha256_file(label),
         spacing_mm=spacing,
-        lesion_ml=round(lesion_voxels * float(np.prod(spacing)) / 1000, 6) if spacing else None,
+        lesion_ml=round(record.lesion_voxels * float(np.prod(spacing)) / 1000, 6) if spacing else None,
     )

@@ -69,12 +69,15 @@ def oddities(path: Path) -> list[str]:
     return found
 
 
-def save_image(image: nib.Nifti1Image, path: Path) -> None:
+def save_image(image: nib.Nifti1Image, path: Path) -> NDArray[Any]:
     """Write an image volume with its affine and unit; of the header's other fields nothing is kept.
 
     Args:
         image: (I, J, K) or (I, J, K, 3), numbers.
         path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
+
+    Returns:
+        The voxels as they were written.
     """
     voxels = np.asarray(image.dataobj)
     if voxels.dtype.kind not in "uif":
@@ -85,6 +88,7 @@ def save_image(image: nib.Nifti1Image, path: Path) -> None:
     clean.header.set_xyzt_units(image.header.get_xyzt_units()[0])
     clean.header["descrip"] = b"research only"
     write_durably(path, _gzipped(clean))
+    return voxels
 
 
 def load_label(path: Path) -> Pixels:
@@ -112,9 +116,13 @@ def load_image(path: Path) -> NDArray[Any]:
         file holds nothing else; rows to posterior, columns to the patient's left, slices upwards.
     """
     check_image(path)
-    volume = read_voxels(path)
-    channels = volume.reshape(*volume.shape[:3], -1)
-    return oriented(np.broadcast_to(channels, (*volume.shape[:3], len(CHANNELS))), open_nifti(path).affine)
+    return as_seen(read_voxels(path), path)
+
+
+def as_seen(voxels: NDArray[Any], path: Path) -> NDArray[Any]:
+    """The voxels of an image file as ``load_image`` gives them, a view where that is possible."""
+    channels = voxels.reshape(*voxels.shape[:3], -1)
+    return oriented(np.broadcast_to(channels, (*voxels.shape[:3], len(CHANNELS))), open_nifti(path).affine)
 
 
 def refuse_unusable(path: Path) -> None:

@@ -16,7 +16,9 @@ from pipeline.cohort.building import build_manifest
 from pipeline.cohort.changes import verify_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.imaging import formats, nifti
 from pipeline.imaging.nifti import load_image, load_label, spacing_mm
+from pipeline.scripts.volumes import read_voxels
 from tests.cohort import volumes
 from tests.cohort.conftest import Built, add_patient, check, tree
 from tests.cohort.volumes import FLAIR, SPACING, phantom, save
@@ -53,6 +55,22 @@ def test_volumes_keep_their_grid(tmp_path: Path, orientation: str) -> None:
     seen, label = loaded(tmp_path / "out", "P1")
     np.testing.assert_array_equal(seen[..., FLAIR], image[..., FLAIR])
     np.testing.assert_array_equal(label, mask)
+
+
+def test_voxels_are_read_once_and_what_is_written_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = volumes.pairs(tmp_path / "in", 1)
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return read_voxels(path)
+
+    for module in (formats, nifti):
+        monkeypatch.setattr(module, "read_voxels", counted)
+    build_manifest(root, tmp_path / "out", split="none")
+    assert sorted(read) == sorted(path for path in root.rglob("*.nii.gz"))
 
 
 def test_a_label_stored_in_another_orientation_comes_on_the_images_grid(tmp_path: Path) -> None:

@@ -132,17 +132,20 @@ def check_image(path: Path) -> None:
         raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
 
 
-def check_label(path: Path, image: Path) -> None:
+def check_label(path: Path, image: Path, label: Any = None) -> None:
     """Refuse, by the headers alone, a label volume on another grid than its image.
 
     Args:
         path: A NIfTI label volume, (H, W, D).
         image: The image volume. Label and image may be stored in different orientations.
+        label: The NIfTI image of a label of another format, which ``path`` names in messages; None to read ``path``.
 
     Raises:
         PipelineError: The file is missing or no NIfTI file, or its voxels lie elsewhere than the image's.
     """
-    (shape, affine), (expected, places) = (_grid(open_nifti(one)) for one in (path, image))
+    (shape, affine), (expected, places) = (
+        _grid(one) for one in (open_nifti(path) if label is None else label, open_nifti(image))
+    )
     if shape != expected:
         raise PipelineError(
             f"{path}: a label of {shape} voxels on an image of {expected} (rows, columns, slices). Resample the label."
