@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="INPUT",
         help="FLAIR as NIfTI, MHA or NRRD, in any orientation; or three channels, pre-contrast, FLAIR, post-contrast. "
         "A folder of such files named as in BraTS or BIDS, of DICOM (or a zip of it), or of slices PATIENT_NUMBER.tif, "
-        ".png or .jpg, one or several patients. Or a manifest",
+        ".png or .jpg, one or several patients. Or a manifest or another Decathlon datalist, with or without labels",
     )
     parser.add_argument("--flair", type=Path, metavar="FILE", help="FLAIR, in place of INPUT")
     parser.add_argument("--pre", type=Path, metavar="FILE", help="pre-contrast T1 beside one FLAIR, on any grid")

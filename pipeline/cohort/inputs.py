@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cohort.listing import list_files
-from pipeline.cohort.manifest import read_manifest, verify_volume
+from pipeline.cohort.manifest import read_images
 from pipeline.cohort.names import id_fault, is_junk_folder
 from pipeline.cohort.sequences import Sequences, group
 from pipeline.errors import ManifestError, PipelineError
@@ -70,7 +70,8 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
     """The volumes that paths stand for.
 
     Args:
-        paths: Volume files, zips of DICOM, folders of volumes, DICOM or slices, manifests or their folders.
+        paths: Volume files, zips of DICOM, folders of volumes, DICOM or slices, manifests or their folders, other
+            Decathlon datalists.
         out: The folder of the results, in which volumes are built.
         series: A SeriesNumber or SeriesInstanceUID to take for FLAIR.
 
@@ -81,11 +82,9 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
     slice_folders: list[Path] = []
     skipped: dict[Path, str] = {}
     for path in paths:
-        if path.name == MANIFEST_NAME or (path / MANIFEST_NAME).is_file():
-            volumes = read_manifest(path).volumes
-            for volume in volumes:
-                verify_volume(volume)
-            found += [(volume.patient, Source(volume.image)) for volume in volumes]
+        is_list = path.suffix.lower() == ".json" and not path.is_dir()
+        if is_list or (path / MANIFEST_NAME).is_file():
+            found += [(name, _source(name, Sequences(image), out)) for name, image in read_images(path)]
         elif path.is_dir():
             content = _of_folder(path, out, series)
             found += content.found
@@ -101,10 +100,11 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
         else:
             raise PipelineError(
                 f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of "
-                "DICOM, a folder of volumes, DICOM or slices, or a manifest). Check the path."
+                "DICOM, a folder of volumes, DICOM or slices, or a manifest or other Decathlon datalist). Check the "
+                "path."
             )
     if not found:
-        raise PipelineError(f"{', '.join(map(str, paths))}: no volume in it. Build the manifest of other slices.")
+        raise PipelineError(f"{', '.join(map(str, paths))}: no volume in it (expected one or more). Check the path.")
     _refuse_names(found)
     return Inputs(dict(found), tuple(slice_folders), skipped)
 
@@ -325,7 +325,7 @@ def _of_dicom(place: Path, files: Mapping[str, Path], out: Path, wanted: str | N
     found = []
     for study in studies.values():
         flair = choose_flair(study, place, wanted)
-        name = place.stem if place.is_file() else place.resolve().name
+        name = place.stem if place.is_file() else Path(os.path.abspath(place)).name  # noqa: PTH100
         if len(studies) > 1:
             folders = {PurePosixPath(names[file]).parts[:-1] for one in study for file in one.files}
             tops = {parts[0] if parts else "" for parts in folders}

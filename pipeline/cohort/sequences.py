@@ -136,7 +136,7 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
     told: list[tuple[str, Place, str, Path]] = []
     skipped: dict[Path, str] = {}
     for path in files:
-        role = role_of(path)
+        role = role_of(Path(os.path.abspath(path)))  # noqa: PTH100  # of a folder given as . or .. too
         if role is None:
             skipped[path] = "its name tells neither FLAIR nor T1"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -253,3 +254,56 @@ def test_results_below_a_folder_are_no_patients(tmp_path: Path) -> None:
     (tmp_path / "out" / "P_image.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 2), np.uint8)))
     assert list(find_inputs([tmp_path], tmp_path / "out").sources) == ["P"]
     assert list(find_inputs([tmp_path], tmp_path / "other").sources) == ["P"]
+
+
+def test_a_datalist_needs_no_labels(tmp_path: Path) -> None:
+    """Paths alone, as MONAI and nnU-Net write a test section, and the section that MONAI's Auto3DSeg writes."""
+    data = named(tmp_path / "data", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b.nii.gz", "c_image.nii.gz")
+    lists = {
+        "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz", "fold": 0}],
+        "test": ["./imagesTs/b.nii.gz"],
+        "testing": [{"image": str(data / "c_image.nii.gz")}],
+    }
+    (data / "LIST.json").write_text(json.dumps(lists))
+    found = find_inputs([data / "LIST.json"], tmp_path / "out")
+    images = {"a": data / "imagesTr/a.nii.gz", "b": data / "imagesTs/b.nii.gz", "c": data / "c_image.nii.gz"}
+    assert found.sources == {name: Source(image) for name, image in images.items()}
+    (data / "manifest.json").write_text(json.dumps({"test": lists["test"]}))
+    assert list(find_inputs([data], tmp_path / "out").sources) == ["b"]
+    wrong = {
+        '{"name": "x"}': "no manifest .expected 'patients' and 'counts', or the lists of a Decathlon datalist",
+        '{"training": [], "test": {}}': r"'test' is no list .expected one of images.. Mend the file",
+        '{"test": [{"label": "a.nii.gz"}]}': "expected image and label, each a path",
+        '{"test": ["a.nii.gz", "deep/a.nii.gz"]}': "two volumes of the name a",
+        '{"test": []}': "no volume in it",
+    }
+    for text, message in wrong.items():
+        (data / "LIST.json").write_text(text)
+        with pytest.raises(PipelineError, match=message):
+            find_inputs([data / "LIST.json"], tmp_path / "out")
+
+
+def test_the_images_of_a_manifest_do_without_its_labels(manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(manifest, tmp_path / "copy")
+    volumes = read_manifest(tmp_path / "copy").volumes
+    for volume in volumes:
+        volume.label.unlink()
+    found = find_inputs([tmp_path / "copy"], tmp_path / "out").sources
+    assert found == {volume.patient: Source(volume.image) for volume in volumes}
+
+
+@pytest.mark.parametrize("given", [".", "..", "../Anna", "../Anna/", "sub/.."])
+def test_a_folder_names_its_patient_however_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    from tests.imaging.series import write_series
+
+    for kind in ("volumes", "dicom"):
+        folder = tmp_path / kind / "Anna"
+        (folder / "sub").mkdir(parents=True)
+        if kind == "volumes":
+            named(folder, "flair.nii.gz", "t1.nii.gz")
+        else:
+            write_series(folder, np.ones((8, 8, 3), np.int16), AFFINE)
+        monkeypatch.chdir(folder / "sub" if given == ".." else folder)
+        assert list(find_inputs([Path(given)], tmp_path / "out").sources) == ["Anna"]
