@@ -121,7 +121,7 @@ def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[
         files: dict[str, Path] = {}
         try:
             with zipfile.ZipFile(path) as file:
-                entries = [one for one in file.infolist() if not one.is_dir()]
+                entries = sorted((one for one in file.infolist() if not one.is_dir()), key=lambda one: one.filename)
                 if sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
                     raise PipelineError(f"{path}: unpacks to more than {MAX_ZIP_BYTES >> 30} GB. Unpack it yourself.")
                 if any(entry.flag_bits & _ENCRYPTED for entry in entries):
