@@ -8,6 +8,7 @@ import lzma
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 import zipfile
@@ -182,7 +183,7 @@ def _header_errors() -> tuple[type[Exception], ...]:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     own = (BytesLengthException, InvalidDicomError)
-    return (*own, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
+    return (*own, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, struct.error)
 
 
 def _series(uid: str, found: Sequence[tuple[Path, Dataset]]) -> Series:
@@ -191,7 +192,7 @@ def _series(uid: str, found: Sequence[tuple[Path, Dataset]]) -> Series:
     return Series(
         uid=uid,
         study=str(first.get("StudyInstanceUID", "")),
-        number=str(first.get("SeriesNumber") or ""),
+        number=shown(first.get("SeriesNumber") or ""),
         description=description,
         is_flair=_is_flair(first, description),
         files=tuple(path for path, _ in found),
@@ -388,7 +389,9 @@ def _convert_slices(series: Series, volume: Path) -> None:
         for number, path in enumerate(series.files):
             link_or_copy(path.resolve(), source / f"{number:06}.dcm")
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
-        done = subprocess.run([dcm2niix.bin, *options], capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            [dcm2niix.bin, *options], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         made = sorted(target.glob("*.nii"))
         if done.returncode or len(made) != 1:
             told = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]

@@ -350,12 +350,35 @@ def test_one_slice_that_cannot_be_read_is_a_line(
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_file_with_a_value_that_cannot_be_read_is_named(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+def test_what_dcm2niix_prints_may_be_of_any_encoding(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    write_series(tmp_path / "a", voxels, PLACES)
+    folder = tmp_path / os.fsdecode("Patientin Grün".encode("latin-1"))  # dcm2niix names the file it writes
+    assert_same(nib.load(convert(one(tmp_path / "a"), folder)), voxels, PLACES)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"US\x02\x00\x18\x00", b"US\x03\x00\x18\x00\x00"),  # Rows of three bytes
+        (b"\xe0\x7f\x10\x00", b"\x00\x52\x29\x92SQ\0\0\x12\0\0\0\xfe\xff\x00\xe0\x0a\0\0\0\x08\0\x08\0OB\0\0\x01\0"),
+    ],
+    ids=["length", "a sequence that ends within an item"],
+)
+def test_a_file_with_a_value_that_cannot_be_read_is_named(
+    before: bytes, after: bytes, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
     """pydicom reads a value when it is first asked for it."""
     paths = write_series(tmp_path, voxels, PLACES)
-    paths[3].write_bytes(paths[3].read_bytes().replace(b"US\x02\x00\x18\x00", b"US\x03\x00\x18\x00\x00"))  # Rows
+    paths[3].write_bytes(paths[3].read_bytes().replace(before, after))
     _, others = find_series(paths)
     assert [*others] == [paths[3]]
+
+
+def test_a_series_number_is_shown_without_control_characters(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    paths = write_series(tmp_path, voxels, PLACES)
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"IS\x02\x003 ", b"IS\x04\x003\x1b[2"))
+    assert one(tmp_path).number == "3\\x1b[2"
 
 
 @pytest.mark.parametrize("moved", [0.0, 3.0])
