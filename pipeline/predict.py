@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict every volume; write masks, table and summary."""
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
-        raise PipelineError("--all-slices and --no-figures (expected one of them).")
+        raise PipelineError("--all-slices and --no-figures (expected one of them). Leave one out.")
     inputs = [*args.inputs, *([args.flair] if args.flair else [])]
     if not inputs:
         raise PipelineError("nothing to predict (expected INPUT or --flair FILE). Name a FLAIR volume or a folder.")

@@ -45,12 +45,10 @@ def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Pat
 
 
 @only_basic_unet
-def test_warnings_are_printed_before_the_scores(
-    trained, manifest, phantoms, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warnings_are_printed_before_the_scores(trained, manifest, phantoms, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other"
     build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
-    with monkeypatch.context() as terminal:
+    with pytest.MonkeyPatch.context() as terminal:
         terminal.setattr(sys, "stderr", sys.stdout)  # as a person sees them
         capsys.readouterr()
         seen = evaluated(trained, other, tmp_path / "seen")["seen_in_training"]

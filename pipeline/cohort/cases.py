@@ -201,7 +201,7 @@ def _listed(
     for section in SECTIONS:
         items = content.get(section, [])
         if not isinstance(items, list):
-            raise PipelineError(f"{section!r} is no list. Mend the file.")
+            raise PipelineError(f"{section!r} is no list (expected one of image and label). Mend the file.")
         for item in items:
             pair = item if isinstance(item, dict) else {"image": item}
             image: Any = pair.get("image")

@@ -222,7 +222,10 @@ def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Vo
     for part in ("image", "label"):
         path = PurePosixPath(found[part])
         if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in found[part] or ":" in path.parts[0]:
-            raise PipelineError(f"{file}: path {shown(found[part])!r} leaves the folder of the manifest. {_REBUILD}")
+            raise PipelineError(
+                f"{file}: path {shown(found[part])!r} leaves the folder of the manifest (expected one below it). "
+                f"{_REBUILD}"
+            )
         found[part] = file.parent / path
     return Volume(section=section, fold=found["fold"], **{key: found[key] for key in kinds})
 

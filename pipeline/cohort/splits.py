@@ -72,7 +72,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
     lists = {key: value for key, value in raw.items() if key != "description"} if isinstance(raw, dict) else {}
     faulty = [ids for ids in lists.values() if not (ids and isinstance(ids, list) and all(type(i) is str for i in ids))]
     if not lists or faulty or not lists.keys() <= set(SECTIONS):
-        raise PipelineError(f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}.")
+        raise PipelineError(f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}. Mend it.")
     lists = {section: [unicodedata.normalize("NFC", item) for item in ids] for section, ids in lists.items()}
     counts = Counter(item for ids in lists.values() for item in ids)
     twice = [shown(item) for item, count in counts.items() if count > 1]

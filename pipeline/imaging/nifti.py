@@ -137,7 +137,9 @@ def load_map(path: Path) -> NDArray[np.float32]:
     """Read a probability or uncertainty volume, (H, W, D) float32, in the orientation of ``load_image``."""
     volume = read_voxels(path)
     if volume.ndim != 3 or not np.isfinite(volume).all():
-        raise PipelineError(f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)).")
+        raise PipelineError(
+            f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)). Make it again."
+        )
     return oriented(volume.astype(np.float32, copy=False), open_nifti(path).affine)
 
 

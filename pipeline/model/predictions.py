@@ -207,7 +207,11 @@ def predict_volumes(
         if not by_name:
             raise ManifestError({path: [message] for path, message in faults.items()})
         images = {name: source.image for name, source in found.sources.items()}
-        labels = {str(source.image): _label(name, source, key) for name, source in found.sources.items()}
+        labels = {
+            str(path): _label(name, source, key)
+            for name, source in found.sources.items()
+            for path in _own_files(source)
+        }
         predictions = [replace(by_name[name], image=labels[str(images[name])]) for name in images if name in by_name]
         result = PredictionResult(tuple(predictions), faults, images)
         if share.is_first:
@@ -228,7 +232,9 @@ def _refuse_unfit_options(found: Inputs, *, series: str | None, dicom_seg: bool,
     if dicom_seg and not all(is_dicom):
         raise PipelineError("--dicom-seg of other inputs than DICOM (expected DICOM alone). Leave it out.")
     if dicom_seg and pseudonymise:
-        raise PipelineError("--dicom-seg and --pseudonymise (expected one of them): DICOM SEG names the patient.")
+        raise PipelineError(
+            "--dicom-seg and --pseudonymise (expected one of them): DICOM SEG names the patient. Leave one out."
+        )
 
 
 def _found(
@@ -329,12 +335,18 @@ def _all_predicted(
     images = [source.image for source in sources.values()]
     outcomes = dict(zip(images, overlapped(attempt, [*sources], "predict"), strict=True))
     predictions = [one for one in outcomes.values() if isinstance(one, Prediction)]
-    faults = {
-        str(path): str(one).removeprefix(f"{path}: ")
-        for path, one in outcomes.items()
-        if isinstance(one, PipelineError)
-    }
+    faults = {}
+    for source in sources.values():
+        if isinstance(error := outcomes[source.image], PipelineError):
+            told = (path for path in _own_files(source) if str(error).startswith(f"{path}: "))
+            subject = str(next(told, source.image))
+            faults[subject] = str(error).removeprefix(f"{subject}: ")
     return predictions, faults
+
+
+def _own_files(source: Source) -> list[Path]:
+    """The files of a source that are no other's: a folder of DICOM may hold several patients."""
+    return [path for path in source.files if path != source.dicom]
 
 
 def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> Prediction:

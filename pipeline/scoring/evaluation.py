@@ -273,7 +273,7 @@ def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) ->
         return tuple(volumes)
     if fold not in manifest.folds:
         numbers = ", ".join(map(str, manifest.folds)) or "none: build the manifest with --folds K"
-        raise PipelineError(f"--fold {fold} (the manifest's folds: {numbers}).")
+        raise PipelineError(f"--fold {fold}: no fold of the manifest (expected one of its folds: {numbers}).")
     chosen = tuple(volume for volume in volumes if volume.fold == fold)
     if not chosen:
         raise PipelineError(f"--fold {fold}: no patient of it in this --split. Leave --split out for all of the fold.")

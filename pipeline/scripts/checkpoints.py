@@ -59,4 +59,7 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str) -> dict[s
                 logging.getLogger("train").warning("%s; going on from %s", fault, path.name)
             return dict(torch.load(io.BytesIO(data), map_location=device, weights_only=True))
         faults.append(f"{path.name}: damaged (its SHA-256 is not in {path.name}.sha256 beside it)")
-    raise PipelineError(f"nothing to resume, every checkpoint is damaged: {'; '.join(faults)}")
+    raise PipelineError(
+        f"{folder}: nothing to resume, every checkpoint is damaged: {'; '.join(faults)}. Restore one, or delete "
+        "them and begin again without --resume."
+    )

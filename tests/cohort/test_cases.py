@@ -201,7 +201,7 @@ PAIR = {"image": "images/x.nii.gz", "label": "labels/x.nii.gz"}
     [
         ("{", "no JSON object"),
         ("[1]", "no JSON object"),
-        ({"training": {}}, "'training' is no list"),
+        ({"training": {}}, "'training' is no list (expected one of image and label)"),
         ({"training": [{"image": 3}]}, "expected image and label"),
         ({"training": [PAIR, PAIR]}, "names images/x.nii.gz, labels/x.nii.gz twice"),
         (

@@ -117,7 +117,7 @@ def test_wrong_shapes_are_refused(content, save, how):
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.nii.gz", "a/../../x", "", "C:/x", "..\\x"])
 def test_paths_out_of_the_folder_are_refused(content, save, path):
     content["training"][0]["image"] = path
-    with pytest.raises(PipelineError, match="leaves the folder"):
+    with pytest.raises(PipelineError, match=r"leaves the folder of the manifest \(expected one below it\)"):
         read_manifest(save(content))
 
 

@@ -61,7 +61,7 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
         evaluate.main([*given, str(tmp_path / "one"), "--weights", str(tmp_path / "run/fold_1/model.pt")])
     with pytest.raises(PipelineError, match=r"holds weights of folds 1, 2 \(the manifest's: 0, 1\)"):
         evaluate.main([*one, "--fold", "0"])
-    with pytest.raises(PipelineError, match=r"--fold 2 \(the manifest's folds: 0, 1\)"):
+    with pytest.raises(PipelineError, match=r"--fold 2: no fold of the manifest \(expected one of its folds: 0, 1\)"):
         evaluate.main([*one, "--fold", "2"])
     with pytest.raises(PipelineError, match="no patient of it in this --split"):
         evaluate.main([*one, "--fold", "1", "--split", "test"])

@@ -178,6 +178,7 @@ def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
     assert "every checkpoint is damaged: checkpoint_1.pt: damaged" in str(failure.value.__cause__)
+    assert "delete them and begin again without --resume." in str(failure.value.__cause__)
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])

@@ -118,13 +118,15 @@ def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tm
     voxels = np.asarray(nib.load(images[1]).dataobj).astype(np.float32)
     voxels[0, 0, 0, 0] = np.nan
     image_of(voxels, tmp_path / "c_image.nii.gz")
+    (tmp_path / "d_flair.mha").write_bytes(b"ObjectType = Image\n")
     with pytest.raises(ManifestError) as caught:
         run(lively, tmp_path / "out", tmp_path)
-    assert [Path(path).name for path in caught.value.faults] == ["a_image.nii.gz", "c_image.nii.gz"]
+    assert [Path(path).name for path in caught.value.faults] == ["a_image.nii.gz", "c_image.nii.gz", "d_flair.mha"]
+    assert caught.value.faults[str(tmp_path / "d_flair.mha")][0].startswith("no readable volume (")
     summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [row["volume"] for row in summary["volumes"]] == ["b"]
-    assert list(summary["failed"]) == ["a_image.nii.gz", "c_image.nii.gz"]
-    assert "volumes: 3 found = 1 used + 0 skipped + 2 refused" in capsys.readouterr().out
+    assert list(summary["failed"]) == ["a_image.nii.gz", "c_image.nii.gz", "d_image.nii.gz"]
+    assert "volumes: 4 found = 1 used + 0 skipped + 3 refused" in capsys.readouterr().out
     assert str(tmp_path) not in json.dumps(summary["failed"])
     assert load_label(tmp_path / "out" / "b_mask.nii.gz").any()
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
