@@ -45,10 +45,10 @@ def test_each_process_checks_its_own_and_raises_the_first_fault_of_all(monkeypat
     assert checked == [*"ab", *"abc"]
     checked.clear()
     monkeypatch.setattr(Share, "gather", gather)
-    for rank, fault in ((1, "d is faulty"), (0, "c is faulty")):  # the later one hears of both
-        with pytest.raises(PipelineError, match=fault):
+    for rank in (0, 1):
+        with pytest.raises(PipelineError, match="c is faulty"):
             Share(rank, 2).check(check, "abcdef")
-    assert checked == [*"bd", *"ac"]
+    assert checked == [*"ac", *"bd"]
 
 
 def test_one_process_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
