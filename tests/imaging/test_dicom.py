@@ -350,6 +350,18 @@ def test_one_slice_that_cannot_be_read_is_a_line(
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"\\-15.0", b"\\  nan"), (b"0.9\\0.9", b"0.0\\0.0")], ids=["NaN", "zero"]
+)
+def test_numbers_that_are_no_place_or_size_are_refused(
+    before: bytes, after: bytes, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    for path in write_series(tmp_path, voxels, PLACES):
+        path.write_bytes(path.read_bytes().replace(before, after))
+    with pytest.raises(PipelineError, match="slices without position, orientation or pixel spacing"):
+        grid_of(one(tmp_path))
+
+
 def test_what_dcm2niix_prints_may_be_of_any_encoding(voxels: NDArray[np.int16], tmp_path: Path) -> None:
     write_series(tmp_path / "a", voxels, PLACES)
     folder = tmp_path / os.fsdecode("Patientin Grün".encode("latin-1"))  # dcm2niix names the file it writes
