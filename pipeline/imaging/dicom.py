@@ -277,6 +277,7 @@ def grid_of(series: Series) -> Grid:
             raise PipelineError(f"{name}: slices of several {what} (expected one volume). Choose another --series.")
     along, down = turns[0, :3], turns[0, 3:]
     normal = np.cross(along, down)
+    normal /= np.linalg.norm(normal) or 1.0  # rounded directions are not quite of length 1
     positions = positions[np.argsort(positions @ normal)]
     places = positions @ normal
     steps = np.diff(places)

@@ -212,20 +212,25 @@ def test_slices_that_lie_beside_each_other_are_refused(
         convert(one(tmp_path), tmp_path / "out")
 
 
-def test_rounded_positions_are_no_shift(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [1.0, 1.001])
+def test_rounded_positions_are_no_shift(length: float, voxels: NDArray[np.int16], tmp_path: Path) -> None:
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
     turn = turn @ SAGITTAL
     for path in write_series(tmp_path, voxels, turn):
         edit(
-            path, lambda header: [rounded(header, name) for name in ("ImagePositionPatient", "ImageOrientationPatient")]
+            path,
+            lambda header: (
+                rounded(header, "ImagePositionPatient"),
+                rounded(header, "ImageOrientationPatient", length),
+            ),
         )
     found = nib.load(convert(one(tmp_path), tmp_path / "out"))
     assert np.array_equal(oriented(np.asarray(found.dataobj), found.affine), oriented(voxels, turn))
 
 
-def rounded(header: pydicom.Dataset, name: str) -> None:
-    setattr(header, name, [round(float(value), 3) for value in header[name].value])
+def rounded(header: pydicom.Dataset, name: str, factor: float = 1.0) -> None:
+    setattr(header, name, [round(float(value) * factor, 3) for value in header[name].value])
 
 
 @pytest.mark.parametrize("affine", [PLACES, SAGITTAL], ids=["axial", "sagittal"])
