@@ -4,8 +4,8 @@
 
 For the first patient of the section: DSC of each form's mask against the mask of the volume as stored.
 For all patients: mean DSC against the truth of three sequences, of FLAIR alone, and of both with the skull removed by a
-plain rule (``without_skull``); of slices 1 mm apart, and of sagittal and coronal slices 4 mm apart (``acquired``), the
-truth brought onto the same grid.
+plain rule (``without_skull``); of FLAIR alone in slices 1 mm apart, and in sagittal and coronal slices 4 mm apart
+(``acquired``), the truth brought onto the same grid.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def without_skull(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def acquired(volume: NDArray[np.uint8], plane: int, thickness: int) -> nib.Nifti1Image:
-    """A volume (H, W, D) or (H, W, D, C) as slices of ``thickness`` mm across an axis would hold it.
+    """A volume (H, W, D) as slices of ``thickness`` mm across an axis would hold it.
 
     It is interpolated to voxels of 1 mm, whose values are averaged within each slice. ``plane`` is 0 for sagittal, 1
     for coronal, 2 for axial slices.
@@ -67,11 +67,11 @@ def acquired(volume: NDArray[np.uint8], plane: int, thickness: int) -> nib.Nifti
     fine = nibabel.processing.resample_to_output(
         nib.Nifti1Image(volume.astype(np.float32), PLACE), (1.0, 1.0, 1.0), order=1, mode="nearest"
     )
-    size = np.ones(volume.ndim, dtype=int)
+    size = np.ones(3, dtype=int)
     size[plane] = thickness
     voxels = block_reduce(np.asarray(fine.dataobj), tuple(size), np.mean)
-    affine = fine.affine @ np.diag([*size[:3], 1])
-    affine[:3, 3] += fine.affine[:3, :3] @ (size[:3] - 1) / 2
+    affine = fine.affine @ np.diag([*size, 1])
+    affine[:3, 3] += fine.affine[:3, :3] @ (size - 1) / 2
     return nib.Nifti1Image(voxels, affine)
 
 
@@ -151,7 +151,9 @@ def main() -> None:
         rows.append([*(dsc(predictor.predict(part, AFFINE).mask, truth) for part in parts), kept])
         for plane, thickness in grids.values():
             label = np.asarray(acquired(truth, plane, thickness).dataobj) > 0.5
-            rows[-1].append(dsc(predictor.predict(acquired(image, plane, thickness)).mask, label.astype(np.uint8)))
+            rows[-1].append(
+                dsc(predictor.predict(acquired(image[..., 1], plane, thickness)).mask, label.astype(np.uint8))
+            )
         print(volume.patient, *(f"{value:.3f}" for value in rows[-1]), flush=True)
     means = np.mean(rows, axis=0)
     print(f"{len(rows)} patients: three sequences {means[0]:.4f}, FLAIR alone {means[1]:.4f}")
