@@ -16,6 +16,7 @@ What cannot be told is a fault, never guessed.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 from collections import Counter
@@ -118,7 +119,8 @@ def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> 
     described = _described(root, [path for path in free if PurePosixPath(path).name == DATASET_NAME], volumes)
     rest = volumes - {each.path for each in described.told} - described.skipped.keys()
     by_name, nameless = _told_by_names(sorted(rest), described.channels)
-    told = [*described.told, *by_name]
+    own_name = Path(os.path.abspath(root)).name  # noqa: PTH100  # of a folder given as . or .. too
+    told = [replace(each, patient=each.patient or own_name) for each in (*described.told, *by_name)]
     cases, left_out = _grouped(told, skip_unpaired=skip_unpaired)
     cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
     used = {path for case in cases.values() for path in case.paths}

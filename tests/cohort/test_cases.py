@@ -69,6 +69,12 @@ def test_names_tell_patients(tmp_path: Path, names: list[str], expected: dict[st
     }
 
 
+def test_a_folder_of_one_patient_names_the_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases = found(Path(), ["flair", "t1", "seg"])
+    assert files(cases) == {tmp_path.name: {"flair": "flair", "label": "seg", "pre": "t1"}}
+
+
 def test_the_lesions_mask_and_the_raw_image_are_taken(tmp_path: Path) -> None:
     names = [f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_desc-preproc_FLAIR", f"{BIDS_MASK}_label-lesion_mask"]
     cases = found(tmp_path, [*names, f"{BIDS_MASK}_label-edema_mask", f"{BIDS_MASK}_desc-brain_mask", "notes.txt"])
