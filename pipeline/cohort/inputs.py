@@ -164,7 +164,8 @@ def build_one(path: Path, folder: Path) -> Path:
 
 def write_segmentation_of(source: Source, mask: NDArray[Any], path: Path) -> None:
     """Write a mask, on the grid of ``source.image``, as DICOM SEG of the series that the image was made of."""
-    from pipeline.imaging.dicom import series_of, write_segmentation
+    from pipeline.imaging.dicom import series_of
+    from pipeline.imaging.dicom_seg import write_segmentation
 
     if source.dicom is None:
         raise PipelineError(f"{source.image}: not made of DICOM (expected a DICOM series). Leave --dicom-seg out.")

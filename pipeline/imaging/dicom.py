@@ -1,8 +1,7 @@
-"""DICOM series: FLAIR told from the others, geometry judged, converted to NIfTI; masks as DICOM SEG."""
+"""DICOM series: FLAIR told from the others, geometry judged, converted to NIfTI."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import lzma
 import os
@@ -27,7 +26,6 @@ from pipeline.errors import PipelineError
 from pipeline.files import link_or_copy
 from pipeline.imaging.formats import as_nifti
 from pipeline.scripts.faults import shown
-from pipeline.scripts.files import write_durably
 from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
@@ -64,6 +62,10 @@ _REMARKS = (
     "Chris Rorden", "v1.", "Found ", "Convert ", "Warning: Patient Position", "Warning: Instance Number"
 )  # fmt: skip
 """What dcm2niix prints before it comes to a fault."""
+LPS = np.diag([-1.0, -1, 1, 1])
+"""DICOM's axes run to left, posterior, superior, NIfTI's to right, anterior, superior."""
+REVERSED = [2, 1, 0, 3]
+"""Columns of an affine: highdicom counts slices, rows, columns."""
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
 _NO_IMAGES = ("DICOMDIR", "SR", "PR", "KO", "SEG", "RTSTRUCT")
@@ -167,7 +169,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             list(header.iterall())  # a value that cannot be read raises when it is first asked for
-        except _header_errors() as error:
+        except header_errors() as error:
             others[path] = f"no readable DICOM file ({shown(error)})"
             continue
         if "Rows" not in header or str(header.get("Modality", "")) in _NO_IMAGES:
@@ -178,7 +180,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
     return sorted(series, key=lambda one: (one.study, len(one.number), one.number, one.uid)), others
 
 
-def _header_errors() -> tuple[type[Exception], ...]:
+def header_errors() -> tuple[type[Exception], ...]:
     """What pydicom and highdicom raise for damaged headers, and for those that lack something."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
@@ -304,7 +306,7 @@ def grid_of(series: Series) -> Grid:
     affine[:3, 0], affine[:3, 1] = along * spacings[0, 1], down * spacings[0, 0]
     affine[:3, 2] = normal * ((places[-1] - places[0]) / len(steps) if len(steps) else 1.0)
     affine[:3, 3] = positions[0]
-    return Grid((int(sizes[0, 1]), int(sizes[0, 0]), len(positions)), _LPS @ affine)
+    return Grid((int(sizes[0, 1]), int(sizes[0, 0]), len(positions)), LPS @ affine)
 
 
 def _geometry(series: Series) -> list[NDArray[np.float64]]:
@@ -317,7 +319,7 @@ def _geometry(series: Series) -> list[NDArray[np.float64]]:
         ]
         if all(np.isfinite(one).all() for one in found) and (found[2] > 0).all():
             return found
-    except _header_errors():
+    except header_errors():
         pass
     raise PipelineError(
         f"series {series.number}: slices without position, orientation or pixel spacing. Export the series again."
@@ -419,12 +421,12 @@ def _convert_frames(series: Series, volume: Path) -> None:
         found = hd.imread(series.files[0]).get_volume(
             dtype=np.float32, apply_real_world_transform=False, rtol=SPACING_TOLERANCE
         )
-    except _header_errors() as error:
+    except header_errors() as error:
         raise PipelineError(
             f"series {series.number}: its frames cannot be read ({shown(error)}). "
             "Choose another --series, or convert it yourself."
         ) from error
-    nib.save(as_nifti(found.array.T, _LPS @ found.affine[:, _REVERSED]), volume)
+    nib.save(as_nifti(found.array.T, LPS @ found.affine[:, REVERSED]), volume)
 
 
 def _refuse_other_grid(series: Series, path: Path, grid: Grid) -> None:
@@ -448,85 +450,3 @@ def _corners(grid: Grid) -> NDArray[np.float64]:
     ends = [*itertools.product(*((0, size - 1) for size in grid.shape))]
     found: NDArray[np.float64] = apply_affine(grid.affine, ends)
     return found
-
-
-def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float64], series: Series) -> None:
-    """Write a mask as DICOM SEG that refers to the series it was made from.
-
-    DICOM demands the patient's identity in the file: it is copied from the series.
-
-    Args:
-        path: The file, whose name ends in ``.dcm``.
-        mask: (I, J, K), 0 and 1, on the grid of the converted series.
-        affine: (4, 4), voxel of the mask to right, anterior, superior in mm.
-        series: The series.
-
-    Raises:
-        PipelineError: The headers lack what DICOM SEG demands, as those of anonymised series may do.
-    """
-    try:
-        data = _segmentation(mask, affine, series)
-    except _header_errors() as error:
-        raise PipelineError(
-            f"series {series.number}: no DICOM SEG can be made of its headers ({shown(error)}). Leave --dicom-seg out."
-        ) from error
-    write_durably(path, data)
-
-
-def _segmentation(mask: NDArray[Any], affine: NDArray[np.float64], series: Series) -> bytes:
-    """The DICOM SEG file."""
-    import highdicom as hd
-    import pydicom
-    from pydicom.sr.codedict import codes
-
-    from pipeline import __version__
-
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.files]
-    for source in sources:
-        _share_groups(source)
-    own = grid_of(series)
-    grid = hd.VolumeGeometry(_LPS @ own.affine[:, _REVERSED], own.shape[::-1], coordinate_system="PATIENT")
-    volume = hd.Volume(mask.astype(np.uint8), _LPS @ affine, coordinate_system="PATIENT").match_geometry(grid, tol=0.01)
-    description = hd.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="FLAIR abnormality",
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=codes.SCT.Lesion,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="lgg-flair-pipeline", version=__version__, family=codes.DCM.ArtificialIntelligence
-        ),
-    )
-    segmentation = hd.seg.Segmentation(
-        source_images=sources,
-        pixel_array=volume,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[description],
-        series_instance_uid=hd.UID(),
-        series_number=int(series.number or 0) + 1000,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="lgg-flair-pipeline",
-        manufacturer_model_name="lgg-flair-pipeline",
-        software_versions=__version__,
-        device_serial_number="0",
-        series_description="FLAIR abnormality, automatic, research only",
-        omit_empty_frames=bool(mask.any()),
-    )
-    buffer = io.BytesIO()
-    segmentation.save_as(buffer)
-    return buffer.getvalue()
-
-
-def _share_groups(header: Dataset) -> None:
-    """Name what is the same in all frames of an enhanced file once, where highdicom looks for it."""
-    if "PerFrameFunctionalGroupsSequence" in header:
-        shared, frame = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
-        for group in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-            if group not in shared and group in frame:
-                shared[group] = frame[group]
-
-
-_LPS = np.diag([-1.0, -1, 1, 1])
-_REVERSED = [2, 1, 0, 3]
-"""Columns of an affine: highdicom counts slices, rows, columns."""

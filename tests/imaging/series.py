@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from pipeline.imaging.dicom import Series, find_series
+
 STUDY = "1.2.826.0.1.3680043.8.498.1"
+PLACES = np.array([[0, -0.9, 0, 110.0], [-0.9, 0, 0, 120], [0, 0, 5, -30], [0, 0, 0, 1]])
+SAGITTAL = np.array([[0, 0, -5.0, 30], [0, -0.9, 0, 110], [-0.9, 0, 0, 90], [0, 0, 0, 1]])
+"""(row, column, slice) to right, anterior, superior in mm, of axial and of sagittal slices."""
 
 
 def write_series(
@@ -175,3 +180,16 @@ def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64])
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     SimpleITK.WriteImage(image, str(path))
     return path
+
+
+def one(folder: Path) -> Series:
+    """The series of a folder that holds one."""
+    (series,) = find_series(sorted(folder.iterdir()))[0]
+    return series
+
+
+def edit(path: Path, change: Callable[[pydicom.Dataset], object]) -> None:
+    """Change the header of a file."""
+    header = pydicom.dcmread(path)
+    change(header)
+    header.save_as(path)
