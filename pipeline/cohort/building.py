@@ -21,6 +21,7 @@ from pipeline.cohort.pseudonyms import aliases, check_place, key_for, pseudonymi
 from pipeline.cohort.reading import FolderContent, Found, find_patients, read_patients
 from pipeline.cohort.splits import DRAWN, Division, choose_split, divide
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.scripts.faults import fault_lines
 from pipeline.scripts.files import locked, sha256_bytes
 from pipeline.scripts.manifest import CHANNELS, MANIFEST_NAME, SECTIONS, VOLUMES
 
@@ -193,8 +194,9 @@ def _judge(
         )
     if changed or (faults and not skip_faulty):
         raise ManifestError({one: [*faults.get(one, []), *changed.get(one, [])] for one in (*faults, *changed)})
-    for subject, messages in faults.items():
-        logger.warning("left out: %s: %s", subject, "; ".join(messages))
+    left_out = [(subject, "; ".join(messages)) for subject, messages in faults.items()]
+    for line in fault_lines(left_out).splitlines():
+        logger.warning("left out: %s", line)
 
 
 def _warn_of_moves(earlier: Manifest, manifest: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import replace_all
 from pipeline.imaging.nifti import nifti_bytes
 from pipeline.progress import progress
-from pipeline.scripts.faults import shown
+from pipeline.scripts.faults import fault_lines, shown
 from pipeline.scripts.files import sha256_bytes, write_durably
 
 logger = logging.getLogger(__name__)
@@ -251,6 +251,6 @@ def build_images(root: Path, target: Path, *, allow_gaps: bool = False, names: M
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     logger.info(counts_line(content.counts(listing)))
-    for name, record in content.records.items():
-        for oddity in record.warnings:
-            logger.warning("%s: %s", name, oddity)
+    oddities = [(named[name], oddity) for name, record in content.records.items() for oddity in record.warnings]
+    for line in fault_lines(oddities).splitlines():
+        logger.warning(line)

@@ -153,6 +153,16 @@ def test_images_with_a_gap_are_refused_or_warned_of(root, out, caplog):
     assert caplog.messages == [f"{A}: gap: slice(s) 2 missing, neighbours are joined in the volume"]
 
 
+def test_a_gap_of_many_patients_is_one_warning(root: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_patient(root, "P_4")
+    for name in (A, B, C, "P_4"):
+        (root / name / f"{name}_2.tif").unlink()
+    caplog.set_level("WARNING", logger="pipeline")
+    build_images(root, out, allow_gaps=True, names={A: "P0001"})
+    gap = "gap: slice(s) 2 missing, neighbours are joined in the volume"
+    assert caplog.messages == [f"P_4, P0001, {B} and 1 more (4 in all): {gap}"]
+
+
 def test_a_fault_among_images_leaves_the_folder_as_it_was(root, out):
     build_images(root, out)
     before = tree(out)
