@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -136,12 +138,9 @@ class Predictor:
         path = Path(image)
         refuse_unusable(path)
         passes = self.passes(path)
-        mean = next(passes)
         # A large volume's probability takes hundreds of MB: only an uncertainty needs all of them at once.
-        kept = [mean.copy()] if self.uncertainty else []
-        for one in passes:
-            mean += one
-            kept += [one] if self.uncertainty else []
+        kept = [*passes] if self.uncertainty else []
+        mean = reduce(np.add, kept) if kept else reduce(operator.iadd, passes)
         mean /= np.float32(len(self.bundles) * (1 + self.flips))
         mask, spacing = self.mask_of(mean), spacing_mm(path)
         return VolumePrediction(
@@ -168,7 +167,7 @@ class Predictor:
         mask = torch.from_numpy(probability)[None]
         for transform in self.bundles[0].to_mask.transforms:
             if not isinstance(transform, KeepLargestConnectedComponentd):
-                mask = transform({"pred": mask})["pred"]
+                mask = transform({"pred": mask})["pred"].to(torch.uint8)
             elif not self.all_components:
                 mask = _within_box(transform, mask)
         return np.asarray(mask[0], dtype=np.uint8)

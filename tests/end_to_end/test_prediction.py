@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import AFFINE
 from pipeline.model.bundle import load_bundle
 from pipeline.model.predictor import Predictor
+from pipeline.scripts.volumes import oriented
 from tests.conftest import TINY, lively_weights
 
 
@@ -94,6 +96,37 @@ def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path)
     assert expected.any()
     assert np.array_equal(np.asarray(written.dataobj), expected)
     assert np.allclose(written.affine, nib.load(volume.image).affine, atol=1e-5)
+
+
+def test_inference_writes_masks_on_the_grid_of_any_volume(trained, manifest, tmp_path: Path, run_config) -> None:
+    """All 48 orders and directions of the axes, tilted ones, and a single slice."""
+    place = np.array([[0, -0.9, 0, 110], [-0.9, 0, 0, 120], [0, 0, 4, -60], [0, 0, 0, 1]])
+    tilt = np.array([[0.98, 0, 0.2, 0], [0, 1, 0, 0], [-0.2, 0, 0.98, 0], [0, 0, 0, 1]])
+    voxels = np.asarray(nib.load(read_manifest(manifest).sections["validation"][0].image).dataobj)
+    native = nib.Nifti1Image(voxels, place)
+    turns = [
+        np.array([*zip(axes, flips, strict=True)])
+        for axes in itertools.permutations(range(3))
+        for flips in itertools.product((1, -1), repeat=3)
+    ]
+    volumes = {f"turned_{number:02}": native.as_reoriented(turn) for number, turn in enumerate(turns)}
+    volumes |= {"tilted": nib.Nifti1Image(voxels, tilt @ place), "slice": native.slicer[:, :, 4:5]}
+    volumes["coronal_slice"] = volumes["slice"].as_reoriented(np.array([[0, 1], [2, 1], [1, -1]]))
+    (tmp_path / "in").mkdir()
+    for name, volume in volumes.items():
+        nib.save(volume, tmp_path / "in" / f"{name}_image.nii.gz")
+    weights = lively_weights(trained, manifest, tmp_path / "model.pt")
+    folders = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out"), "ckpt_path": str(weights)}
+    run_config(trained[0] / "configs" / "inference.json", image_size=TINY["image_size"], **folders)
+    masks = {name: nib.load(tmp_path / "out" / f"{name}_image_mask.nii.gz") for name in volumes}
+    for name, mask in masks.items():
+        assert mask.shape == volumes[name].shape[:3]
+        assert np.allclose(mask.affine, volumes[name].affine, atol=1e-4)
+    expected = Predictor([load_bundle(trained[0], weights)]).predict(voxels, place).mask
+    assert expected.any()
+    for name in set(volumes) - {"slice", "coronal_slice"}:
+        found = oriented(np.asarray(masks[name].dataobj), masks[name].affine)
+        assert (found & expected).sum() >= 0.995 * (found.sum() + expected.sum()) / 2
 
 
 def test_inference_without_volumes_is_said(trained, run_config, tmp_path: Path) -> None:
