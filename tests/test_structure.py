@@ -150,8 +150,8 @@ def test_bad_arguments_exit_2(name: str) -> None:
 TESTED_ELSEWHERE = {
     "scripts.files": "test_files.py",
     "scripts.finite": "end_to_end/test_damage.py",
+    "scripts.sequences": "cohort/test_sequences.py",
     "scripts.training": "end_to_end/test_training.py",
-    "scripts.volumes": "model/test_predictions.py",
 }
 """Modules whose tests stand where they are used."""
 

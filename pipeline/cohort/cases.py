@@ -32,7 +32,6 @@ from pipeline.cohort.sequences import (
     FOLDER,
     Place,
     exams,
-    is_t1_flair,
     place_of,
     preferred,
     role_of,
@@ -42,9 +41,9 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.formats import is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import content_of
-from pipeline.scripts.manifest import CHANNELS, SECTIONS
+from pipeline.scripts.manifest import DATASET_NAME, SECTIONS, Channels, channel_role, channels_of
+from pipeline.scripts.sequences import is_t1_flair
 
-DATASET_NAME = "dataset.json"
 MAX_JSON_BYTES = 32 * 2**20
 EXPECTED = {
     "mask": "a file named as by BraTS, BIDS, nnU-Net or in a pair, such as X_seg, X_mask or labels/X",
@@ -57,10 +56,6 @@ _OF_THE_IMAGE = {"sub", "ses", "acq", "ce", "rec", "run", "space", "res", "den",
 """Entities of BIDS that tell of the image, not what a mask is of."""
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
-_OWN_CHANNELS = dict(zip(CHANNELS, ("pre", "flair", "post"), strict=True))
-
-Channels = Mapping[int, str]
-"""Number of a channel -> its name, such as ``FLAIR``."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def _described(root: Path, paths: Sequence[str], volumes: Collection[str]) -> _D
         folder = posixpath.dirname(path)
         try:
             content = _read_json(root / path)
-            channels = _channels(content)
+            channels = channels_of(content)
             told, skipped = _listed(content, folder, volumes, channels)
         except PipelineError as error:
             found.faults[path] = str(error)
@@ -171,27 +166,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise PipelineError(
             f"no JSON object ({shown(error)}). Restore it, or remove it to pair files by name."
         ) from error
-
-
-def _channels(content: Mapping[str, Any]) -> Channels:
-    """``channel_names`` of nnU-Net, ``modality`` of Decathlon; empty where there is none."""
-    names = content.get("channel_names", content.get("modality")) or {}
-    try:
-        channels = {int(number): str(name) for number, name in names.items()}
-    except (AttributeError, ValueError) as error:
-        raise PipelineError(f"channels {shown(names)[:100]} (expected numbers and names). Mend the file.") from error
-    roles = [role for role in map(channel_role, channels.values()) if role]
-    if channels and "flair" not in roles:
-        raise PipelineError(f"no channel FLAIR (found {', '.join(channels.values())}). Name it in the file.")
-    if len(set(roles)) < len(roles):
-        raise PipelineError(f"two channels of one sequence ({', '.join(channels.values())}). Name them apart.")
-    return channels
-
-
-def channel_role(name: str) -> str | None:
-    """``flair``, ``pre`` or ``post`` of a channel's name, None for another sequence."""
-    told = role_of(Path("channel", f"{name.replace(' ', '')}.nii"))
-    return _OWN_CHANNELS.get(name) or (told[1] if told else None)
 
 
 def _listed(

@@ -10,16 +10,8 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from pipeline.imaging.formats import stem_of
+from pipeline.scripts.sequences import sequence_of
 
-_BIDS = re.compile(r"(?P<case>sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?)_(?P<rest>.*_)?(?P<name>flair|t1w)", re.IGNORECASE)
-_PLAIN = re.compile(
-    r"(?:(?P<case>.+?)[-_. ])?(?P<name>t2[-_]?flair|t2f|flair|t1n|t1c|t1ce|t1gd|t1[-_]?post|t1[-_]?pre|t1w|t1)",
-    re.IGNORECASE,
-)
-_ROLES = {"t2f": "flair", "flair": "flair", "t2flair": "flair", "t1n": "pre", "t1w": "pre", "t1": "pre", "t1pre": "pre"}
-"""Every other name that ``_PLAIN`` finds is post-contrast T1."""
-_T1_FLAIR = re.compile(r"(?<![a-z0-9])t1[a-z]*[-_. ]*(?:t2[-_. ]?)?flair|flair[-_. ]*t1", re.IGNORECASE)
-_SPACE = re.compile(r"_space-[a-z0-9]+", re.IGNORECASE)
 BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
 DERIVATIVES = "derivatives"
 FOLDER = re.compile(
@@ -55,20 +47,8 @@ def role_of(path: Path) -> tuple[str, str] | None:
         >>> role_of(Path("sub-01/anat/sub-01_ce-gadolinium_T1w.nii.gz"))
         ('sub-01', 'post')
     """
-    stem = stem_of(path.name)
-    if is_t1_flair(stem):
-        return None
-    if found := _BIDS.fullmatch(stem):
-        contrast = "_ce-" in f"_{(found['rest'] or '').lower()}"
-        return found["case"], "flair" if found["name"].lower() == "flair" else "post" if contrast else "pre"
-    if found := _PLAIN.fullmatch(stem):
-        return found["case"] or path.parent.name, _ROLES.get(re.sub("[-_]", "", found["name"].lower()), "post")
-    return None
-
-
-def is_t1_flair(stem: str) -> bool:
-    """Whether a name has T1 beside FLAIR: a T1 FLAIR is neither of the two, and the name may tell something else."""
-    return bool(_T1_FLAIR.search(_SPACE.sub("", stem)))
+    told = sequence_of(stem_of(path.name))
+    return (told[0] or path.parent.name, told[1]) if told else None
 
 
 def place_of(path: PurePath) -> Place:

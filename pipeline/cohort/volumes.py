@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from pipeline.cohort.cases import Case, Channels, channel_role
+from pipeline.cohort.cases import Case
 from pipeline.cohort.listing import hash_of
 from pipeline.cohort.manifest import PatientRecord
 from pipeline.cohort.patients import PatientVolumes, missing_sequences, volume_names
@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, join_sequences, read_volume
 from pipeline.imaging.nifti import as_seen, oddities, save_image, spacing_mm
 from pipeline.scripts.files import sha256_file
+from pipeline.scripts.manifest import Channels, channel_role
 from pipeline.scripts.volumes import check_image, check_label, label_fault, open_nifti, voxel_fault
 
 

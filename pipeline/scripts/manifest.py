@@ -11,11 +11,16 @@ from typing import Any
 
 from .faults import PipelineError, shown
 from .files import content_of, matches_checksum, sha256_bytes, sha256_file
+from .sequences import sequence_of
 
 MANIFEST_NAME = "manifest.json"
 CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 """Channel order of a slice and of a volume (Buda et al., Computers in Biology and Medicine 109, 2019)."""
 FLAIR = CHANNELS.index("FLAIR")
+ROLES = ("pre", "flair", "post")
+"""The same channels in short."""
+DATASET_NAME = "dataset.json"
+"""Name of the datalist in Decathlon's and nnU-Net's data sets."""
 SECTIONS = ("training", "validation", "test")
 """Sections of a Decathlon datalist, each a key of ``manifest.json``."""
 VOLUMES = "volumes"
@@ -29,10 +34,17 @@ _RESTORE = "Restore it, or build the manifest again with python -m pipeline.mani
 
 Item = dict[str, Any]
 """One patient: "image" and "label" are absolute paths; "patient" and "fold" where they are known."""
+Channels = Mapping[int, str]
+"""Number of a channel -> its name, such as ``FLAIR``."""
 
 
 def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a manifest, and its SHA-256; refused where it is no JSON object or changed since it was built."""
+    """The content of a manifest or another datalist, and its SHA-256.
+
+    Raises:
+        PipelineError: It is no JSON object, changed since it was built, or tells of channels that the networks do not
+            read.
+    """
     try:
         data = content_of(path, MAX_MANIFEST_BYTES)
         content = {**json.loads(data)}
@@ -49,7 +61,52 @@ def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
             f"{path}: changed since it was built, its SHA-256 {sha256} is not that in {path.name}.sha256. {_RESTORE} "
             f"If you changed it yourself, remove {path.name}.sha256."
         )
+    refuse_other_channels(path, content)
     return content, sha256
+
+
+def channel_role(name: str) -> str | None:
+    """``flair``, ``pre`` or ``post`` of a channel's name, None for another sequence."""
+    told = sequence_of(name.replace(" ", ""))
+    return dict(zip(CHANNELS, ROLES, strict=True)).get(name) or (told[1] if told else None)
+
+
+def channels_of(content: Mapping[str, Any]) -> Channels:
+    """``channel_names`` of nnU-Net, ``modality`` of Decathlon; empty where a datalist has none.
+
+    Raises:
+        PipelineError: They are no numbers and names, none is FLAIR, or two are one sequence.
+    """
+    names = content.get("channel_names", content.get("modality")) or {}
+    try:
+        channels = {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise PipelineError(f"channels {shown(names)[:100]} (expected numbers and names). Mend the file.") from error
+    roles = [role for role in map(channel_role, channels.values()) if role]
+    if channels and "flair" not in roles:
+        raise PipelineError(f"no channel FLAIR (found {shown(', '.join(channels.values()))}). Name it in the file.")
+    if len(set(roles)) < len(roles):
+        raise PipelineError(f"two channels of one sequence ({shown(', '.join(channels.values()))}). Name them apart.")
+    return channels
+
+
+def refuse_other_channels(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a datalist, with this content, that tells of other channels than those that the networks read.
+
+    Raises:
+        PipelineError: It names channels, and they are neither FLAIR alone nor ``CHANNELS`` in this order.
+    """
+    try:
+        channels = channels_of(content)
+    except PipelineError as error:
+        raise PipelineError(f"{path}: {error}") from error
+    roles = tuple(channel_role(channels.get(number, "")) for number in range(len(channels)))
+    if roles not in ((), ("flair",), ROLES):
+        raise PipelineError(
+            f"{path}: channels {shown(', '.join(channels.values()))} (expected FLAIR alone, or pre-contrast T1, FLAIR "
+            "and post-contrast T1 in this order). Build a manifest of the folder, which puts them in order, by "
+            "python -m pipeline.manifest FOLDER; or give images of FLAIR alone."
+        )
 
 
 def is_pseudonymised(content: Mapping[str, Any]) -> bool:
@@ -109,7 +166,13 @@ def _items(dataset_dir: str, section: str) -> list[Item]:
 
 
 def image_items(dataset_dir: str) -> list[Item]:
-    """Every ``*_image.nii.gz`` below a folder, sorted by path; two of one name are refused."""
+    """Every ``*_image.nii.gz`` below a folder, sorted by path; two of one name are refused.
+
+    So are images of whose channels a datalist in the folder tells another order than that of the networks.
+    """
+    for path in (Path(dataset_dir, MANIFEST_NAME), Path(dataset_dir, DATASET_NAME)):
+        if path.is_file():
+            read_manifest_json(path)
     # glob passes over hidden folders, Path.rglob does not.
     paths = sorted(glob.glob(f"{glob.escape(str(dataset_dir))}/**/*{IMAGE_SUFFIX}", recursive=True))  # noqa: PTH207
     for name, count in Counter(Path(path).name for path in paths).items():

@@ -63,6 +63,11 @@ def open_nifti(path: Path) -> Any:
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
             "Replace the file, or crop or resample the volume."
         )
+    if not image.header["qform_code"] and not image.header["sform_code"]:
+        raise PipelineError(
+            f"{path}: the header tells no orientation (qform and sform code are 0). Set its affine with a viewer or "
+            "nibabel, or give the voxels as an array to pipeline.segment."
+        )
     if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
         raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
     space, time = int(image.header["xyzt_units"]) % 8, int(image.header["xyzt_units"]) // 8
@@ -101,7 +106,7 @@ def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
     Raises:
         OSError, EOFError, zlib.error: The file is damaged, or far longer than its header says.
     """
-    if not path.name.endswith(".gz"):
+    if not path.name.lower().endswith(".gz"):
         return
     # The size that the header tells, and room for extensions and padding.
     left = math.prod(image.shape) * int(image.get_data_dtype().itemsize) + 2**24
@@ -117,13 +122,13 @@ def check_image(path: Path) -> None:
 
     Args:
         path: A NIfTI image volume of any orientation: (H, W, D) FLAIR, or (H, W, D, 3) pre-contrast, FLAIR,
-            post-contrast.
+            post-contrast. ITK writes channels as (H, W, D, 1, 3), which will do.
 
     Raises:
         PipelineError: The file is missing or no NIfTI file, is of another shape, or holds no numbers.
     """
     image = open_nifti(path)
-    if not (len(image.shape) == 3 or (len(image.shape) == 4 and image.shape[3] in (1, 3))) or 0 in image.shape:
+    if len(image.shape) < 3 or image.shape[3:] not in ((), (1,), (3,), (1, 1), (1, 3)) or 0 in image.shape:
         raise PipelineError(
             f"{path}: shape {image.shape} (expected (H, W, D) FLAIR, or (H, W, D, 3): pre-contrast, FLAIR, "
             "post-contrast). Give the FLAIR volume alone, or stack the three sequences along the last axis."
@@ -223,7 +228,8 @@ def voxel_fault(voxels: NDArray[Any]) -> str:
     if odd:
         return f"{odd} of {voxels.size} voxels are NaN or Inf. Replace them, by 0 outside of the head"
     if voxels.max() <= 0:
-        return "no voxel is above 0, and the head is what is brighter than a tenth of the maximum. Check the volume"
+        lift = " Add an offset, so that air is 0" if voxels.min() < 0 else " Check the volume"
+        return f"no voxel is above 0, and the head is what is brighter than a tenth of the maximum.{lift}"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cohort.cases import Cases, channel_role, find_cases
+from pipeline.cohort.cases import Cases, find_cases
 from pipeline.cohort.listing import list_files
 
 END = ".nii.gz"
@@ -234,19 +234,3 @@ def test_voxels_in_a_file_of_their_own_belong_to_the_patient(tmp_path: Path) -> 
     assert set(cases.cases["x"].paths) == {"x_image.mhd", "x_mask.nhdr", "x_image.raw", "voxels/x.raw.gz"}
     assert set(cases.cases["y"].paths) == {"y_image.mhd", f"y_mask{END}"}
     assert cases.skipped == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "role"),
-    [
-        ("FLAIR", "flair"),
-        ("T2 FLAIR", "flair"),
-        ("T1w", "pre"),
-        ("t1gd", "post"),
-        ("pre-contrast", "pre"),
-        ("T2", None),
-        ("T1-FLAIR", None),
-    ],
-)
-def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
-    assert channel_role(name) == role

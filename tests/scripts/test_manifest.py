@@ -1,16 +1,28 @@
-"""Scripts that read a manifest hold it and its volumes against the hashes they were built with."""
+"""Scripts that read a manifest hold it against the hashes it was built with, and know what channels it tells."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.cohort.inputs import find_inputs
+from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.scripts.manifest import is_pseudonymised, refuse_changed_volumes
+from pipeline.scripts.manifest import (
+    CHANNELS,
+    channel_role,
+    image_items,
+    is_pseudonymised,
+    refuse_changed_volumes,
+    section_items,
+)
+
+IN_ORDER = "FLAIR alone, or pre-contrast T1, FLAIR and post-contrast T1 in this order"
 
 
 def test_a_training_holds_the_manifest_against_its_hash(manifest: Path, tmp_path: Path) -> None:
@@ -44,3 +56,60 @@ def test_a_training_holds_the_manifest_against_its_hash(manifest: Path, tmp_path
 )
 def test_a_manifest_tells_whether_it_is_pseudonymised(content: Any, expected: bool) -> None:
     assert is_pseudonymised(content) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("FLAIR", "flair"),
+        ("T2 FLAIR", "flair"),
+        ("T1w", "pre"),
+        ("t1gd", "post"),
+        ("pre-contrast", "pre"),
+        ("T2", None),
+        ("T1-FLAIR", None),
+    ],
+)
+def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
+    assert channel_role(name) == role
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ({"modality": {"0": "FLAIR", "1": "T1w", "2": "T1gd"}}, f"channels FLAIR, T1w, T1gd (expected {IN_ORDER})"),
+        ({"channel_names": {"0": "T1", "1": "FLAIR"}}, f"channels T1, FLAIR (expected {IN_ORDER})"),
+        ({"modality": {"0": "T1", "1": "FLAIR", "2": "T2"}}, f"channels T1, FLAIR, T2 (expected {IN_ORDER})"),
+        ({"modality": {"1": "T1", "2": "FLAIR", "3": "T1gd"}}, f"channels T1, FLAIR, T1gd (expected {IN_ORDER})"),
+        ({"modality": {"0": "MRI"}}, "no channel FLAIR (found MRI). Name it in the file"),
+        ({"modality": "MRI"}, "channels MRI (expected numbers and names). Mend the file"),
+        ({"modality": dict(enumerate(CHANNELS))}, ""),
+        ({"channel_names": {"2": "T1ce", "0": "T1", "1": "T2-FLAIR"}}, ""),
+        ({"modality": {"0": "FLAIR"}}, ""),
+        ({"modality": {}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Path, told: Any, fault: str) -> None:
+    """By commands, and by configs that read its items or the volumes beside it."""
+    pair = {"image": "p_image.nii.gz", "label": "p_label.nii.gz"}
+    for name in pair.values():
+        (tmp_path / name).touch()
+    for name in ("manifest.json", "dataset.json"):
+        for each in tmp_path.glob("*.json"):
+            each.unlink()
+        file = tmp_path / name
+        file.write_text(json.dumps({**told, "test": [pair]}))
+        ways = [
+            lambda file=file: find_inputs([file], tmp_path / "out"),
+            lambda file=file: read_manifest(file),
+            lambda: image_items(str(tmp_path)),
+            *([lambda: section_items(str(tmp_path), "test")] if name == "manifest.json" else []),
+        ]
+        for read in ways:
+            if not fault:
+                assert read()
+                continue
+            with pytest.raises(PipelineError, match=f"^{re.escape(f'{file}: {fault}')}") as error:
+                read()
+            assert "\n" not in str(error.value)

@@ -1,0 +1,35 @@
+"""Which sequence a name tells: BraTS, BIDS and plain names."""
+
+from __future__ import annotations
+
+import re
+
+_BIDS = re.compile(r"(?P<case>sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?)_(?P<rest>.*_)?(?P<name>flair|t1w)", re.IGNORECASE)
+_PLAIN = re.compile(
+    r"(?:(?P<case>.+?)[-_. ])?(?P<name>t2[-_]?flair|t2f|flair|t1n|t1c|t1ce|t1gd|t1[-_]?post|t1[-_]?pre|t1w|t1)",
+    re.IGNORECASE,
+)
+_ROLES = {"t2f": "flair", "flair": "flair", "t2flair": "flair", "t1n": "pre", "t1w": "pre", "t1": "pre", "t1pre": "pre"}
+"""Every other name that ``_PLAIN`` finds is post-contrast T1."""
+_T1_FLAIR = re.compile(r"(?<![a-z0-9])t1[a-z]*[-_. ]*(?:t2[-_. ]?)?flair|flair[-_. ]*t1", re.IGNORECASE)
+_SPACE = re.compile(r"_space-[a-z0-9]+", re.IGNORECASE)
+
+
+def sequence_of(stem: str) -> tuple[str, str] | None:
+    """Patient and sequence that a file's name without its suffix tells: ``pre``, ``flair`` or ``post``.
+
+    The patient is empty where the name tells the sequence alone. None where it tells no sequence of these.
+    """
+    if is_t1_flair(stem):
+        return None
+    if found := _BIDS.fullmatch(stem):
+        contrast = "_ce-" in f"_{(found['rest'] or '').lower()}"
+        return found["case"], "flair" if found["name"].lower() == "flair" else "post" if contrast else "pre"
+    if found := _PLAIN.fullmatch(stem):
+        return found["case"] or "", _ROLES.get(re.sub("[-_]", "", found["name"].lower()), "post")
+    return None
+
+
+def is_t1_flair(stem: str) -> bool:
+    """Whether a name has T1 beside FLAIR: a T1 FLAIR is neither of the two, and the name may tell something else."""
+    return bool(_T1_FLAIR.search(_SPACE.sub("", stem)))
