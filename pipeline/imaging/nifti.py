@@ -62,6 +62,11 @@ def oddities(path: Path) -> list[str]:
             f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which are made of few rows "
             "here, so that the mask is coarse"
         )
+    if np.array_equal(image.affine, np.eye(4)):
+        found.append(
+            "the affine is the identity, as of programs that know no orientation: the axes are taken to run to right, "
+            "anterior and superior. Check that the mask fits"
+        )
     own, true = (float(np.prod(voxel_sizes(affine))) for affine in (image.affine, affine_mm(image)))
     stated = float(np.prod(image.header.get_zooms()[:3])) * true / own
     if abs(stated - true) > 0.01 * true:

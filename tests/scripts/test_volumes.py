@@ -47,3 +47,11 @@ def test_what_is_below_zero_throughout_is_told_how_to_go_on() -> None:
     assert voxel_fault(np.array([-1000, -3])).endswith("Add an offset, so that air is 0")
     assert voxel_fault(np.array([0, 0])).endswith("Check the volume")
     assert not voxel_fault(np.array([-1000, 3]))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_header_without_orientation_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), None), path)
+    with pytest.raises(PipelineError, match=r"the header tells no orientation .* pipeline\.segment"):
+        read_voxels(path)
