@@ -16,7 +16,6 @@ What cannot be told is a fault, never guessed.
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 from collections import Counter
@@ -26,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.cohort.listing import Listing
-from pipeline.cohort.names import NOT_A_SLICE, id_fault
+from pipeline.cohort.names import NOT_A_SLICE, folder_name, id_fault
 from pipeline.cohort.sequences import (
     BIDS_ID,
     FOLDER,
@@ -99,6 +98,10 @@ class _Told:
     channels: Channels = field(default_factory=dict)
 
 
+HEADER_SUFFIXES = (".mhd", ".nhdr")
+"""Of headers whose voxels are in a file of their own."""
+
+
 def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> Cases:
     """The patients among the volume files of a folder; of the files only headers and ``dataset.json`` are opened.
 
@@ -114,7 +117,7 @@ def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> 
     described = _described(root, [path for path in free if PurePosixPath(path).name == DATASET_NAME], volumes)
     rest = volumes - {each.path for each in described.told} - described.skipped.keys()
     by_name, nameless = _told_by_names(sorted(rest), described.channels)
-    own_name = Path(os.path.abspath(root)).name  # noqa: PTH100  # of a folder given as . or .. too
+    own_name = folder_name(root)
     told = [replace(each, patient=each.patient or own_name) for each in (*described.told, *by_name)]
     cases, left_out = _grouped(told, skip_unpaired=skip_unpaired)
     cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
@@ -396,12 +399,12 @@ def _with_data_files(root: Path, case: Case, listing: Listing) -> Case:
     more = [
         data
         for path in case.paths
-        if path.lower().endswith((".mhd", ".nhdr")) and (data := _data_file(root, path)) in listing.stamps
+        if path.lower().endswith(HEADER_SUFFIXES) and (data := data_file(root, path)) in listing.stamps
     ]
     return Case(case.files, (*case.paths, *more), case.channels, case.fault) if more else case
 
 
-def _data_file(root: Path, path: str) -> str:
+def data_file(root: Path, path: str) -> str:
     """The file of the voxels of a header, a path below ``root``; empty where it names none."""
     try:
         with (root / path).open("rb") as file:

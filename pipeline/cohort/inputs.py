@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cohort.listing import list_files
+from pipeline.cohort.cases import HEADER_SUFFIXES, data_file
+from pipeline.cohort.listing import LINK, Listing, list_files
 from pipeline.cohort.manifest import read_images
-from pipeline.cohort.names import id_fault, is_junk_folder
+from pipeline.cohort.names import JUNK_NAMES, id_fault, is_junk_folder, shortened
 from pipeline.cohort.sequences import Sequences, group
+from pipeline.cohort.studies import find_studies, is_uid
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import FINISHED
+from pipeline.imaging.dicom import convert, is_dicom, series_of, unpacked
 from pipeline.imaging.formats import NIFTI_SUFFIXES, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
@@ -23,7 +27,7 @@ from pipeline.scripts.volumes import open_nifti
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.imaging.dicom import Series
+logger = logging.getLogger(__name__)
 
 BUILT_MARK = ".built_volumes"
 """Stands beside ``volumes/`` from before the first volume is built: what lies in it is no input."""
@@ -59,11 +63,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Patient -> where the image comes from; folders of slices still to be built; file -> why it is not used."""
+    """The patients that were found.
+
+    Args:
+        sources: Patient -> where the image comes from.
+        slice_folders: Folders of slices, which are still to be built.
+        skipped: File -> why it is not used.
+        refused: Patient -> why it cannot be told which file or series is which. Up to the first colon the message tells
+            nothing that a header or a file's name holds.
+    """
 
     sources: Mapping[str, Source]
     slice_folders: tuple[Path, ...] = ()
     skipped: Mapping[Path, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> Inputs:
@@ -76,37 +89,43 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
         series: A SeriesNumber or SeriesInstanceUID to take for FLAIR.
 
     Raises:
-        PipelineError: Nothing is found, two volumes have one name, or it cannot be told which file holds what.
+        PipelineError: Nothing is found, two volumes have one name, or it cannot be told which file holds what, of no
+            patient.
     """
-    found: list[tuple[str, Source]] = []
-    slice_folders: list[Path] = []
-    skipped: dict[Path, str] = {}
-    for path in paths:
-        is_list = path.suffix.lower() == ".json" and not path.is_dir()
-        if is_list or (path / MANIFEST_NAME).is_file():
-            found += [(name, _source(name, Sequences(image), out)) for name, image in read_images(path)]
-        elif path.is_dir():
-            content = _of_folder(path, out, series)
-            found += content.found
-            slice_folders += [path] if content.is_of_slices else []
-            skipped |= content.skipped
-        elif path.is_file() and path.name.lower().endswith(".zip"):
-            content = _of_zip(path, out, series)
-            found += content.found
-            skipped |= content.skipped
-        elif is_volume_name(path.name):
-            name = _name_of(path)
-            found.append((name, _source(name, Sequences(path), out)))
-        else:
-            raise PipelineError(
-                f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of "
-                "DICOM, a folder of volumes, DICOM or slices, or a manifest or other Decathlon datalist). Check the "
-                "path."
-            )
+    contents = [_content_of(path, out, series) for path in paths]
+    found = [one for content in contents for one in content.found]
+    refused = [(name, *told) for content in contents for name, told in content.refused.items()]
+    uids = set().union(*(content.uids for content in contents))
+    if series and is_uid(series) and uids and series not in uids:
+        raise PipelineError(f"--series {series}: no series of this UID (found {len(uids)} others). Check the UID.")
+    _refuse_names(
+        [*((name, _origin(source)) for name, source in found), *((name, place) for name, place, _ in refused)]
+    )
+    if not found and refused:
+        raise ManifestError({name: [message] for name, _, message in refused})
     if not found:
         raise PipelineError(f"{', '.join(map(str, paths))}: no volume in it (expected one or more). Check the path.")
-    _refuse_names(found)
-    return Inputs(dict(found), tuple(slice_folders), skipped)
+    return Inputs(
+        dict(found),
+        tuple(path for path, content in zip(paths, contents, strict=True) if content.is_of_slices),
+        {path: reason for content in contents for path, reason in content.skipped.items()},
+        {name: message for name, _, message in refused},
+    )
+
+
+def _content_of(path: Path, out: Path, series: str | None) -> _Content:
+    if (path.suffix.lower() == ".json" and not path.is_dir()) or (path / MANIFEST_NAME).is_file():
+        return _Content([(name, _source(name, Sequences(image), out)) for name, image in read_images(path)])
+    if path.is_dir():
+        return _of_folder(path, out, series)
+    if path.is_file() and path.name.lower().endswith(".zip"):
+        return _of_zip(path, out, series)
+    if is_volume_name(path.name):
+        return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
+    raise PipelineError(
+        f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of DICOM, a "
+        "folder of volumes, DICOM or slices, or a manifest or other Decathlon datalist). Check the path."
+    )
 
 
 def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, out: Path) -> Inputs:
@@ -119,7 +138,7 @@ def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, o
     for path in filter(None, (flair, pre, post)):
         if not path.is_file():
             raise PipelineError(f"{path}: no such file. Check the path.")
-    _refuse_names(found)
+    _refuse_names([(name, flair)])
     return Inputs(dict(found))
 
 
@@ -137,7 +156,6 @@ def build_volume(source: Source) -> None:
     elif source.dicom:
         import tempfile
 
-        from pipeline.imaging.dicom import convert, series_of
         from pipeline.imaging.formats import read_volume
 
         with series_of(source.dicom, source.series) as series, tempfile.TemporaryDirectory() as folder:
@@ -153,18 +171,19 @@ def build_one(path: Path, folder: Path) -> Path:
     from pipeline.cohort.reading import build_images
 
     found = find_inputs([path], folder)
-    if len(found.sources) != 1:
-        raise PipelineError(f"{path}: {len(found.sources)} patients (expected one). Use predict_volumes for several.")
+    patients = len(found.sources) + len(found.refused)
+    if patients != 1:
+        raise PipelineError(f"{path}: {patients} patients (expected one). Use predict_volumes for several.")
     (source,) = found.sources.values()
     for slices in found.slice_folders:
         build_images(slices, source.image.parent)
-    build_volume(source)
+    for remark in build_volume(source):
+        logger.warning("%s: %s", shown(path), remark)
     return source.image
 
 
 def write_segmentation_of(source: Source, mask: NDArray[Any], path: Path) -> None:
     """Write a mask, on the grid of ``source.image``, as DICOM SEG of the series that the image was made of."""
-    from pipeline.imaging.dicom import series_of
     from pipeline.imaging.dicom_seg import write_segmentation
 
     if source.dicom is None:
@@ -183,30 +202,40 @@ def _built(out: Path, name: str) -> Path:
     return out / VOLUMES / f"{name}{IMAGE_SUFFIX}"
 
 
-def _refuse_names(found: Sequence[tuple[str, Source]]) -> None:
-    for name, source in found:
+def _refuse_names(found: Sequence[tuple[str, Path]]) -> None:
+    """Refuse names that are no ids, and one that two patients have; ``found`` is name and where it comes from."""
+    for name, origin in found:
         fault = id_fault(name)
         if fault:
             raise PipelineError(
-                f"{shown(_origin(source))}: the name {shown(name)!r} {fault} (expected a letter or digit, "
+                f"{shown(origin)}: the name {shown(name)!r} {fault} (expected a letter or digit, "
                 "then letters, digits, '_', '-', '.' and space). Rename the file or folder."
             )
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
-        files = ", ".join(str(_origin(source)) for name, source in found if name == twice[0])
+        files = ", ".join(str(origin) for name, origin in found if name == twice[0])
         raise PipelineError(f"two volumes of the name {twice[0]} ({files}). Rename one, or predict them apart.")
 
 
 def _origin(source: Source) -> Path:
-    return source.sequences.flair if source.sequences else source.dicom or source.image
+    """The file, or the folder of the series, that the name comes from."""
+    if source.sequences:
+        return source.sequences.flair
+    return (source.dicom / source.series[0]).parent if source.dicom else source.image
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What one path stands for: name and source of each patient, file -> why it is not used."""
+    """What one path stands for.
+
+    ``found`` are name and source of each patient, ``refused`` name -> place and message. ``skipped`` is file -> why it
+    is not used. ``uids`` are those of all DICOM series.
+    """
 
     found: list[tuple[str, Source]]
-    skipped: dict[Path, str]
+    skipped: dict[Path, str] = field(default_factory=dict)
+    refused: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    uids: frozenset[str] = frozenset()
     is_of_slices: bool = False
 
 
@@ -218,69 +247,83 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     """What a folder holds: volumes, or DICOM, or slices; a mixture is refused."""
     from pipeline.cohort.reading import slices_by_patient
 
-    volumes, dicom, hidden = _files_of(folder, out)
+    listing = list_files(folder)
+    files, skipped = _files_of(folder, listing, out)
+    volumes = [path for path in files if is_volume_name(path.name)]
+    rest = {path.relative_to(folder).as_posix(): path for path in files if not is_volume_name(path.name)}
+    dicom = sum(map(is_dicom, rest.values()))
     images = [path for path in volumes if stem_of(path.name).endswith("_image")]
     patients, others, unclear = group(set(volumes) - set(images))
-    if unclear:
-        advice = "Name them by --flair, --pre and --post"
-        raise ManifestError(
-            {name: [f"which file is which cannot be told: {files}. {advice}."] for name, files in unclear.items()}
-        )
-    slices, faults, _ = slices_by_patient(list_files(folder))
-    slices = {
-        name: [file for file in files if not _is_result(folder / file.path, folder)] for name, files in slices.items()
-    }
-    sliced = sorted(name for name, files in slices.items() if any(file.kind == "image" for file in files))
-    kinds = {"volumes": len(images) + len(patients), "DICOM files": len(dicom), "patients in slices": len(sliced)}
+    slices, faults, _ = slices_by_patient(listing)
+    sliced = sorted(
+        name for name, group in slices.items() if any(file.kind == "image" and str(file.path) in rest for file in group)
+    )
+    whole = len(images) + len(patients) + len(unclear)
+    kinds = {"volumes": whole, "DICOM files": dicom, "patients in slices": len(sliced)}
     several = [f"{number} {kind}" for kind, number in kinds.items() if number]
     if len(several) > 1:
         raise PipelineError(f"{folder}: holds {' and '.join(several)}. Give the folders one by one.")
     if not several and faults:
         raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
     if not several and others:
-        names = ", ".join(shown(path.name) for path in list(others)[:3])
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        names = shortened([path.name for path in others])
         raise PipelineError(
-            f"{folder}: no file's name tells that it is FLAIR (found {names}{more}). Give the FLAIR files themselves."
+            f"{folder}: no file's name tells that it is FLAIR (found {names}). Give the FLAIR files themselves."
         )
     if not several:
         raise PipelineError(f"{folder}: no volume, DICOM or PATIENT_NUMBER.tif in it. Check the path.")
     if dicom:
-        content = _of_dicom(folder, {path.relative_to(folder).as_posix(): path for path in dicom}, out, series)
-        return _Content(content.found, hidden | others | content.skipped)
-    if sliced:
-        return _Content([(name, Source(_built(out, name))) for name in sliced], hidden | others, is_of_slices=True)
+        content = _of_dicom(folder, rest, out, series)
+        return replace(content, skipped=skipped | others | content.skipped)
+    if sliced:  # build_images counts every file
+        skipped = {path: reason for path, reason in skipped.items() if is_volume_name(path.name)}
+        return _Content([(name, Source(_built(out, name))) for name in sliced], skipped | others, is_of_slices=True)
     found = [(_name_of(path), _source(_name_of(path), Sequences(path), out)) for path in images]
     found += [(name, _source(name, sequences, out)) for name, sequences in patients.items()]
-    return _Content(found, hidden | others)
+    headers = [name for name in listing.stamps if name.lower().endswith(HEADER_SUFFIXES)]
+    voxels = {data_file(folder, name) for name in headers}
+    skipped |= others | {path: "not a volume" for name, path in rest.items() if name not in voxels}
+    advice = "Name them by --flair, --pre and --post, or remove all but one"
+    refused = {
+        name: (folder, f"which file is which cannot be told: {files}. {advice}.") for name, files in unclear.items()
+    }
+    return _Content(found, skipped, refused)
 
 
-def _files_of(folder: Path, out: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """Volume files, DICOM files and hidden volume files below a folder; what a prediction built is passed over."""
-    from pipeline.imaging.dicom import is_dicom
+def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files below a folder that may be an input; file -> why another is not.
 
-    def fail(error: OSError) -> None:
-        raise PipelineError(f"{error.filename}: the folder cannot be read ({error.strerror}). Mend its permissions.")
-
-    volumes: list[Path] = []
-    dicom: list[Path] = []
-    hidden: dict[Path, str] = {}
-    for parent, names, files in os.walk(folder, onerror=fail):
-        place = Path(parent)
-        names.sort()
-        if _is_result(place / "any", folder) or place.resolve() == out.resolve():
-            names.clear()
+    What a prediction built is passed over. A link that leads out of the folder, or to nothing, is refused, and so is
+    what cannot be read; a link to a volume in the folder is a volume.
+    """
+    used: list[Path] = []
+    skipped: dict[Path, str] = {}
+    faults: dict[str, list[str]] = {}
+    passed_over: dict[Path, bool] = {}
+    for name in sorted(listing.stamps):
+        path = folder / name
+        if path.parent not in passed_over:
+            passed_over[path.parent] = _is_result(path, folder) or path.resolve().is_relative_to(out.resolve())
+        if passed_over[path.parent]:
             continue
-        for path in (place / name for name in sorted(files)):
-            if any(is_junk_folder(part) for part in path.relative_to(folder).parts):
-                hidden |= {path: "hidden, or of an operating system"} if is_volume_name(path.name) else {}
-            elif is_volume_name(path.name):
-                if path.is_symlink():
-                    _refuse_link(path, folder)
-                volumes.append(path)
-            elif not path.is_symlink() and is_dicom(path):
-                dicom.append(path)
-    return volumes, dicom, hidden
+        if _is_junk(name):
+            skipped[path] = "hidden, or of an operating system"
+        elif is_volume_name(name) and _is_link_within(path, folder):
+            used.append(path)
+        elif name in listing.faults:
+            faults[shown(path)] = [listing.faults[name]]
+        elif listing.skipped.get(name) == LINK:
+            skipped[path] = LINK
+        else:
+            used.append(path)
+    if faults:
+        raise ManifestError(faults)
+    return used, skipped
+
+
+def _is_link_within(path: Path, folder: Path) -> bool:
+    target = Path(os.path.realpath(path))
+    return path.is_symlink() and target.is_file() and target.is_relative_to(os.path.realpath(folder))
 
 
 def _is_result(path: Path, folder: Path) -> bool:
@@ -289,56 +332,25 @@ def _is_result(path: Path, folder: Path) -> bool:
     return any((place / FINISHED).is_dir() or (place / BUILT_MARK).is_file() for place in places)
 
 
-def _refuse_link(path: Path, folder: Path) -> None:
-    target = Path(os.path.realpath(path))
-    if not target.is_file() or not target.is_relative_to(os.path.realpath(folder)):
-        raise PipelineError(
-            f"{path}: a symbolic link out of the folder, or to nothing (not followed). Replace it by the file itself."
-        )
-
-
 def _of_zip(path: Path, out: Path, wanted: str | None) -> _Content:
-    """The FLAIR series of each study in a zip; what is not used keeps its name in the zip."""
-    from pipeline.imaging.dicom import is_dicom, unpacked
-
+    """The FLAIR series of each study in a zip."""
     with unpacked(path) as files:
-        names = {file: name for name, file in files.items() if is_dicom(file)}
-        content = _of_dicom(path, {name: file for file, name in names.items()}, out, wanted)
-        return _Content(content.found, {path / names[file]: reason for file, reason in content.skipped.items()})
+        junk = {path / name: "hidden, or of an operating system" for name in files if _is_junk(name)}
+        content = _of_dicom(path, {name: file for name, file in files.items() if path / name not in junk}, out, wanted)
+        return replace(content, skipped=junk | content.skipped)
 
 
 def _of_dicom(place: Path, files: Mapping[str, Path], out: Path, wanted: str | None) -> _Content:
-    """The FLAIR series of each study in a folder or zip; the studies are named by their folders, never by a header.
+    """The FLAIR series of each study in a folder or zip; ``files`` is path in ``place`` -> file."""
+    studies = find_studies(place, files, wanted)
+    return _Content(
+        [(name, Source(_built(out, name), dicom=place, series=series)) for name, series in studies.flair.items()],
+        {place / name: reason for name, reason in studies.skipped.items()},
+        {name: (place, message) for name, message in studies.refused.items()},
+        studies.uids,
+    )
 
-    ``files`` is path in ``place`` -> file.
-    """
-    from pipeline.imaging.dicom import choose_flair, find_series
 
-    names = {file: name for name, file in files.items()}
-    series, skipped = find_series([*names])
-    if not series:
-        raise PipelineError(f"{place}: no DICOM image in it ({len(skipped)} other files). Check the path.")
-    studies: dict[str, list[Series]] = {}
-    for one in series:
-        studies.setdefault(one.study, []).append(one)
-    if wanted and len(studies) > 1:
-        raise PipelineError(f"{place}: {len(studies)} studies (expected one with --series). Give one folder.")
-    found = []
-    for study in studies.values():
-        flair = choose_flair(study, place, wanted)
-        name = place.stem if place.is_file() else Path(os.path.abspath(place)).name  # noqa: PTH100
-        if len(studies) > 1:
-            folders = {PurePosixPath(names[file]).parts[:-1] for one in study for file in one.files}
-            tops = {parts[0] if parts else "" for parts in folders}
-            name = tops.pop() if len(tops) == 1 else ""
-        if not name:
-            raise PipelineError(
-                f"{place}: {len(studies)} studies that do not lie in a folder each. Sort them into folders, "
-                "one a patient: the results bear the folders' names."
-            )
-        own = tuple(names[file] for file in flair.files)
-        found.append((name, Source(_built(out, name), dicom=place, series=own)))
-        for one in study:
-            if one is not flair:
-                skipped |= dict.fromkeys(one.files, f"series {one}, not FLAIR")
-    return _Content(found, skipped)
+def _is_junk(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name.casefold() in JUNK_NAMES or any(map(is_junk_folder, path.parts))

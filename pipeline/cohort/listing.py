@@ -16,6 +16,9 @@ MAX_FILE_BYTES = 256 * 2**20
 """A slice of 4096 x 4096 RGB pixels takes 48 MiB uncompressed; far larger files are refused unread."""
 
 
+LINK = "link to a file or folder that is counted itself"
+
+
 @dataclass(frozen=True)
 class Listing:
     """Every file below a folder, each in exactly one of ``slices``, ``skipped`` and ``faults``.
@@ -66,7 +69,7 @@ def list_files(root: Path) -> Listing:
             elif fault:
                 faults[path] = fault
             elif entry.is_symlink():
-                skipped[path] = "link to a file or folder that is counted itself"
+                skipped[path] = LINK
             elif reason:
                 skipped[path] = reason
     slices = sorted(stamps.keys() - skipped.keys() - faults.keys())
@@ -101,7 +104,7 @@ def _link_fault(link: Path, real_root: Path) -> str:
     if below and Path(os.path.realpath(link.parent)).is_relative_to(target):
         return "symbolic link loop: it leads to a folder that holds it. Remove the link."
     reason = skip_reason(PurePosixPath(target.relative_to(real_root), below))
-    if reason and not skip_reason(PurePosixPath(link.name, below)):
+    if reason and reason != skip_reason(PurePosixPath(link.name, below)):
         return f"symbolic link to what is not counted itself ({reason}). Replace it by the file itself."
     return ""
 

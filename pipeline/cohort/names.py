@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.errors import PipelineError
@@ -98,6 +99,17 @@ def skip_reason(path: PurePosixPath) -> str | None:
 def is_junk_folder(name: str) -> bool:
     """True for ``__MACOSX`` and hidden folders: nothing below them is a slice."""
     return name.startswith(".") or name.casefold() == "__macosx"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first three names of a list, for a message, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(shown, names[:3]))}{more}"
+
+
+def folder_name(folder: Path) -> str:
+    """The name of a folder, also of one that is given as ``.`` or ``..``."""
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100  # Path.absolute keeps the dots
 
 
 def by_preference(file: SliceFile) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
 
+from pipeline.cohort.names import folder_name
 from pipeline.imaging.formats import stem_of
 from pipeline.scripts.sequences import sequence_of
 
@@ -116,7 +117,7 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
     told: list[tuple[str, Place, str, Path]] = []
     skipped: dict[Path, str] = {}
     for path in files:
-        role = role_of(Path(os.path.abspath(path)))  # noqa: PTH100  # of a folder given as . or .. too
+        role = role_of(Path(folder_name(path.parent), path.name))
         if role is None:
             skipped[path] = "its name tells neither FLAIR nor T1"
         else:

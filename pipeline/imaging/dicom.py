@@ -23,9 +23,9 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy
 from pipeline.imaging.formats import as_nifti
 from pipeline.scripts.faults import shown
+from pipeline.scripts.files import writing_errors
 from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ SHIFT_TOLERANCE = 0.1
 """Share of a pixel by which slices may lie beside the line through the first one: headers round positions."""
 _PREAMBLE = 132
 _TAGS = [
-    "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber",
+    "SeriesDescription", "ProtocolName",
     "Modality", "ImageType", "InversionTime", "EchoTime", "Rows", "Columns", "PhotometricInterpretation",
     "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -68,7 +69,7 @@ REVERSED = [2, 1, 0, 3]
 """Columns of an affine: highdicom counts slices, rows, columns."""
 _ENCRYPTED = 1
 """Bit of a zip entry's flags."""
-_NO_IMAGES = ("DICOMDIR", "SR", "PR", "KO", "SEG", "RTSTRUCT")
+_NO_IMAGES = ("SR", "PR", "KO", "SEG", "RTSTRUCT")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,20 @@ class Series:
     def __str__(self) -> str:
         """Number, description and size, for a list that a person chooses from."""
         return f"{self.number or '-'} ({shown(self.description) or 'no description'}, {len(self.files)} files)"
+
+
+class Found(NamedTuple):
+    """What DICOM files hold.
+
+    Args:
+        series: The image series, by number.
+        others: File that is no image -> what it is.
+        damaged: File that cannot be read, or that ends within the header -> why.
+    """
+
+    series: list[Series]
+    others: dict[Path, str]
+    damaged: dict[Path, str]
 
 
 def is_dicom(path: Path) -> bool:
@@ -153,31 +168,41 @@ def series_of(place: Path, names: Sequence[str]) -> Iterator[Series]:
     """
     own = {name: place / name for name in names}
     with unpacked(place, names) if place.is_file() else nullcontext(own) as files:
-        found, _ = find_series([*files.values()])
+        found = find_series([*files.values()]).series
         if len(found) != 1 or len(found[0].files) != len(names):
             raise PipelineError(f"{place}: the series is not there any more. Give the folder again.")
         yield found[0]
 
 
-def find_series(files: Sequence[Path]) -> tuple[list[Series], dict[Path, str]]:
-    """The image series among DICOM files, by number, and the files that are no images, each with the reason."""
+def find_series(files: Sequence[Path]) -> Found:
+    """The image series among files, those that are no images, and those that are damaged."""
     import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.uid import UID
 
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     others: dict[Path, str] = {}
+    damaged: dict[Path, str] = {}
     for path in sorted(files):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             list(header.iterall())  # a value that cannot be read raises when it is first asked for
         except header_errors() as error:
-            others[path] = f"no readable DICOM file ({shown(error)})"
+            why = "it does not begin as DICOM does" if isinstance(error, InvalidDicomError) else shown(error)
+            damaged[path] = why if path.stat().st_size else "0 bytes"
             continue
-        if "Rows" not in header or str(header.get("Modality", "")) in _NO_IMAGES:
-            others[path] = f"no image ({header.get('Modality') or 'DICOMDIR'})"
-        else:
+        modality, meta = str(header.get("Modality", "")), header.file_meta
+        kind = UID(meta.get("MediaStorageSOPClassUID", "") if "TransferSyntaxUID" in meta else "").name
+        if modality in _NO_IMAGES:
+            others[path] = f"no image ({modality})"
+        elif "Rows" in header:
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+        elif kind and "Image Storage" not in kind:
+            others[path] = "no image (DICOMDIR)" if "Directory" in kind else f"no image ({shown(kind)})"
+        else:
+            damaged[path] = "it ends within the header"
     series = [_series(uid, found) for uid, found in groups.items()]
-    return sorted(series, key=lambda one: (one.study, len(one.number), one.number, one.uid)), others
+    return Found(sorted(series, key=lambda one: (one.study, len(one.number), one.number, one.uid)), others, damaged)
 
 
 def header_errors() -> tuple[type[Exception], ...]:
@@ -231,13 +256,13 @@ def _number(value: Any) -> float:
         return 0.0
 
 
-def choose_flair(series: Sequence[Series], place: Path, wanted: str | None = None) -> Series:
-    """The FLAIR series of one patient.
+def choose_flair(series: Sequence[Series], wanted: str | None = None, *, by_uid: bool = False) -> Series:
+    """The FLAIR series of one study.
 
     Args:
         series: All series.
-        place: The folder or zip, for messages.
         wanted: A SeriesNumber or SeriesInstanceUID to take instead of looking for FLAIR.
+        by_uid: Whether the message tells UIDs to choose from, since numbers are those of several studies.
 
     Raises:
         PipelineError: There is none, or there are several; the message lists all series.
@@ -245,10 +270,12 @@ def choose_flair(series: Sequence[Series], place: Path, wanted: str | None = Non
     found = [one for one in series if wanted in (one.number, one.uid)] if wanted else [s for s in series if s.is_flair]
     if len(found) == 1:
         return found[0]
-    listed = "; ".join(map(str, found or series)) or "none"
-    asked = f"of --series {wanted}" if wanted else "that is FLAIR by description or parameters"
-    what = f"{len(found)} series {asked}" if found else f"no series {asked}"
-    raise PipelineError(f"{place}: {what} (expected one): {listed}. Choose one with --series NUMBER or UID.")
+    listed = "; ".join(f"{one}, UID {one.uid}" if by_uid else str(one) for one in found or series)
+    asked = f"of --series {wanted}" if wanted else f"that {'are' if found else 'is'} FLAIR by description or parameters"
+    way = "UID" if by_uid else "NUMBER or UID"
+    raise PipelineError(
+        f"{len(found) or 'no'} series {asked} (expected one): {listed}. Choose one with --series {way}."
+    )
 
 
 class Grid(NamedTuple):
@@ -390,7 +417,7 @@ def _convert_slices(series: Series, volume: Path) -> None:
         source.mkdir()
         target.mkdir()
         for number, path in enumerate(series.files):
-            link_or_copy(path.resolve(), source / f"{number:06}.dcm")
+            _link_or_copy(path, source / f"{number:06}.dcm")
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
         done = subprocess.run(  # noqa: S603
             [dcm2niix.bin, *options], capture_output=True, encoding="utf-8", errors="replace", check=False
@@ -405,6 +432,15 @@ def _convert_slices(series: Series, volume: Path) -> None:
                 "Choose another --series, or convert it yourself."
             )
         shutil.move(made[0], volume)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a moment."""
+    with writing_errors(target):
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, target)
 
 
 def _convert_frames(series: Series, volume: Path) -> None:

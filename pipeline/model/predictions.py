@@ -89,7 +89,7 @@ class PredictionResult:
 
     Args:
         predictions: What was found, in the order of the volumes.
-        faults: File -> why it was not predicted.
+        faults: File, or patient whose files do not tell which is which -> why it was not predicted.
         images: Name of each volume that was given -> its image's NIfTI file.
     """
 
@@ -123,8 +123,8 @@ def predict_volumes(
 ) -> PredictionResult:
     """Predict volumes without truth; write masks, maps, ``predictions.csv`` and ``predictions.json``.
 
-    A volume that cannot be predicted does not keep the others from it. Under torchrun each process predicts a share of
-    the volumes; the first writes the table of all.
+    A volume that cannot be predicted does not keep the others from it, nor does a patient whose files do not tell which
+    is which. Under torchrun each process predicts a share of the volumes; the first writes the table of all.
 
     Args:
         inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, manifests or their
@@ -205,7 +205,7 @@ def predict_volumes(
         by_name = {one.volume: one for one in share.gather(predictions)}
         faults = dict(share.gather([*faults.items()]))
         if not by_name:
-            raise ManifestError({path: [message] for path, message in faults.items()})
+            raise ManifestError({path: [message] for path, message in {**faults, **found.refused}.items()})
         images = {name: source.image for name, source in found.sources.items()}
         labels = {
             str(path): _label(name, source, key)
@@ -213,10 +213,10 @@ def predict_volumes(
             for path in _own_files(source)
         }
         predictions = [replace(by_name[name], image=labels[str(images[name])]) for name in images if name in by_name]
-        result = PredictionResult(tuple(predictions), faults, images)
+        result = PredictionResult(tuple(predictions), {**faults, **found.refused}, images)
         if share.is_first:
             facts = {**settings, "device": str(networks[0].device), "versions": versions(backend)}
-            _write_tables(out, facts, predictions, _failed(faults, found, labels, named=not key))
+            _write_tables(out, facts, predictions, _failed(faults, found, labels, key))
             _log_counts(found, len(predictions), named=not key)
             if draw:
                 draw(result)
@@ -301,7 +301,7 @@ def _pseudonymised(inputs: Inputs, path: Path, out: Path, share: Share) -> tuple
         for place in (out, built):
             if any(place.glob(f"{glob.escape(name)}_*.nii.gz")):
                 raise PipelineError(f"{place}: holds results under the patients' own names. Choose another --out.")
-    key = share.gather([key_for(path, inputs.sources) if share.is_first else {}])[0]
+    key = share.gather([key_for(path, [*inputs.sources, *inputs.refused]) if share.is_first else {}])[0]
     renamed = {
         key[name]: replace(source, image=built / f"{key[name]}{IMAGE_SUFFIX}")
         if source.image.parent == built
@@ -406,19 +406,22 @@ def _label(name: str, source: Source, key: Mapping[str, str]) -> str:
     return image.name if image.is_absolute() else str(image)
 
 
-def _failed(faults: Mapping[str, str], inputs: Inputs, labels: Mapping[str, str], *, named: bool) -> dict[str, str]:
+def _failed(
+    faults: Mapping[str, str], inputs: Inputs, labels: Mapping[str, str], key: Mapping[str, str]
+) -> dict[str, str]:
     """Label -> fault; paths in a fault lose their folder and, under pseudonyms, become the label."""
     failed = {labels[path]: text for path, text in faults.items()}
     for source in inputs.sources.values():
         for path in source.files:
-            word = path.name if named else labels[str(source.image)]
+            word = labels[str(source.image)] if key else path.name
             failed = {label: text.replace(str(path), word) for label, text in failed.items()}
-    return failed
+    refused = {key.get(name, name): message.partition(":")[0] for name, message in inputs.refused.items()}
+    return failed | dict(sorted(refused.items()))
 
 
 def _log_counts(inputs: Inputs, used: int, *, named: bool) -> None:
     """Account for every volume that was found, as used, skipped or refused."""
-    volumes, skipped = len(inputs.sources), inputs.skipped
+    volumes, skipped = len(inputs.sources) + len(inputs.refused), inputs.skipped
     logger.info(
         f"volumes: {volumes + len(skipped)} found = {used} used + {len(skipped)} skipped + {volumes - used} refused"
     )

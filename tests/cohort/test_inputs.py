@@ -70,7 +70,7 @@ def test_two_volumes_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for path in (tmp_path / "a_image.nii.gz", tmp_path / "deep" / "a_image.nii.gz"):
         path.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
-    with pytest.raises(PipelineError, match="two volumes of the name a"):
+    with pytest.raises(PipelineError, match=r"two volumes of the name a \(.*/a_image.nii.gz, .*deep/a_image.nii.gz\)"):
         find_inputs([tmp_path], tmp_path / "out")
 
 
@@ -96,10 +96,16 @@ def test_links_and_folders_that_cannot_be_followed_are_refused(
     image = read_manifest(manifest).sections["validation"][0].image
     (tmp_path / "in" / "sub").mkdir(parents=True)
     shutil.copy(image, tmp_path / "in" / "a_image.nii.gz")
-    link = tmp_path / "in" / "b_image.nii.gz"
-    for target in (image, tmp_path / "nothing"):
+    for name, target, told in (
+        ("b_image.nii.gz", image, "out of the source folder"),
+        ("b_image.nii.gz", tmp_path / "nothing", "to nothing"),
+        ("P2", image.parent, "out of the source folder"),
+        ("P2", tmp_path / "in", "loop"),
+        ("001.dcm", image, "out of the source folder"),
+    ):
+        link = tmp_path / "in" / name
         link.symlink_to(target)
-        with pytest.raises(PipelineError, match=r"b_image.nii.gz: a symbolic link out of the folder, or to nothing"):
+        with pytest.raises(ManifestError, match=rf"{name}: symbolic link {told}"):
             find_inputs([tmp_path / "in"], tmp_path / "out")
         link.unlink()
     listing = os.scandir
@@ -112,6 +118,50 @@ def test_links_and_folders_that_cannot_be_followed_are_refused(
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(PipelineError, match=r"sub: the folder cannot be read \(Permission denied\)"):
         find_inputs([tmp_path / "in"], tmp_path / "out")
+
+
+def test_links_within_the_folder_are_followed_or_counted(tmp_path: Path) -> None:
+    """In a data set of DataLad each volume is a link to a hidden file of its own."""
+    folder = named(tmp_path / "in", "P1/flair.nii.gz", ".git/annex/x.nii.gz")
+    (folder / "P2").mkdir()
+    (folder / "P2" / "flair.nii.gz").symlink_to(folder / ".git/annex/x.nii.gz")
+    (folder / "first").symlink_to(folder / "P1")
+    found = find_inputs([folder], tmp_path / "out")
+    assert list(found.sources) == ["P1", "P2"]
+    assert {path.relative_to(folder).as_posix(): reason for path, reason in found.skipped.items()} == {
+        ".git/annex/x.nii.gz": "hidden, or of an operating system",
+        "first": "link to a file or folder that is counted itself",
+    }
+    (folder / "notes.txt").symlink_to(folder / ".git/annex/x.nii.gz")
+    with pytest.raises(ManifestError, match=r"notes.txt: symbolic link to what is not counted itself"):
+        find_inputs([folder], tmp_path / "out")
+
+
+def test_every_file_is_counted(tmp_path: Path) -> None:
+    """The voxels of an MHD are a part of it."""
+    from tests.imaging.series import PLACES, save_itk, write_series
+
+    voxels = np.ones((8, 8, 3), np.int16)
+    folder = tmp_path / "in"
+    (folder / ".hidden").mkdir(parents=True)
+    save_itk(folder / "P_flair.mhd", voxels, PLACES)
+    for name in ("readme.txt", ".hidden/notes", "Thumbs.db"):
+        (folder / name).touch()
+    found = find_inputs([folder], tmp_path / "out")
+    hidden = "hidden, or of an operating system"
+    assert {path.name: reason for path, reason in found.skipped.items()} == {
+        "readme.txt": "not a volume",
+        "notes": hidden,
+        "Thumbs.db": hidden,
+    }
+    write_series(tmp_path / "dicom", voxels, PLACES)
+    (tmp_path / "dicom" / "readme.txt").touch()
+    (tmp_path / "dicom" / "__MACOSX").mkdir()
+    (tmp_path / "dicom" / "__MACOSX" / "._003_0001.dcm").touch()
+    archive = Path(shutil.make_archive(str(tmp_path / "zip"), "zip", tmp_path / "dicom"))
+    for place in (tmp_path / "dicom", archive):
+        skipped = find_inputs([place], tmp_path / "out").skipped
+        assert skipped == {place / "readme.txt": "no DICOM", place / "__MACOSX" / "._003_0001.dcm": hidden}
 
 
 def test_slices_as_png_make_a_volume(tmp_path: Path) -> None:
@@ -151,6 +201,23 @@ def test_folders_of_brats_and_bids(tmp_path: Path) -> None:
     assert {path.name for path in found.skipped} == {"P1-t2w.nii.gz", "P1-seg.nii.gz", "sub-2_T1w.nii.gz"}
 
 
+def test_a_sequence_that_flair_stands_in_for_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also by ``build_one``, which a program calls; FLAIR alone is what the networks need."""
+    place = named(tmp_path / "sub-1", "sub-1_FLAIR.nii.gz", "sub-1_T1w.nii.gz")
+    flair, t1 = place / "sub-1_FLAIR.nii.gz", place / "sub-1_T1w.nii.gz"
+    for pre, post, expected in (
+        (None, t1, ["no pre-contrast T1: FLAIR stands in for it"]),
+        (t1, None, ["no post-contrast T1: FLAIR stands in for it"]),
+        (t1, t1, []),
+    ):
+        (source,) = name_sequences([flair], pre, post, tmp_path / "out").sources.values()
+        assert build_volume(source) == expected
+    build_one(flair, tmp_path / "alone")
+    assert not caplog.records
+    build_one(place, tmp_path / "built")
+    assert caplog.messages == [f"{place}: no post-contrast T1: FLAIR stands in for it"]
+
+
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     two = named(tmp_path / "two", "sub-1_run-1_FLAIR.nii.gz", "sub-1_run-2_FLAIR.nii.gz")
     with pytest.raises(ManifestError, match=r"sub-1: which file is which cannot be told: .*run-1.* and .*run-2"):
@@ -176,11 +243,39 @@ def test_studies_are_named_by_their_folders(tmp_path: Path) -> None:
     for source in found.sources.values():
         build_volume(source)
         assert np.asarray(nib.load(source.image).dataobj).shape == (8, 8, 3)
-    with pytest.raises(PipelineError, match=r"2 studies \(expected one with --series\)"):
-        find_inputs([tmp_path / "in"], tmp_path / "out", "9")
-    write_series(tmp_path / "in" / "Anna", voxels, AFFINE, study="1.2.3.2", description="T2", number=11)
-    with pytest.raises(PipelineError, match="2 studies that do not lie in a folder each"):
-        find_inputs([tmp_path / "in"], tmp_path / "out")
+    shutil.copytree(tmp_path / "in", tmp_path / "more")
+    with pytest.raises(PipelineError, match=r"two volumes of the name Anna \(.*in/Anna/s, .*more/Anna/s\)"):
+        find_inputs([tmp_path / "in", tmp_path / "more"], tmp_path / "out")
+
+
+def test_a_series_is_asked_for_by_its_uid_among_all_inputs(tmp_path: Path) -> None:
+    from tests.imaging.series import PLACES, one, write_series
+
+    voxels = np.ones((8, 8, 3), np.int16)
+    for number, patient in enumerate(("Anna", "Ben")):
+        write_series(tmp_path / patient / "a", voxels, PLACES, study=f"1.2.{number}")
+    write_series(tmp_path / "Ben" / "b", voxels, PLACES, study="1.2.1", number=4)
+    given = [tmp_path / "Anna", tmp_path / "Ben"]
+    uid = one(tmp_path / "Ben" / "b").uid
+    found = find_inputs(given, tmp_path / "out", uid)
+    assert {name: source.series[0] for name, source in found.sources.items()} == {
+        "Anna": "a/003_0001.dcm",
+        "Ben": "b/004_0001.dcm",
+    }
+    with pytest.raises(PipelineError, match=rf"--series {uid}1: no series of this UID \(found 3 others\)"):
+        find_inputs(given, tmp_path / "out", f"{uid}1")
+
+
+def test_a_patient_who_cannot_be_told_does_not_keep_others_out(tmp_path: Path) -> None:
+    folder = named(tmp_path / "in", "A/A-t2f.nii.gz", "A/A_flair.nii.gz", "B/B-t2f.nii.gz")
+    found = find_inputs([folder], tmp_path / "out")
+    assert list(found.sources) == ["B"]
+    assert list(found.refused) == ["A"]
+    assert found.refused["A"].startswith("which file is which cannot be told: ")
+    with pytest.raises(PipelineError, match=r"2 patients \(expected one\)"):
+        build_one(folder, tmp_path / "out")
+    with pytest.raises(PipelineError, match="two volumes of the name A"):
+        find_inputs([folder, named(tmp_path / "more", "A/flair.nii.gz")], tmp_path / "out")
 
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given, settings
@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from pipeline.cohort.names import (
     case_collisions,
+    folder_name,
     institution,
     missing_numbers,
     number_list,
     parse_name,
     person,
+    shortened,
     skip_reason,
 )
 from pipeline.errors import PipelineError
@@ -133,3 +135,15 @@ def test_case_collisions():
 
 def test_shown_escapes_what_a_terminal_would_obey():
     assert shown("a\x1b[31m\n\udc80é") == "a\\x1b[31m\\n\\udc80é"
+
+
+def test_a_folder_has_a_name_however_it_is_given(tmp_path, monkeypatch) -> None:
+    (tmp_path / "Anna" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "Anna" / "sub")
+    assert {folder_name(Path(given)) for given in ("..", "../../Anna", "../sub/..", "../../Anna/")} == {"Anna"}
+    assert folder_name(Path()) == "sub"
+
+
+def test_long_lists_are_shortened() -> None:
+    assert shortened(["a", "b", "c\n"]) == f"a, b, {shown(chr(99) + chr(10))}"
+    assert shortened([*"abcde"]) == "a, b, c and 2 more"

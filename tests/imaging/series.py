@@ -184,7 +184,7 @@ def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64])
 
 def one(folder: Path) -> Series:
     """The series of a folder that holds one."""
-    (series,) = find_series(sorted(folder.iterdir()))[0]
+    (series,) = find_series(sorted(folder.iterdir())).series
     return series
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.dicom import (
@@ -55,26 +56,28 @@ def test_a_series_becomes_a_volume_with_voxels_in_their_places(
 def test_flair_is_found_by_description_or_parameters(voxels: NDArray[np.int16], tmp_path: Path) -> None:
     write_series(tmp_path, voxels, PLACES, description="t2_tirm_tra_dark-fluid", number=4)
     write_series(tmp_path, voxels, PLACES, description="T1 MPRAGE", number=5, InversionTime=900, EchoTime=3)
-    series, _ = find_series(sorted(tmp_path.iterdir()))
-    assert choose_flair(series, tmp_path).number == "4"
+    series = find_series(sorted(tmp_path.iterdir())).series
+    assert choose_flair(series).number == "4"
     write_series(tmp_path / "x", voxels, PLACES, description="ax", number=7, InversionTime=2500, EchoTime=110)
-    assert choose_flair([one(tmp_path / "x")], tmp_path).number == "7"
+    assert choose_flair([one(tmp_path / "x")]).number == "7"
 
 
 def test_no_flair_or_two_are_a_line_that_lists_the_series(voxels: NDArray[np.int16], tmp_path: Path) -> None:
     for number, description in ((1, "T1"), (2, "T2")):
         write_series(tmp_path, voxels, PLACES, description=description, number=number)
-    series, _ = find_series(sorted(tmp_path.iterdir()))
+    series = find_series(sorted(tmp_path.iterdir())).series
     with pytest.raises(PipelineError, match=r"no series that is FLAIR.*1 \(T1, 8 files\); 2 \(T2, 8 files\).*--series"):
-        choose_flair(series, tmp_path)
-    assert choose_flair(series, tmp_path, "2").description == "T2"
-    assert choose_flair(series, tmp_path, series[0].uid).description == "T1"
+        choose_flair(series)
+    assert choose_flair(series, "2").description == "T2"
+    assert choose_flair(series, series[0].uid).description == "T1"
     with pytest.raises(PipelineError, match="no series of --series 9"):
-        choose_flair(series, tmp_path, "9")
+        choose_flair(series, "9")
     for number in (3, 4):
         write_series(tmp_path, voxels, PLACES, number=number)
-    with pytest.raises(PipelineError, match=r"2 series that is FLAIR.*3 .*; 4 "):
-        choose_flair(find_series(sorted(tmp_path.iterdir()))[0], tmp_path)
+    with pytest.raises(PipelineError, match=r"2 series that are FLAIR.*3 .*; 4 "):
+        choose_flair(find_series(sorted(tmp_path.iterdir())).series)
+    with pytest.raises(PipelineError, match=rf", UID {re.escape(series[0].uid)};.* Choose one with --series UID"):
+        choose_flair(series, by_uid=True)
 
 
 def test_a_missing_slice_is_refused(voxels: NDArray[np.int16], tmp_path: Path) -> None:
@@ -116,9 +119,45 @@ def test_files_that_are_no_images_are_named(voxels: NDArray[np.int16], tmp_path:
     assert is_dicom(paths[0])
     assert not is_dicom(paths[1])
     assert not is_dicom(tmp_path)
-    series, others = find_series(paths)
-    assert len(series[0].files) == len(paths) - 2
-    assert set(others) == set(paths[:2])
+    found = find_series(paths)
+    assert len(found.series[0].files) == len(paths) - 2
+    assert (set(found.damaged), found.others) == (set(paths[:2]), {})
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_a_file_cut_in_its_header_is_damaged_wherever_it_is_cut(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    """It has no pixels, as a DICOMDIR or a report has none."""
+    path = write_series(tmp_path, voxels, PLACES)[0]
+    whole = path.read_bytes()
+    rows = whole.index(b"\x28\x00\x10\x00US")
+    for size in range(0, rows, 3):
+        path.write_bytes(whole[:size])
+        assert [*find_series([path]).damaged] == [path]
+    path.write_bytes(b"")
+    assert find_series([path]).damaged == {path: "0 bytes"}
+
+
+@pytest.mark.parametrize(
+    ("uid", "modality", "reason"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.66", "REG", "Raw Data Storage"),
+        ("1.3.12.2.1107.5.9.1", "MR", "1.3.12"),
+        (None, "SR", "SR"),
+    ],
+)
+def test_objects_without_pixels_are_no_images(
+    uid: str | None, modality: str, reason: str, voxels: NDArray[np.int16], tmp_path: Path
+) -> None:
+    path = write_series(tmp_path, voxels, PLACES)[0]
+
+    def change(header: pydicom.FileDataset) -> None:
+        del header.Rows
+        header.Modality, header.file_meta.MediaStorageSOPClassUID = modality, uid or MRImageStorage
+
+    edit(path, change)
+    found = find_series([path])
+    assert (found.series, found.damaged) == ([], {})
+    assert found.others[path].startswith(f"no image ({reason}")
 
 
 def test_a_zip_is_unpacked_and_removed(voxels: NDArray[np.int16], tmp_path: Path) -> None:
@@ -329,8 +368,7 @@ def test_a_file_with_a_value_that_cannot_be_read_is_named(
     """pydicom reads a value when it is first asked for it."""
     paths = write_series(tmp_path, voxels, PLACES)
     paths[3].write_bytes(paths[3].read_bytes().replace(before, after))
-    _, others = find_series(paths)
-    assert [*others] == [paths[3]]
+    assert [*find_series(paths).damaged] == [paths[3]]
 
 
 def test_a_series_number_is_shown_without_control_characters(voxels: NDArray[np.int16], tmp_path: Path) -> None:

@@ -381,3 +381,25 @@ def test_a_fault_names_no_folder_and_no_patient_with_a_pseudonym(lively, manifes
         failed = json.dumps(json.loads((tmp_path / name / "predictions.json").read_text())["failed"])
         assert str(tmp_path) not in failed
         assert ("Jane" in failed) == (name == "plain")
+
+
+def test_a_patient_who_cannot_be_told_is_refused_and_the_others_are_predicted(
+    lively, manifest: Path, tmp_path: Path, capsys
+) -> None:
+    """The table of what failed names no header: it is a file."""
+    from tests.imaging.series import write_series
+
+    voxels = load_image(read_manifest(manifest).sections["validation"][0].image)[..., 1].astype(np.int16)
+    for place, study, description in (("Ann", 1, "FLAIR"), ("Ben/1", 2, "FLAIR"), ("Ben/2", 2, "FLAIR of Jane")):
+        write_series(tmp_path / "in" / place, voxels, AFFINE, study=f"1.2.{study}", description=description)
+    (tmp_path / "in" / "readme.txt").touch()
+    for name, key in (("plain", []), ("key", ["--pseudonymise", tmp_path / "key.csv"])):
+        with pytest.raises(ManifestError, match=r"^Ben: 2 series .*FLAIR of Jane") as caught:
+            run(lively, tmp_path / name, tmp_path / "in", *key)
+        assert list(caught.value.faults) == ["Ben"]
+        assert "volumes: 3 found = 1 used + 1 skipped + 1 refused" in capsys.readouterr().out
+        summary = json.loads((tmp_path / name / "predictions.json").read_text())
+        assert summary["volumes"][0]["lesion_voxels"] > 0
+        ben = pd.read_csv(tmp_path / "key.csv").set_index("patient").pseudonym["Ben"] if key else "Ben"
+        assert summary["failed"] == {ben: "2 series that are FLAIR by description or parameters (expected one)"}
+    assert (tmp_path / "plain" / "Ann_mask.nii.gz").is_file()

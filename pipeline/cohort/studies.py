@@ -1,0 +1,187 @@
+"""The FLAIR series of each DICOM study in a folder or zip; studies are named by folders, doubtful ones refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pipeline.cohort.names import folder_name, shortened
+from pipeline.errors import PipelineError
+from pipeline.imaging.dicom import Series, choose_flair, find_series, is_dicom
+
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The studies of a folder or zip; all files are paths in it.
+
+    Args:
+        flair: Name of a study -> the files of its FLAIR series.
+        skipped: File -> why it is not used.
+        refused: Name of a study -> why it has no series that may be used.
+        uids: SeriesInstanceUIDs of all series.
+    """
+
+    flair: dict[str, tuple[str, ...]]
+    skipped: dict[str, str]
+    refused: dict[str, str]
+    uids: frozenset[str]
+
+
+def find_studies(place: Path, files: Mapping[str, Path], wanted: str | None = None) -> Studies:
+    """The FLAIR series of each study.
+
+    One study is named by the folder or zip. Several are named by their folders, never by a header: below those that all
+    share, as few as tell a study from the others. A study is refused whose FLAIR cannot be told, or beside whose FLAIR
+    lie copies or damaged files: a file that is named as DICOM files are may be a slice.
+
+    Args:
+        place: The folder or zip.
+        files: Path in ``place`` -> file.
+        wanted: A SeriesNumber to take for FLAIR, or the SeriesInstanceUID of the one study that has it.
+
+    Raises:
+        PipelineError: There is no DICOM image, or a SeriesNumber is given for several studies.
+    """
+    names = {file: name for name, file in files.items()}
+    begun = {file for file in names if is_dicom(file)}
+    found = find_series([file for file, name in names.items() if file in begun or _may_be_dicom(name)])
+    if not found.series:
+        raise PipelineError(
+            f"{place}: no DICOM image in it ({len(names)} other files, {len(found.damaged)} of them damaged). "
+            "Check the path."
+        )
+    studies: dict[str, list[Series]] = {}
+    for one in found.series:
+        studies.setdefault(one.study, []).append(one)
+    several = len(studies) > 1
+    if wanted and several and not is_uid(wanted):
+        raise PipelineError(
+            f"{place}: {len(studies)} studies (expected one with --series NUMBER). Give one folder, or a series' UID."
+        )
+    damaged = {names[file]: reason for file, reason in found.damaged.items()}
+    surely = {name for name in damaged if files[name] in begun or _is_named_dicom(name)}
+    skipped = {name: "no DICOM" for file, name in names.items() if file not in begun}
+    skipped |= {name: f"damaged, {damaged[name]}" for name in surely}
+    skipped |= {names[file]: reason for file, reason in found.others.items()}
+    paths = {uid: [names[file] for one in study for file in one.files] for uid, study in studies.items()}
+    refused = _lost(surely, itertools.chain(*paths.values())) if several else {}
+    folders = _study_folders(paths)
+    flair: dict[str, tuple[str, ...]] = {}
+    for uid, study in studies.items():
+        name = (folders[uid].name if several else "") or (place.stem if place.is_file() else folder_name(place))
+        if folders[uid].studies > 1:
+            refused[name] = (
+                f"{folders[uid].studies} studies that do not lie in a folder each: sort them into folders, one a "
+                "study. The results bear the folders' names."
+            )
+            continue
+        try:
+            chosen = choose_flair(study, _wanted_of(study, wanted), by_uid=several)
+            own = tuple(names[file] for file in chosen.files)
+            _refuse_damaged(own, damaged)
+            _refuse_copies(own, chosen)
+        except PipelineError as error:
+            refused[name] = str(error)
+            continue
+        flair[name] = own
+        for one in study:
+            if one is not chosen:
+                skipped |= {names[file]: f"series {one}, not FLAIR" for file in one.files}
+    return Studies(flair, skipped, refused, frozenset(one.uid for one in found.series))
+
+
+def is_uid(series: str) -> bool:
+    """Whether ``--series`` is a SeriesInstanceUID; a SeriesNumber has no dot."""
+    return "." in series
+
+
+def _wanted_of(study: Sequence[Series], wanted: str | None) -> str | None:
+    """What ``--series`` asks of a study: nothing where it is the UID of another one's series."""
+    if wanted and is_uid(wanted) and wanted not in {one.uid for one in study}:
+        return None
+    return wanted
+
+
+class _Folders(NamedTuple):
+    """The folders that name a study, joined by ``_``, and how many studies there are in them."""
+
+    name: str
+    studies: int
+
+
+def _study_folders(files: Mapping[str, Iterable[str]]) -> dict[str, _Folders]:
+    """Study -> the folders that tell it from the others."""
+    parents = {study: {PurePosixPath(path).parent.parts for path in paths} for study, paths in files.items()}
+    start = len(_shared({parts for own in parents.values() for parts in own}))
+    studies: dict[Parts, set[str]] = defaultdict(set)
+    for study, own in parents.items():
+        for parts in own:
+            for end in range(len(parts) + 1):
+                studies[parts[:end]].add(study)
+    found = {}
+    for study, own in parents.items():
+        shared = _shared(own)
+        ends = range(start + 1, len(shared) + 1)
+        end = next((end for end in ends if len(studies[shared[:end]]) == 1), len(shared))
+        found[study] = _Folders("_".join(shared[start:end]), len(studies[shared[:end]]))
+    return found
+
+
+def _shared(folders: Collection[Parts]) -> Parts:
+    """The folders that all paths begin with."""
+    levels = zip(*folders, strict=False)
+    return tuple(parts[0] for parts in itertools.takewhile(lambda parts: len({*parts}) == 1, levels))
+
+
+def _lost(damaged: Iterable[str], readable: Iterable[str]) -> dict[str, str]:
+    """Folders in which there is DICOM, but none that can be read: each may be a patient."""
+    tops = {PurePosixPath(name).parts[0] for name in readable}
+    lost: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(damaged):
+        top, *below = PurePosixPath(name).parts
+        if below and top not in tops:
+            lost[top].append(name)
+    return {
+        top: f"{len(names)} damaged DICOM file(s) and no other: {shortened(names)}. Export the series again."
+        for top, names in lost.items()
+    }
+
+
+def _refuse_damaged(series: Sequence[str], damaged: Mapping[str, str]) -> None:
+    """Refuse a series beside which lies a file that may be a slice of it and cannot be read."""
+    folders = {PurePosixPath(name).parent for name in series}
+    beside = [f"{name} ({why})" for name, why in damaged.items() if PurePosixPath(name).parent in folders]
+    if beside:
+        raise PipelineError(
+            f"{len(beside)} damaged file(s) beside the series: {shortened(beside)}. Export the series again, or remove "
+            "what is no slice."
+        )
+
+
+def _refuse_copies(names: Sequence[str], series: Series) -> None:
+    """Refuse a series of which an image is there twice."""
+    images: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, header in zip(names, series.headers, strict=True):
+        images[str(header.get("SOPInstanceUID") or name), str(header.get("ImagePositionPatient"))].append(name)
+    twice = [group for group in images.values() if len(group) > 1]
+    if twice:
+        raise PipelineError(
+            f"{len(twice)} image(s) are there twice: for example {' and '.join(twice[0][:2])}. Remove one copy."
+        )
+
+
+def _is_named_dicom(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in _SUFFIXES
+
+
+def _may_be_dicom(name: str) -> bool:
+    """Whether a file's name is one that DICOM files have: with their suffix, without any, or a UID."""
+    suffix = PurePosixPath(name).suffix
+    return _is_named_dicom(name) or not suffix or suffix[1:].isdigit()
