@@ -142,8 +142,8 @@ def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, o
     return Inputs(dict(found))
 
 
-def build_volume(source: Source) -> None:
-    """Build the NIfTI volume of a source that has none yet.
+def build_volume(source: Source) -> list[str]:
+    """Build the NIfTI volume of a source that has none yet; a line for each sequence that FLAIR stands in for.
 
     Raises:
         PipelineError: A file cannot be read, or the series does not make one volume.
@@ -152,14 +152,17 @@ def build_volume(source: Source) -> None:
     from pipeline.imaging.nifti import save_image
 
     if source.sequences:
-        save_image(join_sequences(source.sequences.flair, source.sequences.pre, source.sequences.post), source.image)
-    elif source.dicom:
+        image, remarks = join_sequences(source.sequences.flair, source.sequences.pre, source.sequences.post)
+        save_image(image, source.image)
+        return source.sequences.missing + remarks
+    if source.dicom:
         import tempfile
 
         from pipeline.imaging.formats import read_volume
 
         with series_of(source.dicom, source.series) as series, tempfile.TemporaryDirectory() as folder:
             save_image(read_volume(convert(series, Path(folder))), source.image)
+    return []
 
 
 def build_one(path: Path, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pipeline.cohort.names import folder_name
 from pipeline.imaging.formats import stem_of
+from pipeline.scripts.manifest import CHANNELS
 from pipeline.scripts.sequences import sequence_of
 
 BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
@@ -33,6 +34,12 @@ class Sequences:
     flair: Path
     pre: Path | None = None
     post: Path | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """A line where one T1 is there and the other is not."""
+        absent = [name for name, path in ((CHANNELS[0], self.pre), (CHANNELS[2], self.post)) if not path]
+        return [f"no {absent[0]} T1: FLAIR stands in for it"] if len(absent) == 1 else []
 
 
 def role_of(path: Path) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
     image, label = (staging / file for file in volume_names(name))
     main = case.files.get("image") or case.files["flair"]
     try:
-        shape, missing = _save_image(root, case, image)
+        shape, missing, remarks = _save_image(root, case, image)
         values, lesion_voxels = _save_label(root / case.files["label"], image, label, label_values)
     except PipelineError as error:
         text = str(error).replace(str(image), main)
@@ -80,22 +80,23 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
         image_sha256=sha256_file(image),
         label_sha256=sha256_file(label),
     )
-    return replace(patient, record=_measured(record, root / main, image))
+    return replace(patient, record=_measured(record, root / main, image, remarks))
 
 
-def _save_image(root: Path, case: Case, target: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Write FLAIR alone, or with T1 on its grid, as ``predict`` takes it in; its shape and missing sequences."""
+def _save_image(root: Path, case: Case, target: Path) -> tuple[tuple[int, ...], tuple[str, ...], list[str]]:
+    """Write FLAIR alone, or with T1 on its grid, as ``predict`` takes it in; its shape, missing sequences, remarks."""
     files = {role: root / path for role, path in case.files.items()}
+    remarks: list[str] = []
     if "image" in files:
         image = _picked(files["image"], case.channels)
     else:
-        image = join_sequences(files["flair"], files.get("pre"), files.get("post"))
+        image, remarks = join_sequences(files["flair"], files.get("pre"), files.get("post"))
     voxels = save_image(image, target)
     check_image(target)
     if fault := voxel_fault(voxels):
         raise PipelineError(f"{target}: {fault}.")
     seen = as_seen(voxels, target)
-    return seen.shape[:3], missing_sequences(seen)
+    return seen.shape[:3], missing_sequences(seen), remarks
 
 
 def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
@@ -153,13 +154,13 @@ def _values_of(voxels: NDArray[Any], path: Path, label_values: Collection[float]
     return values
 
 
-def _measured(record: VolumeRecord, source: Path, image: Path) -> VolumeRecord:
+def _measured(record: VolumeRecord, source: Path, image: Path, remarks: Sequence[str]) -> VolumeRecord:
     """A record with spacing, lesion volume and warnings, by the image as it is handed on; ``source`` is of FLAIR."""
     known = spacing_mm(image)
     # NIfTI holds 32 bits: what they add to 0.9 is left out.
     spacing = (round(known[0], 6), round(known[1], 6), round(known[2], 6)) if known else None
     is_nifti = source.name.lower().endswith(NIFTI_SUFFIXES)
-    warnings = [f"geometry: {line}" for line in oddities(source if is_nifti else image)]
+    warnings = [f"geometry: {line}" for line in (*remarks, *oddities(source if is_nifti else image))]
     warnings += ["spacing: the file tells none"] * (spacing is None)
     warnings += [f"missing sequence: {sequence}" for sequence in record.missing_sequences]
     warnings += ["no lesion: the label is empty"] * (not record.lesion_voxels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
+from pipeline.scripts.manifest import CHANNELS
 from pipeline.scripts.volumes import AFFINE, MAX_VALUES, affine_mm, open_nifti, read_voxels
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *_ITK_READERS)
 """Ends of the names of files that hold a volume, in lower case."""
+MIN_COVER = 0.95
+"""Share of the head in FLAIR that T1 must cover: zeros beyond it cost more than a missing T1."""
 _LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 """ITK counts to the patient's left and to posterior, NIfTI to the right and to anterior."""
 
@@ -45,8 +49,10 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     if not is_volume_name(path.name):
         raise PipelineError(f"{path}: no volume by its name (expected {', '.join(VOLUME_SUFFIXES)}). Convert it.")
     if path.name.lower().endswith(NIFTI_SUFFIXES):
-        image = open_nifti(path)
-        return nib.Nifti1Image(read_voxels(path), image.affine, image.header)
+        image, voxels = open_nifti(path), read_voxels(path)
+        if voxels.ndim == 5 and voxels.shape[3] == 1:  # ITK's channels, behind time
+            voxels = voxels[..., 0, :]
+        return nib.Nifti1Image(voxels, image.affine, image.header)
     return _nifti(*_read_itk(path), "mm")
 
 
@@ -88,46 +94,60 @@ def _of_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return voxels, _LPS_TO_RAS @ affine
 
 
-def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> nib.Nifti1Image:
-    """FLAIR and T1 in files of their own as one volume on FLAIR's grid.
+def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> tuple[nib.Nifti1Image, list[str]]:
+    """FLAIR and T1 in files of their own as one volume on FLAIR's grid, and what a person wants to know of it.
 
     Pre- and post-contrast T1 are interpolated linearly onto FLAIR's grid by the files' affines. They are not
-    registered. FLAIR stands in for a missing one, as in the published data.
+    registered. FLAIR stands in for a missing one, as in the published data, and for one that covers too little of the
+    head.
 
     Args:
-        flair: The FLAIR volume, (I, J, K).
+        flair: The FLAIR volume, (I, J, K); or, where it is alone, all three sequences, (I, J, K, 3).
         pre: The pre-contrast T1 volume, on any grid.
         post: The post-contrast T1 volume, on any grid.
 
     Returns:
-        (I, J, K, 3) float32, pre-contrast, FLAIR, post-contrast; (I, J, K) where FLAIR is alone.
+        (I, J, K, 3) float32, pre-contrast, FLAIR, post-contrast, or the file's volume where ``flair`` is alone; a line
+        for each T1 that covers too little, in general none.
 
     Raises:
         PipelineError: A file cannot be read, holds several volumes, or a T1 does not overlap FLAIR.
     """
-    image = _single(flair)
     if not pre and not post:
-        return image
+        return _checked(flair, "FLAIR, (I, J, K), or pre-contrast, FLAIR, post-contrast, (I, J, K, 3)", ((), (3,))), []
+    image = _checked(flair, "one sequence, (I, J, K)")
     own = image.get_fdata(dtype=np.float32)
-    channels = [_on_grid(pre, image, flair) if pre else own, own, _on_grid(post, image, flair) if post else own]
+    channels, remarks = [own] * len(CHANNELS), []
+    for number, path in ((0, pre), (2, post)):
+        if path:
+            moved, covered = _on_grid(path, image, flair)
+            if covered >= MIN_COVER:
+                channels[number] = moved
+            else:
+                remarks.append(
+                    f"{CHANNELS[number]} T1 covers {100 * covered:.0f} % of the head in FLAIR (expected at least "
+                    f"{100 * MIN_COVER:.0f} %): FLAIR stands in for it. Leave it out, or give one of the whole head"
+                )
     joined = nib.Nifti1Image(np.stack(channels, axis=-1), image.affine)
     joined.header.set_xyzt_units(image.header.get_xyzt_units()[0])
-    return joined
+    return joined, remarks
 
 
-def _single(path: Path) -> nib.Nifti1Image:
+def _checked(path: Path, expected: str, channels: Sequence[tuple[int, ...]] = ((),)) -> nib.Nifti1Image:
+    """A volume of one sequence, or of other ``channels`` that may stand behind (I, J, K), without NaN and Inf."""
     image = read_volume(path)
     if image.shape[3:] == (1,):
         image = image.slicer[..., 0]
-    if len(image.shape) != 3:
-        raise PipelineError(f"{path}: shape {image.shape} (expected one sequence, (I, J, K)). Split the file.")
+    if len(image.shape) < 3 or image.shape[3:] not in channels:
+        raise PipelineError(f"{path}: shape {image.shape} (expected {expected}). Split the file.")
     if not np.isfinite(image.dataobj).all():
         raise PipelineError(f"{path}: NaN or Inf among the voxels. Replace them, by 0 outside of the head.")
     return image
 
 
-def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> NDArray[np.float32]:
-    image = _single(path)
+def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> tuple[NDArray[np.float32], float]:
+    """A T1 on the grid of FLAIR, and the share of the head in FLAIR that it covers."""
+    image = _checked(path, "one sequence, (I, J, K)")
     moved = nibabel.processing.resample_from_to(
         nib.Nifti1Image(image.dataobj, affine_mm(image)), (grid.shape, affine_mm(grid)), order=1, mode="grid-constant"
     )
@@ -136,7 +156,20 @@ def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> NDArray[np.float
         raise PipelineError(
             f"{path}: by its affine it lies outside of {flair.name}. Check that both are of one patient and one scan."
         )
-    return voxels
+    return voxels, _cover(image, grid)
+
+
+def _cover(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> float:
+    """The share of the voxels of the head in FLAIR, which is ``grid``, that lie in another volume."""
+    own = np.asarray(grid.dataobj)
+    head = own >= 0.1 * min(own.max(), 4 * np.percentile(own[::4], 99.5))  # as the bundles' configs find it
+    to_other = (np.linalg.inv(affine_mm(image)) @ affine_mm(grid)).astype(np.float32)
+    along = [axis.astype(np.float32) for axis in np.ogrid[tuple(map(slice, grid.shape))]]
+    inside = head.copy()
+    for (*steps, start), size in zip(to_other[:3], image.shape, strict=True):
+        place = start + sum(step * axis for step, axis in zip(steps, along, strict=True))
+        inside &= (place > -0.5) & (place < size - 0.5)  # a voxel reaches half its size beyond its centre
+    return float(inside.sum() / max(1, head.sum()))
 
 
 def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib.Nifti1Image:
@@ -146,7 +179,7 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
         image: A file of a format in ``VOLUME_SUFFIXES``, a nibabel or SimpleITK image, a MONAI MetaTensor (C, I, J, K),
             a tensor (I, J, K), or an array (I, J, K) or (I, J, K, 3).
         affine: (4, 4), voxel to right, anterior, superior in mm, of an array or tensor without one of its own; None for
-            ``AFFINE``.
+            ``AFFINE``. The identity that MONAI gives a MetaTensor of which no file told an affine is none of its own.
 
     Raises:
         PipelineError: The file cannot be read.
@@ -160,14 +193,23 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
     if type(image).__module__.partition(".")[0] == "SimpleITK":
         return _nifti(*_of_itk(image), "mm")
     if hasattr(image, "detach"):  # a tensor
-        own = image.affine.cpu().numpy() if affine is None and hasattr(image, "affine") else affine
-        voxels = image.detach().cpu().numpy()
-        return as_nifti(np.moveaxis(voxels, 0, -1) if voxels.ndim > 3 else voxels, own)
+        return _of_tensor(image, affine)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{type(image).__name__} (expected a path, an image of nibabel or SimpleITK, or an array)")
     if affine is None:
         return _nifti(image, AFFINE, "unknown")
     return _nifti(image, np.asarray(affine, np.float64), "mm")
+
+
+def _of_tensor(image: Any, affine: NDArray[np.floating[Any]] | None) -> nib.Nifti1Image:
+    voxels = image.detach().cpu().numpy()
+    voxels = np.moveaxis(voxels, 0, -1) if voxels.ndim > 3 else voxels
+    meta = getattr(image, "meta", {})
+    own = image.affine.cpu().numpy() if affine is None and meta else np.eye(4)
+    if affine is not None or ("original_affine" not in meta and np.array_equal(own, np.eye(4))):
+        return as_nifti(voxels, affine)
+    space = int(meta.get("xyzt_units", 2)) % 8  # of NIfTI; other files are in mm
+    return _nifti(voxels, own, str(nib.nifti1.unit_codes.label[space]) if space <= 3 else "unknown")
 
 
 def _nifti(voxels: NDArray[Any], affine: NDArray[np.float64], unit: str) -> nib.Nifti1Image:

@@ -35,7 +35,7 @@ from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
 from pipeline.model.sharing import Finished, Share, own_device, shared
-from pipeline.scripts.faults import shown
+from pipeline.scripts.faults import fault_lines, shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, VOLUMES
 from pipeline.scripts.volumes import affine_mm, open_nifti, oriented, refuse_faults
@@ -325,15 +325,18 @@ def _all_predicted(
     predictor: Predictor, sources: Mapping[str, Source], keep: _Kept
 ) -> tuple[list[Prediction], dict[str, str]]:
     """What was found in the volumes, and file -> fault of those that could not be predicted."""
+    odd: list[tuple[str, str]] = []
 
     def attempt(name: str) -> Prediction | PipelineError:
         try:
-            return _predicted(predictor, name, sources[name], keep)
+            return _predicted(predictor, name, sources[name], keep, odd)
         except PipelineError as error:
             return error
 
     images = [source.image for source in sources.values()]
     outcomes = dict(zip(images, overlapped(attempt, [*sources], "predict"), strict=True))
+    for line in fault_lines(sorted(odd)).splitlines():
+        logger.warning(line)
     predictions = [one for one in outcomes.values() if isinstance(one, Prediction)]
     faults = {}
     for source in sources.values():
@@ -349,14 +352,13 @@ def _own_files(source: Source) -> list[Path]:
     return [path for path in source.files if path != source.dicom]
 
 
-def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept) -> Prediction:
-    """Predict one volume and write its mask and maps."""
+def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd: list[tuple[str, str]]) -> Prediction:
+    """Predict one volume and write its mask and maps; add the name and what is odd of it to ``odd``."""
     image, out = source.image, keep.out
-    build_volume(source)
+    remarks = build_volume(source)
     if earlier := _earlier(name, source, keep):
         return earlier
-    for oddity in oddities(image):
-        logger.warning("%s: %s", shown(name), oddity)
+    odd += [(shown(name), oddity) for oddity in (*remarks, *oddities(image))]
     prediction = predictor.predict(image)
     save_prediction(prediction, image, out / f"{name}{MASK_SUFFIX}", out / f"{name}{UNCERTAINTY_SUFFIX}")
     probability = out / f"{name}{PROBABILITY_SUFFIX}"

@@ -73,6 +73,18 @@ def test_voxels_are_read_once_and_what_is_written_is_not_read_again(
     assert sorted(read) == sorted(path for path in root.rglob("*.nii.gz"))
 
 
+def test_t1_of_a_part_of_the_head_is_warned_of(tmp_path: Path) -> None:
+    image, mask = phantom()
+    root = tmp_path / "in"
+    for name, voxels in (("flair", image[..., 1]), ("t1", image[..., 0]), ("t1ce", image[..., 2, :3]), ("seg", mask)):
+        save(root / f"P_{name}.nii.gz", voxels)
+    info = built(root, tmp_path / "out", split="none").manifest["patients"]["P"]
+    assert info["missing_sequences"] == ["post-contrast"]
+    short, missing = info["warnings"]
+    assert short.startswith("geometry: post-contrast T1 covers ")
+    assert missing == "missing sequence: post-contrast"
+
+
 def test_a_label_stored_in_another_orientation_comes_on_the_images_grid(tmp_path: Path) -> None:
     built(volumes.bids(tmp_path / "in"), tmp_path / "out")
     image, label = (nib.load(tmp_path / "out" / "volumes" / f"sub-01_{kind}.nii.gz") for kind in ("image", "label"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import as_nifti, join_sequences, read_volume, stem_of
+from pipeline.scripts.volumes import AFFINE
 from tests.imaging.series import save_itk
 
 OBLIQUE = np.array([[0.1, -0.9, 0.2, 40], [-0.85, -0.1, 0.1, 50], [0.1, 0.2, 4.0, -20], [0, 0, 0, 1]])
@@ -75,7 +77,8 @@ def test_t1_of_another_grid_is_brought_onto_that_of_flair(tmp_path: Path) -> Non
         nib.Nifti1Image((100 + nib.affines.apply_affine(coarse, places)[..., 1]).astype(np.float32), coarse),
         tmp_path / "t1.nii.gz",
     )
-    joined = join_sequences(tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", None)
+    joined, remarks = join_sequences(tmp_path / "flair.nii.gz", tmp_path / "t1.nii.gz", None)
+    assert remarks == []
     pre, flair, post = np.moveaxis(np.asarray(joined.dataobj), -1, 0)
     assert joined.shape == (20, 18, 10, 3)
     assert np.array_equal(flair, ramp)
@@ -90,7 +93,7 @@ def test_t1_in_another_unit_lies_where_flair_does(tmp_path: Path, voxels: NDArra
         image = nib.Nifti1Image(voxels, np.diag([factor, factor, factor, 1]) @ affine)
         image.header.set_xyzt_units(unit)
         nib.save(image, tmp_path / f"{name}.nii")
-    joined = np.asarray(join_sequences(tmp_path / "flair.nii", tmp_path / "t1.nii", None).dataobj)
+    joined = np.asarray(join_sequences(tmp_path / "flair.nii", tmp_path / "t1.nii", None)[0].dataobj)
     np.testing.assert_allclose(joined[..., 0], voxels, rtol=1e-4)
 
 
@@ -107,7 +110,7 @@ def test_an_affine_that_places_no_voxel_is_told_in_a_line(tmp_path: Path, voxels
 
 def test_flair_alone_stays_one_channel(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
     nib.save(nib.Nifti1Image(voxels[..., None], np.eye(4)), tmp_path / "flair.nii")
-    assert join_sequences(tmp_path / "flair.nii", None, None).shape == voxels.shape
+    assert join_sequences(tmp_path / "flair.nii", None, None)[0].shape == voxels.shape
 
 
 def test_t1_that_lies_elsewhere_is_refused(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
@@ -120,6 +123,70 @@ def test_t1_that_lies_elsewhere_is_refused(tmp_path: Path, voxels: NDArray[np.in
     nib.save(nib.Nifti1Image(np.stack([voxels] * 2, -1), np.eye(4)), tmp_path / "two.nii")
     with pytest.raises(PipelineError, match=r"expected one sequence"):
         join_sequences(tmp_path / "two.nii", tmp_path / "t1.nii", None)
+
+
+@pytest.mark.parametrize(("slices", "covered"), [(20, 100), (19, 95), (18, 90), (10, 50), (1, 5)])
+def test_flair_stands_in_for_t1_that_covers_too_little_of_the_head(tmp_path: Path, slices: int, covered: int) -> None:
+    """Air of FLAIR, in half of the columns, does not count."""
+    flair = np.zeros((10, 16, 20), np.float32)
+    flair[:, :8] = 100
+    affine = np.diag([-1.0, -1, 2, 1])
+    nib.save(nib.Nifti1Image(flair, affine), tmp_path / "flair.nii")
+    turned = nib.Nifti1Image(np.full((10, 9, slices), 7, np.float32), affine).as_reoriented(
+        np.array([[2, 1], [0, -1], [1, 1]])
+    )
+    nib.save(turned, tmp_path / "t1.nii")
+    joined, remarks = join_sequences(tmp_path / "flair.nii", None, tmp_path / "t1.nii")
+    pre, own, post = np.moveaxis(np.asarray(joined.dataobj), -1, 0)
+    assert np.array_equal(pre, flair)
+    assert np.array_equal(own, flair)
+    if covered >= 95:
+        assert (remarks, np.unique(post[:, :8, :slices])) == ([], [7])
+        return
+    assert np.array_equal(post, flair)
+    (remark,) = remarks
+    assert remark.startswith(f"post-contrast T1 covers {covered} % of the head in FLAIR (expected at least 95 %)")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_three_channels_come_in_files_as_itk_writes_them(suffix: str, tmp_path: Path) -> None:
+    channels = np.random.default_rng(0).integers(1, 900, (8, 7, 6, 3), dtype=np.int16)
+    path = tmp_path / f"three{suffix}"
+    image = SimpleITK.GetImageFromArray(np.moveaxis(channels, 2, 0).swapaxes(1, 2), isVector=True)
+    SimpleITK.WriteImage(image, str(path))
+    found, remarks = join_sequences(path, None, None)
+    assert (np.asarray(found.dataobj).tolist(), remarks) == (channels.tolist(), [])
+    with pytest.raises(PipelineError, match=r"expected one sequence, .I, J, K... Split the file"):
+        join_sequences(path, path, None)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ones((6, 8, 7, 2)), isVector=True), str(path))
+    with pytest.raises(PipelineError, match=r"shape .*, 2\) .expected FLAIR, .I, J, K., or pre-contrast, FLAIR"):
+        join_sequences(path, None, None)
+
+
+def test_a_metatensor_without_an_affine_of_its_own_is_an_array(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    """MONAI gives it the identity. What a reader or a person told holds, and the file's unit."""
+    import torch
+    from monai.data import MetaTensor
+    from monai.transforms import LoadImage
+
+    def told(image: Any, affine: Any = None) -> tuple[Any, str]:
+        found = as_nifti(image, affine)
+        return found.affine.tolist(), found.header.get_xyzt_units()[0]
+
+    bare = MetaTensor(torch.from_numpy(voxels)[None])
+    assert told(bare) == told(voxels) == (AFFINE.tolist(), "unknown")
+    assert told(bare, rotation()) == told(voxels, rotation())
+    own = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(OBLIQUE))
+    assert told(own) == (OBLIQUE.tolist(), "mm")
+    np.save(tmp_path / "a.npy", voxels)
+    assert told(LoadImage(reader="NumpyReader")(tmp_path / "a.npy")) == (AFFINE.tolist(), "unknown")
+    for unit in ("mm", "micron", "unknown"):
+        image = nib.Nifti1Image(voxels, np.eye(4))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / "a.nii")
+        loaded = LoadImage(reader="NibabelReader")(tmp_path / "a.nii")
+        assert told(loaded) == (np.eye(4).tolist(), unit)
+        assert told(loaded, rotation()) == told(voxels, rotation())
 
 
 def test_an_image_keeps_its_unit(voxels: NDArray[np.int16]) -> None:

@@ -174,6 +174,23 @@ def test_every_fault_is_told_before_the_first_prediction(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_odd_of_many_patients_is_one_line(lively, manifest: Path, tmp_path: Path, capsys) -> None:
+    """A T1 that is missing of four; one of another that covers half of the head."""
+    voxels = load_image(read_manifest(manifest).sections["validation"][0].image)
+    (tmp_path / "in").mkdir()
+    for name in "ABCDE":
+        image_of(voxels[..., 1], tmp_path / "in" / f"{name}_flair.nii.gz")
+        image_of(voxels[..., 0], tmp_path / "in" / f"{name}_t1.nii.gz")
+    image_of(voxels[..., : voxels.shape[2] // 2, 2], tmp_path / "in" / "E_t1ce.nii.gz")
+    run(lively, tmp_path / "out", tmp_path / "in")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "stands in" in line]
+    assert "A, B, C and 1 more (4 in all): no post-contrast T1: FLAIR stands in for it" in lines[0]
+    assert "E: post-contrast T1 covers " in lines[1]
+    assert len(lines) == 2
+    built = load_image(tmp_path / "out" / "volumes" / "E_image.nii.gz")
+    assert np.array_equal(built[..., 2], built[..., 1])
+
+
 def test_a_volume_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no such file"):
         run(UNUSED, tmp_path / "out", tmp_path / "gone.nii.gz")

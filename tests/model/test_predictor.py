@@ -103,6 +103,22 @@ def test_an_array_is_predicted_like_its_file(manifest: Path) -> None:
     assert one.uncertainty.shape == one.mask.shape == one.probability.shape
 
 
+@pytest.mark.parametrize("name", ["three.nii.gz", "three.mha", "three.nrrd"])
+def test_three_channels_as_itk_writes_them_are_predicted_alike(manifest: Path, tmp_path: Path, name: str) -> None:
+    import SimpleITK
+
+    volume = nib.load(read_manifest(manifest).sections["validation"][0].image)
+    voxels = np.asarray(volume.dataobj)
+    image = SimpleITK.GetImageFromArray(voxels.transpose(2, 1, 0, 3), isVector=True)
+    image.SetDirection((np.diag([-1.0, -1, 1]) @ volume.affine[:3, :3]).ravel().tolist())
+    SimpleITK.WriteImage(image, str(tmp_path / name))
+    predictor = Predictor(BUNDLES[0], all_components=True)
+    expected = predictor.predict(voxels)
+    assert expected.mask.any()
+    assert np.allclose(expected.probability, predictor.predict(tmp_path / name).probability, atol=1e-6)
+    assert not np.allclose(expected.probability, predictor.predict(voxels[..., 1]).probability, atol=1e-6)
+
+
 def test_bundles_may_be_named_by_their_folders(manifest: Path) -> None:
     image = read_manifest(manifest).sections["validation"][0].image
     named, loaded = Predictor(str(BUNDLES[0])), Predictor([load_bundle(BUNDLES[0])])
@@ -211,11 +227,16 @@ def test_an_image_of_any_kind_gets_the_same_mask(flair: nib.Nifti1Image, tmp_pat
 
 
 def test_an_array_without_an_affine_lies_as_the_networks_see_it(flair: nib.Nifti1Image) -> None:
+    from monai.data import MetaTensor
+
     voxels = np.asarray(flair.dataobj)
     found = segment(voxels, bundles=BUNDLES[0])
     assert np.array_equal(found.probability, segment(flair, bundles=BUNDLES[0]).probability)
     assert found.volume_ml is None
     assert np.array_equal(found.affine, AFFINE)
+    bare = segment(MetaTensor(voxels[None].astype(np.float32)), bundles=BUNDLES[0])
+    assert np.array_equal(found.probability, bare.probability)
+    assert (bare.volume_ml, bare.affine.tolist()) == (None, AFFINE.tolist())
     with pytest.raises(TypeError, match="list"):
         segment([1, 2], bundles=BUNDLES[0])
 
