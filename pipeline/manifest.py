@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.cohort.listing import counts_line
 from pipeline.command_line import CommandParser, print_json, program, run_cli, say
+from pipeline.errors import ManifestError
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
 
 
@@ -27,10 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     path, for_scripts = str(Path(args["out"]) / MANIFEST_NAME), args.pop("json")
     if args.pop("verify"):
-        told = verify_manifest(args["source"], args["out"], args["pseudonymise"])
-        say(told)
+        try:
+            say(verify_manifest(args["source"], args["out"], args["pseudonymise"]))
+        except ManifestError as error:
+            if for_scripts:
+                print_json({"manifest": path, "ok": False, "faults": error.faults})
+            raise
         if for_scripts:
-            print_json({"manifest": path, "verified": told.splitlines()})
+            print_json({"manifest": path, "ok": True, "faults": {}})
         return 0
     result = build_manifest(**args)
     if not result.is_new:

@@ -182,11 +182,15 @@ def test_scripts_get_one_document(run: Any, root: Path, out: Path) -> None:
     assert not json.loads(run("--json", "--quiet")[1])["is_new"]
     status, printed, _ = run("--json", "--verify")
     assert status == 0
-    assert json.loads(printed)["verified"] == [
-        "verified: 18 source files and 6 volumes agree with the manifest",
-        "files: 19 found = 18 used + 1 skipped + 0 refused",
-    ]
+    assert json.loads(printed) == {"manifest": f"{out}/manifest.json", "ok": True, "faults": {}}
+    (out / "volumes" / f"{B}_label.nii.gz").write_bytes(b"rot")
     (root / A / f"{A}_2.tif").write_bytes(b"")
+    status, printed, _ = run("--json", "--verify")
+    assert status == 2
+    found = json.loads(printed)
+    assert (found["manifest"], found["ok"]) == (f"{out}/manifest.json", False)
+    assert found["faults"].keys() == {B, f"{A}/{A}_2.tif"}
+    assert "changed since the manifest was built" in found["faults"][f"{A}/{A}_2.tif"][0]
     assert run("--json")[:2] == (2, "")
 
 
