@@ -37,7 +37,7 @@ from pipeline.cohort.sequences import (
     without_derived,
 )
 from pipeline.errors import PipelineError
-from pipeline.imaging.formats import is_volume_name, stem_of
+from pipeline.imaging.formats import case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import content_of
 from pipeline.scripts.manifest import DATASET_NAME, SECTIONS, Channels, channel_role, channels_of
@@ -284,7 +284,7 @@ def _patient(path: PurePosixPath) -> str:
     if bids := BIDS_ID.match(stem):
         return bids[0]
     told = role_of(Path(path))
-    return told[0] if told else stem.removesuffix("_image")
+    return told[0] if told else case_of(stem)
 
 
 def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], channels: Channels) -> _Told | str:
@@ -303,8 +303,8 @@ def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], ch
         found = _Told(str(path), *told, place)
     elif is_t1_flair(stem):
         found, reason = None, "its name tells T1 beside FLAIR"
-    elif kind == "image" or stem.endswith("_image") or stem == "image":
-        patient = path.parent.name if stem == "image" else _patient(path)
+    elif kind == "image" or case_of(stem) != stem or stem.lower() == "image":
+        patient = path.parent.name if stem.lower() == "image" else _patient(path)
         found = _Told(str(path), patient, "image", place, channels)
     else:
         found, reason = None, "its name tells neither FLAIR, T1 nor a mask"

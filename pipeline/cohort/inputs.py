@@ -19,9 +19,9 @@ from pipeline.cohort.studies import find_studies, is_uid
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.files import FINISHED
 from pipeline.imaging.dicom import convert, is_dicom, series_of, unpacked
-from pipeline.imaging.formats import NIFTI_SUFFIXES, is_volume_name, stem_of
+from pipeline.imaging.formats import NIFTI_SUFFIXES, case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
-from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES
+from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES, refuse_described
 from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class _Content:
 
 
 def _name_of(path: Path) -> str:
-    return stem_of(path.name).removesuffix("_image")
+    return case_of(stem_of(path.name))
 
 
 def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
@@ -255,7 +255,9 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     volumes = [path for path in files if is_volume_name(path.name)]
     rest = {path.relative_to(folder).as_posix(): path for path in files if not is_volume_name(path.name)}
     dicom = sum(map(is_dicom, rest.values()))
-    images = [path for path in volumes if stem_of(path.name).endswith("_image")]
+    images = [path for path in volumes if _name_of(path) != stem_of(path.name)]
+    if images:
+        refuse_described(folder)
     patients, others, unclear = group(set(volumes) - set(images))
     slices, faults, _ = slices_by_patient(listing)
     sliced = sorted(

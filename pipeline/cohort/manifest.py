@@ -13,7 +13,7 @@ from pipeline.cohort.listing import Listing, stamp
 from pipeline.cohort.names import id_fault, person
 from pipeline.errors import PipelineError
 from pipeline.files import replace_all
-from pipeline.imaging.formats import stem_of
+from pipeline.imaging.formats import case_of, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import checksum_path, sha256_bytes, write_durably, write_with_checksum, writing_errors
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, read_manifest_json, refuse_changed_volume
@@ -167,7 +167,7 @@ def _items(file: Path, section: str, raw: Mapping[str, Any]) -> list[tuple[str, 
             raise PipelineError(
                 f"{file}: {shown(item)[:100]} in {section!r} (expected image and label, each a path). Mend the file."
             )
-        patient = str(parts.get("patient") or stem_of(PurePath(image).name).removesuffix("_image"))
+        patient = str(parts.get("patient") or case_of(stem_of(PurePath(image).name)))
         if fault := id_fault(patient):
             raise PipelineError(
                 f"{file}: the patient id {shown(patient)!r} {fault}. Rename {shown(image)}, or add a key 'patient'."

@@ -37,6 +37,11 @@ def stem_of(name: str) -> str:
     return name[: len(name) - len(found)]
 
 
+def case_of(stem: str) -> str:
+    """``X`` of an image's name ``X_image``, in capitals or not; any other name as it is."""
+    return stem[: -len("_image")] if stem.lower().endswith("_image") else stem
+
+
 def read_volume(path: Path) -> nib.Nifti1Image:
     """A volume of any format in ``VOLUME_SUFFIXES``, voxels as stored, the affine to right, anterior, superior.
 

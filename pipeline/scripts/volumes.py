@@ -27,12 +27,6 @@ AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 (radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the
 published slices is unknown, hence 1."""
 
-NO_ORIENTATION = (
-    "the header tells no orientation (qform and sform code are 0). Set its affine with a viewer or nibabel, or give the "
-    "voxels as an array to pipeline.segment."
-)
-"""What is said of such a NIfTI file: a guess can be wrong without a word."""
-
 MAX_SHIFT_MM = 0.5
 """The most by which the corners of image and label may lie apart: programs round what they write."""
 
@@ -64,8 +58,6 @@ def open_nifti(path: Path) -> Any:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI). Convert it to .nii.gz.")
-    if not tells_orientation(image):
-        raise PipelineError(f"{path}: {NO_ORIENTATION}")
     if math.prod(image.shape) > MAX_VALUES:
         raise PipelineError(
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
@@ -89,11 +81,6 @@ def affine_mm(image: Any) -> NDArray[np.float64]:
     to_mm = _MM.get(image.header.get_xyzt_units()[0], 1)
     affine: NDArray[np.float64] = np.diag([to_mm, to_mm, to_mm, 1]) @ image.affine
     return affine
-
-
-def tells_orientation(image: nib.Nifti1Image) -> bool:
-    """Whether a header says where right, anterior and superior are; else nibabel makes an affine of the spacing."""
-    return bool(image.header["qform_code"] or image.header["sform_code"])
 
 
 def read_voxels(path: Path) -> NDArray[Any]:

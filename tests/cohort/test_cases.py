@@ -47,6 +47,7 @@ B = "BraTS-GLI-00001-000"
         ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_ANAT}_label-lesion_mask"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
         ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_FLAIR_mask"], {"sub-1_ses-2": {"flair": 0, "label": 1}}),
         (["x_image", "x_label", "y_image", "y_mask"], {"x": {"image": 0, "label": 1}, "y": {"image": 2, "label": 3}}),
+        (["X_IMAGE", "X_LABEL", "Y/IMAGE", "Y/MASK"], {"X": {"image": 0, "label": 1}, "Y": {"image": 2, "label": 3}}),
         (["images/x", "labels/x"], {"x": {"image": 0, "label": 1}}),
         (["a/images/x_0001", "a/masks/x_0001"], {"x_0001": {"image": 0, "label": 1}}),
         (["images/x_flair", "images/x_t1", "labels/x"], {"x": {"flair": 0, "pre": 1, "label": 2}}),

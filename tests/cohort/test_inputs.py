@@ -363,6 +363,9 @@ def test_a_datalist_needs_no_labels(tmp_path: Path) -> None:
     found = find_inputs([data / "LIST.json"], tmp_path / "out")
     images = {"a": data / "imagesTr/a.nii.gz", "b": data / "imagesTs/b.nii.gz", "c": data / "c_image.nii.gz"}
     assert found.sources == {name: Source(image) for name, image in images.items()}
+    (data / "capitals.json").write_text('{"test": ["D_IMAGE.NII.GZ"]}')
+    assert list(find_inputs([data / "capitals.json"], tmp_path / "out").sources) == ["D"]
+    assert list(find_inputs([named(tmp_path / "capitals", "D_IMAGE.NII.GZ")], tmp_path / "out").sources) == ["D"]
     (data / "manifest.json").write_text(json.dumps({"test": lists["test"]}))
     assert list(find_inputs([data], tmp_path / "out").sources) == ["b"]
     wrong = {

@@ -104,6 +104,7 @@ def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Pa
             lambda file=file: find_inputs([file], tmp_path / "out"),
             lambda file=file: read_manifest(file),
             lambda: image_items(str(tmp_path)),
+            lambda: find_inputs([tmp_path], tmp_path / "out"),
             *([lambda: section_items(str(tmp_path), "test")] if name == "manifest.json" else []),
         ]
         for read in ways:

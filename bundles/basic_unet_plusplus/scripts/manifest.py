@@ -109,6 +109,13 @@ def refuse_other_channels(path: Path, content: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_described(folder: Path) -> None:
+    """Refuse a folder of images of which a datalist in it tells that the networks do not read them as they are."""
+    for path in (folder / MANIFEST_NAME, folder / DATASET_NAME):
+        if path.is_file():
+            read_manifest_json(path)
+
+
 def is_pseudonymised(content: Mapping[str, Any]) -> bool:
     """Whether the patients of a manifest, of which this is the content, have pseudonyms."""
     options = content.get("options")
@@ -170,9 +177,7 @@ def image_items(dataset_dir: str) -> list[Item]:
 
     So are images of whose channels a datalist in the folder tells another order than that of the networks.
     """
-    for path in (Path(dataset_dir, MANIFEST_NAME), Path(dataset_dir, DATASET_NAME)):
-        if path.is_file():
-            read_manifest_json(path)
+    refuse_described(Path(dataset_dir))
     # glob passes over hidden folders, Path.rglob does not.
     paths = sorted(glob.glob(f"{glob.escape(str(dataset_dir))}/**/*{IMAGE_SUFFIX}", recursive=True))  # noqa: PTH207
     for name, count in Counter(Path(path).name for path in paths).items():

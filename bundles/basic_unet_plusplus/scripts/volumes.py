@@ -63,6 +63,11 @@ def open_nifti(path: Path) -> Any:
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
             "Replace the file, or crop or resample the volume."
         )
+    if not image.header["qform_code"] and not image.header["sform_code"]:
+        raise PipelineError(
+            f"{path}: the header tells no orientation (qform and sform code are 0). Set its affine with a viewer or "
+            "nibabel, or give the voxels as an array to pipeline.segment."
+        )
     if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
         raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
     space, time = int(image.header["xyzt_units"]) % 8, int(image.header["xyzt_units"]) // 8
