@@ -308,7 +308,7 @@ def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], di
     for name in sorted(listing.stamps):
         path = folder / name
         if path.parent not in passed_over:
-            passed_over[path.parent] = _is_result(path, folder) or path.resolve().is_relative_to(out.resolve())
+            passed_over[path.parent] = _is_result(path, folder) or path.parent.resolve().is_relative_to(out.resolve())
         if passed_over[path.parent]:
             continue
         if _is_junk(name):

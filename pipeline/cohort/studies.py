@@ -128,8 +128,7 @@ def _study_folders(files: Mapping[str, Iterable[str]]) -> dict[str, _Folders]:
     found = {}
     for study, own in parents.items():
         shared = _shared(own)
-        ends = range(start + 1, len(shared) + 1)
-        end = next((end for end in ends if len(studies[shared[:end]]) == 1), len(shared))
+        end = next((end for end in range(len(shared)) if len(studies[shared[:end]]) == 1), len(shared))
         found[study] = _Folders("_".join(shared[start:end]), len(studies[shared[:end]]))
     return found
 

@@ -422,10 +422,11 @@ def _failed(
 
 
 def _log_counts(inputs: Inputs, used: int, *, named: bool) -> None:
-    """Account for every volume that was found, as used, skipped or refused."""
-    volumes, skipped = len(inputs.sources) + len(inputs.refused), inputs.skipped
+    """Account for every patient and for every file that is no patient's, as used, skipped or refused."""
+    patients, skipped = len(inputs.sources) + len(inputs.refused), inputs.skipped
     logger.info(
-        f"volumes: {volumes + len(skipped)} found = {used} used + {len(skipped)} skipped + {volumes - used} refused"
+        f"patients and other files: {patients + len(skipped)} found = {used} used + {len(skipped)} skipped + "
+        f"{patients - used} refused"
     )
     if skipped and named:
         for reason, files in groupby(sorted(skipped, key=skipped.__getitem__), key=skipped.__getitem__):

@@ -48,12 +48,15 @@ def test_case_26_links(root, build, refused, tmp_path):
         "gone_1.tif": root / "nothing",
         f"{A}/{A}_4.tif": tmp_path / "secret.tif",
         "elsewhere": tmp_path,
+        "annex.nii.gz": root / ".git" / "x.nii.gz",
     }
+    (root / ".git").mkdir()
+    (root / ".git" / "x.nii.gz").touch()
     for name, target in links.items():
         (root / name).symlink_to(target)
     assert set(list_files(root).faults) == set(links)
     counts = refused(*(f"{name}: symbolic link" for name in links), "loop", "out of the source folder", "to nothing")
-    assert counts.refused == 6 + 6
+    assert counts.refused == 7 + 6
     assert build(skip_faulty=True).used == 12
 
 

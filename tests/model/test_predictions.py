@@ -126,7 +126,7 @@ def test_a_volume_that_fails_does_not_stop_the_others(lively, manifest: Path, tm
     summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [row["volume"] for row in summary["volumes"]] == ["b"]
     assert list(summary["failed"]) == ["a_image.nii.gz", "c_image.nii.gz", "d_image.nii.gz"]
-    assert "volumes: 4 found = 1 used + 0 skipped + 3 refused" in capsys.readouterr().out
+    assert "patients and other files: 4 found = 1 used + 0 skipped + 3 refused" in capsys.readouterr().out
     assert str(tmp_path) not in json.dumps(summary["failed"])
     assert load_label(tmp_path / "out" / "b_mask.nii.gz").any()
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
@@ -318,7 +318,7 @@ def test_every_nifti_of_a_folder_is_counted(lively, manifest: Path, tmp_path: Pa
         shutil.copy(second.image, tmp_path / "in" / name)
     assert list(run(lively, tmp_path / "out", tmp_path / "in")) == ["a"]
     said = capsys.readouterr().out
-    assert "volumes: 4 found = 1 used + 3 skipped + 0 refused\n" in said
+    assert "patients and other files: 4 found = 1 used + 3 skipped + 0 refused\n" in said
     assert "skipped, hidden, or of an operating system: ._a_image.nii.gz, a_image.nii.gz\n" in said
     assert "skipped, its name tells neither FLAIR nor T1: b.nii.gz\n" in said
 
@@ -414,7 +414,7 @@ def test_a_patient_who_cannot_be_told_is_refused_and_the_others_are_predicted(
         with pytest.raises(ManifestError, match=r"^Ben: 2 series .*FLAIR of Jane") as caught:
             run(lively, tmp_path / name, tmp_path / "in", *key)
         assert list(caught.value.faults) == ["Ben"]
-        assert "volumes: 3 found = 1 used + 1 skipped + 1 refused" in capsys.readouterr().out
+        assert "patients and other files: 3 found = 1 used + 1 skipped + 1 refused" in capsys.readouterr().out
         summary = json.loads((tmp_path / name / "predictions.json").read_text())
         assert summary["volumes"][0]["lesion_voxels"] > 0
         ben = pd.read_csv(tmp_path / "key.csv").set_index("patient").pseudonym["Ben"] if key else "Ben"
