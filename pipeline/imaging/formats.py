@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import CHANNELS
-from pipeline.scripts.volumes import AFFINE, MAX_VALUES, affine_mm, open_nifti, read_voxels
+from pipeline.scripts.volumes import (
+    AFFINE,
+    MAX_VALUES,
+    NO_ORIENTATION,
+    affine_mm,
+    open_nifti,
+    read_voxels,
+    tells_orientation,
+)
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
@@ -187,12 +195,14 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
             ``AFFINE``. The identity that MONAI gives a MetaTensor of which no file told an affine is none of its own.
 
     Raises:
-        PipelineError: The file cannot be read.
+        PipelineError: The file cannot be read, or a NIfTI header tells no orientation.
         TypeError: The image is none of these.
     """
     if isinstance(image, (str, Path)):
         return read_volume(Path(image))
     if isinstance(image, nib.spatialimages.SpatialImage):
+        if isinstance(image, nib.Nifti1Pair) and not tells_orientation(image):
+            raise PipelineError(f"a NIfTI image: {NO_ORIENTATION}")
         units = getattr(image.header, "get_xyzt_units", lambda: ("unknown", "unknown"))
         return _nifti(np.asarray(image.dataobj), image.affine, units()[0])
     if type(image).__module__.partition(".")[0] == "SimpleITK":

@@ -210,3 +210,8 @@ def test_wide_integers_are_read_and_colours_refused(voxels: NDArray[np.int16], t
     colour = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(PipelineError, match="expected numbers"):
         as_nifti(nib.Nifti1Image(colour, np.eye(4)))
+
+
+def test_an_image_of_nibabel_without_orientation_is_refused(voxels: NDArray[np.int16]) -> None:
+    with pytest.raises(PipelineError, match="a NIfTI image: the header tells no orientation"):
+        as_nifti(nib.Nifti1Image(voxels, None))

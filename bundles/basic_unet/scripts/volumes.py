@@ -27,6 +27,11 @@ AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 (radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the
 published slices is unknown, hence 1."""
 
+NO_ORIENTATION = (
+    "the header tells no orientation (qform and sform code are 0). Set its affine with a viewer or nibabel, or give "
+    "the voxels as an array to pipeline.segment."
+)
+
 MAX_SHIFT_MM = 0.5
 """The most by which the corners of image and label may lie apart: programs round what they write."""
 
@@ -63,11 +68,8 @@ def open_nifti(path: Path) -> Any:
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
             "Replace the file, or crop or resample the volume."
         )
-    if not image.header["qform_code"] and not image.header["sform_code"]:
-        raise PipelineError(
-            f"{path}: the header tells no orientation (qform and sform code are 0). Set its affine with a viewer or "
-            "nibabel, or give the voxels as an array to pipeline.segment."
-        )
+    if not tells_orientation(image):
+        raise PipelineError(f"{path}: {NO_ORIENTATION}")
     if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
         raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
     space, time = int(image.header["xyzt_units"]) % 8, int(image.header["xyzt_units"]) // 8
@@ -81,6 +83,11 @@ def affine_mm(image: Any) -> NDArray[np.float64]:
     to_mm = _MM.get(image.header.get_xyzt_units()[0], 1)
     affine: NDArray[np.float64] = np.diag([to_mm, to_mm, to_mm, 1]) @ image.affine
     return affine
+
+
+def tells_orientation(image: Any) -> bool:
+    """Whether a NIfTI header says where right, anterior and superior are; nibabel makes up an affine where not."""
+    return bool(image.header["qform_code"] or image.header["sform_code"])
 
 
 def read_voxels(path: Path) -> NDArray[Any]:
