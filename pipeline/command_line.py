@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import ctypes
 import gc
 import json
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +29,15 @@ exit status: 0 done; 2 a fault that you can mend, in one line on standard error;
 143 asked to end (SIGTERM); 141 the reader of the output went away. Any other: a fault of the program."""
 
 
+def _share_heap() -> None:
+    """Have all threads, none of which has started, share one heap of glibc, where there is one.
+
+    By default each has a heap of its own, and what one thread freed is of no use to the others.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+
+
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
 
@@ -37,6 +48,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     global _lost  # noqa: PLW0603
     _lost = None
     ready_process()
+    _share_heap()
     # What is left at the end goes with the process: to look for unused objects among it takes a second.
     atexit.register(gc.freeze)
     before = signal.signal(signal.SIGTERM, _terminate)
