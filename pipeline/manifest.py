@@ -66,12 +66,10 @@ def _summarise(manifest: Mapping[str, Any], out: Path) -> None:
         if listed or title == "warnings":
             say(f"{title}: {listed or 'none'}")
     say(f"manifest: {out / MANIFEST_NAME} (research only, not for clinical use)")
-    place = shlex.quote(str(out))
+    given = f"--manifest {shlex.quote(str(out))} --bundle basic_unet"
     if manifest["training"]:
-        command = "python -m monai.bundle run --config_file bundles/basic_unet/configs/train.json"
-        say(f"next: {command} --dataset_dir {place}")
+        say(f"next: {program('train')} {given}")
     else:
-        given = f"--manifest {place} --bundle bundles/basic_unet"
         say(f"next: {program('evaluate')} {given} --split test --out runs/evaluation")
 
 

@@ -48,13 +48,12 @@ def run(root: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> Callable[.
 def test_a_sound_folder_is_told_in_five_lines(run: Any, out: Path) -> None:
     status, printed, complaints = run("--folds", "2")
     assert (status, complaints) == (0, "")
-    next_command = "python -m monai.bundle run --config_file bundles/basic_unet/configs/train.json"
     assert printed.splitlines() == [
         "patients: 3 (training 2, validation 1, test 0; split random, 2 folds), 9 slices",
         "files: 18 found = 18 used + 0 skipped + 0 refused",
         "warnings: none",
         f"manifest: {out}/manifest.json (research only, not for clinical use)",
-        f"next: {next_command} --dataset_dir '{out}'",
+        f"next: python -m pipeline.train --manifest '{out}' --bundle basic_unet",
     ]
 
 
@@ -79,7 +78,7 @@ def test_odd_but_usable_slices_are_counted(run: Any, root: Path) -> None:
 
 def test_without_training_patients_an_evaluation_is_next(run: Any, out: Path) -> None:
     _, printed, _ = run(split=("--split", "none"))
-    expected = f"next: python -m pipeline.evaluate --manifest '{out}' --bundle bundles/basic_unet --split test"
+    expected = f"next: python -m pipeline.evaluate --manifest '{out}' --bundle basic_unet --split test"
     assert printed.splitlines()[-1].startswith(expected)
 
 

@@ -60,6 +60,7 @@ def ready_libraries() -> None:
     """
     for name in REMARKS:
         logging.getLogger(name).addFilter(_is_no_remark)
+    warnings.filterwarnings("ignore", message=".*always_return_as_numpy")  # MONAI's surface DSC passes it by itself
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
     try:
         getpass.getuser()
