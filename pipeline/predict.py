@@ -82,7 +82,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="go on with the same run that was stopped, or with patients that came: what has its mask is kept",
+        help="go on with the same run that was stopped, or add patients to the inputs: what has its mask is kept. A "
+        "mask that was changed since, or is of other options or another image, is refused without --overwrite",
     )
     return parser
 

@@ -22,6 +22,7 @@ from pipeline.imaging.dicom import convert, is_dicom, series_of, unpacked
 from pipeline.imaging.formats import NIFTI_SUFFIXES, case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES, refuse_described
+from pipeline.scripts.sequences import sequence_of
 from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
     if path.is_file() and path.name.lower().endswith(".zip"):
         return _of_zip(path, out, series)
     if is_volume_name(path.name):
+        told = sequence_of(stem_of(path.name))
+        if told and told[1] != "flair":
+            raise PipelineError(f"{path}: by its name a T1 (expected FLAIR). Give FLAIR, or rename the file.")
         return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
     raise PipelineError(
         f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of DICOM, a "

@@ -237,9 +237,10 @@ def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
     volumes = manifest.volumes if split == "all" else manifest.sections[split]
     if not volumes:
         sizes = ", ".join(f"{section} {len(manifest.sections[section])}" for section in SECTIONS)
+        filled = next((section for section in SECTIONS if manifest.sections[section]), "test")
         raise PipelineError(
             f"{manifest.path}: no patient in {split!r} (found: {sizes}). "
-            "Choose another split, or build the manifest with another --split."
+            f"Pass --split {filled}, or build the manifest with another --split."
         )
     return volumes
 

@@ -167,11 +167,12 @@ def spacing_mm(path: Path) -> tuple[float, float, float] | None:
     """Distance of rows, columns and slices in mm, in the orientation of ``load_image``; None where it is not known.
 
     It comes from the affine. A file that names no unit is taken to be in mm, as other programs do, unless its voxels
-    measure 1 x 1 x 1: nobody has set them.
+    measure 1 x 1 x 1: nobody has set them. Nor has anybody set an affine that is the identity.
     """
     image = open_nifti(path)
     sizes = voxel_sizes(affine_mm(image))
     nobody_set = image.header.get_xyzt_units()[0] == "unknown" and np.allclose(sizes, 1)
+    nobody_set |= np.array_equal(image.affine, np.eye(4))
     if nobody_set or image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None
     rows, columns, slices = (float(sizes[axis]) for axis in np.argsort(turn_of(image.affine)[:, 0]))

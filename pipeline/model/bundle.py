@@ -104,7 +104,7 @@ class Bundle:
         names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in self.settings.items()}
         changed = ", ".join(f"{key} {value}" for key, value in names.items())
         own = " (other weights than the bundle came with)" if self.replaced else ""
-        return f"{self.name}: as trained, {changed or 'the settings of its config'}{own}"
+        return f"{self.name}: sees slices as in training, by {changed or 'the settings of the bundle'}{own}"
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pipeline.cohort.inputs import (
     name_sequences,
     write_segmentation_of,
 )
+from pipeline.cohort.names import shortened
 from pipeline.cohort.pseudonyms import check_place, key_for
 from pipeline.cohort.reading import build_images
 from pipeline.errors import ManifestError, PipelineError
@@ -142,7 +143,8 @@ def predict_volumes(
         pseudonymise: A CSV of names and pseudonyms, read and extended; None keeps the names.
         overwrite: Replace results that are there.
         skip_existing: Go on with a run of the same settings that was stopped, or to which patients came: volumes that
-            have their mask are not predicted again.
+            have their mask are not predicted again. Masks that were changed since, or are of other settings or another
+            image, are refused unless ``overwrite`` is true. The tables are of ``inputs`` alone.
         all_components: Keep every connected component of a mask, not the largest alone.
         series: SeriesNumber or SeriesInstanceUID to take for FLAIR in DICOM.
         pre: Pre-contrast T1 of the one FLAIR file that ``inputs`` names, on any grid.
@@ -194,12 +196,10 @@ def predict_volumes(
         }
         written = {"probability": probability, "uncertainty": uncertainty, "dicom_seg": dicom_seg, "series": series}
         finished = Finished(out, {**settings, **written, "versions": versions(backend)})
-        if share.is_first:
-            _remove_tables(out)
-            if not skip_existing:
-                finished.clear()
-        share.wait()
-        keep = _Kept(out, finished, probability=probability, dicom_seg=dicom_seg)
+        if skip_existing and not overwrite:
+            _refuse_other_settings(out, finished, found.sources)
+        _clear(out, finished, share, tables_alone=skip_existing)
+        keep = _Kept(out, finished, probability=probability, dicom_seg=dicom_seg, overwrite=overwrite)
         own = {name: found.sources[name] for name in share.of([*found.sources])}
         predictions, faults = _all_predicted(predictor, own, keep)
         by_name = {one.volume: one for one in share.gather(predictions)}
@@ -253,11 +253,16 @@ def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gap
         build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
 
 
-def _remove_tables(out: Path) -> None:
-    """Until the end there is no table and no page: those of an earlier run would pass for those of new masks."""
-    for name in (TABLE_NAME, PREDICTIONS_NAME, PAGE_NAME):
-        with writing_errors(out / name):
-            (out / name).unlink(missing_ok=True)
+def _clear(out: Path, finished: Finished, share: Share, *, tables_alone: bool) -> None:
+    """Remove tables and page, which would pass for those of new masks, and what is known of earlier volumes."""
+    share.wait()  # for all to have looked at what is there
+    if share.is_first:
+        for name in (TABLE_NAME, PREDICTIONS_NAME, PAGE_NAME):
+            with writing_errors(out / name):
+                (out / name).unlink(missing_ok=True)
+        if not tables_alone:
+            finished.clear()
+    share.wait()
 
 
 def _write_tables(
@@ -294,6 +299,17 @@ def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
         raise PipelineError(f"{there[0]}: is there already{more}. Choose another --out, or pass --overwrite.")
 
 
+def _refuse_other_settings(out: Path, finished: Finished, names: Iterable[str]) -> None:
+    """Keep the masks of other networks and options, which a run that goes on would replace one by one."""
+    others = [f"{name}{MASK_SUFFIX}" for name in names if finished.is_of_other_settings(name)]
+    others = [name for name in others if (out / name).exists()]
+    if others:
+        raise PipelineError(
+            f"{out}: {shortened(others)} of other bundles, options or versions (expected those of the run that goes "
+            "on). Choose another --out, or pass --overwrite."
+        )
+
+
 def _pseudonymised(inputs: Inputs, path: Path, out: Path, share: Share) -> tuple[Inputs, dict[str, str]]:
     """The volumes by their pseudonyms, and the key, which one process extends and all use."""
     built = out / VOLUMES
@@ -319,6 +335,7 @@ class _Kept:
     finished: Finished
     probability: bool
     dicom_seg: bool
+    overwrite: bool
 
 
 def _all_predicted(
@@ -358,9 +375,15 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
     remarks = build_volume(source)
     if earlier := _earlier(name, source, keep):
         return earlier
+    mask = out / f"{name}{MASK_SUFFIX}"
+    if not keep.overwrite and keep.finished.has(name) and mask.exists():
+        raise PipelineError(
+            f"{mask.name} is of another image, or was changed since it was predicted. Move it, choose another --out, "
+            "or pass --overwrite."
+        )
     odd += [(shown(name), oddity) for oddity in (*remarks, *oddities(image))]
     prediction = predictor.predict(image)
-    save_prediction(prediction, image, out / f"{name}{MASK_SUFFIX}", out / f"{name}{UNCERTAINTY_SUFFIX}")
+    save_prediction(prediction, image, mask, out / f"{name}{UNCERTAINTY_SUFFIX}")
     probability = out / f"{name}{PROBABILITY_SUFFIX}"
     if keep.probability:
         save_map(prediction.probability, probability, image)
@@ -381,13 +404,13 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
         lesion_slices=int(axial.sum()),
         slices=len(axial),
         box=tuple(np.stack([places.min(0), places.max(0)], 1).ravel().tolist()) if voxels else (),
-        centroid_mm=tuple(np.round(apply_affine(affine, places.mean(0)), 1).tolist()) if voxels else (),
+        centroid_mm=tuple(np.round(apply_affine(affine, places.mean(0)), 1).tolist()) if voxels and spacing else (),
         image=str(image),
         image_sha256=sha256_file(image),
         agreement=prediction.agreement,
     )
     row = {**asdict(found), "image": ""}  # its folder is nobody's business
-    keep.finished.write(name, row, [image, out / f"{name}{MASK_SUFFIX}"])
+    keep.finished.write(name, row, [image, mask])
     return found
 
 

@@ -118,10 +118,12 @@ class Predictor:
                 NRRD file, a folder or zip with one patient's DICOM or slices, a nibabel or SimpleITK image, a MONAI
                 MetaTensor (C, I, J, K), or an array.
             affine: (4, 4), voxel to right, anterior, superior in mm, of an array. Without it the array's rows run to
-                posterior, its columns to the patient's left, its slices upwards.
+                posterior, its columns to the patient's left, its slices upwards: an array of slices, rows, columns, as
+                ``SimpleITK.GetArrayFromImage`` gives it, has to be transposed.
 
         Returns:
-            Probability and mask on the volume's own grid; uncertainty and agreement where they were asked for.
+            Probability and mask on the volume's own grid, the axes of a SimpleITK image as x, y, z; uncertainty and
+            agreement where they were asked for.
 
         Raises:
             PipelineError: The volume is unreadable, of another shape, holds NaN, Inf or nothing above 0, or a
@@ -197,7 +199,8 @@ def segment(
 
     Args:
         image: What ``Predictor.predict`` takes: a path, an image of nibabel or SimpleITK, a MetaTensor or an array.
-        affine: (4, 4), voxel to right, anterior, superior in mm, of an array.
+        affine: (4, 4), voxel to right, anterior, superior in mm, of an array; without it an array's rows run to
+            posterior, its columns to the patient's left, its slices upwards.
         bundles: The bundles' names or folders; by default the average of the three that the package brings.
         flips: Average with the prediction of the left-right mirrored volume.
         all_components: Keep every connected component of the mask, not the largest alone.

@@ -125,12 +125,26 @@ class Finished:
     def read(self, name: str, files: Sequence[Path]) -> dict[str, Any] | None:
         """The result of a volume; None where there is none of these settings and of these very files."""
         try:
-            found = json.loads((self.folder / f"{name}.json").read_bytes())
+            found = self._kept(name)
             if found["settings"] == self.settings and found["files"] == [sha256_file(path) for path in files]:
                 return dict(found["result"])
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, TypeError, KeyError):
             pass
         return None
+
+    def is_of_other_settings(self, name: str) -> bool:
+        """Whether there is a result of a volume, and of other settings."""
+        return self._kept(name).get("settings", self.settings) != self.settings
+
+    def has(self, name: str) -> bool:
+        """Whether there is a result of a volume, of whatever settings and files."""
+        return bool(self._kept(name))
+
+    def _kept(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / f"{name}.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def write(self, name: str, result: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Keep the result of a volume, JSON, with the hashes of what it was made of and of what was written."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.cohort.manifest import read_manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import ManifestError, PipelineError
 from pipeline.model.predictions import predict_volumes
 from pipeline.model.sharing import Finished, Share, shared
 from tests.conftest import BUNDLES, ROOT
@@ -106,7 +106,7 @@ def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_pa
 def test_a_run_that_was_stopped_goes_on(
     whole: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has its mask is not predicted again; a mask that is gone, or of another image, is."""
+    """What has its mask is not predicted again; a mask that is gone is; one of other settings is not replaced."""
     from pipeline.model import predictions
 
     out = tmp_path / "out"
@@ -128,13 +128,32 @@ def test_a_run_that_was_stopped_goes_on(
     predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
     assert seen == masks[:1]
     assert content(out) == content(whole)
-    predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, flips=True)
-    assert len(seen) == 1 + len(masks)  # other settings: nothing counts
+    with pytest.raises(PipelineError, match=r"_mask\.nii\.gz.* of other bundles, options or versions"):
+        predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, flips=True)
+    assert content(out) == content(whole)
+    predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, flips=True, overwrite=True)
+    assert len(seen) == 1 + len(masks)
     predict_volumes(manifest, BUNDLES[0], out, overwrite=True)
     assert len(seen) == 1 + 2 * len(masks)
 
 
-def test_another_file_of_the_same_name_is_predicted_again(manifest: Path, tmp_path: Path) -> None:
+def test_a_mask_corrected_by_hand_is_not_replaced(whole: Path, manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    path = min(out.glob("*_mask.nii.gz"))
+    mask = nib.load(path)
+    corrected = nib.Nifti1Image(1 - np.asarray(mask.dataobj), mask.affine)
+    nib.save(corrected, path)
+    result = predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
+    (fault,) = result.faults.values()
+    assert fault.startswith(f"{path.name} is of another image, or was changed since it was predicted")
+    assert np.array_equal(nib.load(path).dataobj, corrected.dataobj)
+    assert len(result.predictions) == len(list(out.glob("*_mask.nii.gz"))) - 1
+    assert not predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, overwrite=True).faults
+    assert content(out)[path.name] == content(whole)[path.name]
+
+
+def test_another_file_of_the_same_name_is_not_mistaken(manifest: Path, tmp_path: Path) -> None:
     """Also where the networks read a volume that is built of it."""
     from tests.imaging.series import save_itk
 
@@ -142,6 +161,11 @@ def test_another_file_of_the_same_name_is_predicted_again(manifest: Path, tmp_pa
     for volume in read_manifest(manifest).volumes[:2]:
         image = nib.load(volume.image)
         save_itk(tmp_path / "flair.mha", np.asarray(image.dataobj)[..., 1].astype(np.int16), image.affine)
-        result = predict_volumes(tmp_path / "flair.mha", BUNDLES[0], tmp_path / "out", skip_existing=True)
+        if found:
+            with pytest.raises(ManifestError, match=r"flair_mask\.nii\.gz is of another image"):
+                predict_volumes(tmp_path / "flair.mha", BUNDLES[0], tmp_path / "out", skip_existing=True)
+        result = predict_volumes(
+            tmp_path / "flair.mha", BUNDLES[0], tmp_path / "out", skip_existing=True, overwrite=bool(found)
+        )
         found.append(result.predictions[0].image_sha256)
     assert found[0] != found[1]
