@@ -405,3 +405,10 @@ def test_a_folder_names_its_patient_however_it_is_given(
             write_series(folder, np.ones((8, 8, 3), np.int16), AFFINE)
         monkeypatch.chdir(folder / "sub" if given == ".." else folder)
         assert list(find_inputs([Path(given)], tmp_path / "out").sources) == ["Anna"]
+
+
+@pytest.mark.parametrize("name", ["t1gd.nii.gz", "x_t1n.nii", "sub-1_T1w.nii.gz"])
+def test_a_file_that_is_called_t1_is_not_taken_for_flair(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(PipelineError, match=r"by its name a T1 \(expected FLAIR\)"):
+        find_inputs([tmp_path / name], tmp_path / "out")

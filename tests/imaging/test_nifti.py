@@ -223,3 +223,7 @@ def test_an_affine_that_nobody_has_set_is_told(tmp_path):
     for name, affine, number in (("eye", np.eye(4), 1), ("set", np.diag([-1.0, -1, 1, 1]), 0)):
         nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), affine), tmp_path / f"{name}.nii")
         assert len([line for line in oddities(tmp_path / f"{name}.nii") if "affine is the identity" in line]) == number
+    stored = nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), np.eye(4))
+    stored.header.set_xyzt_units("mm")
+    nib.save(stored, tmp_path / "mm.nii")
+    assert spacing_mm(tmp_path / "mm.nii") is None
