@@ -134,7 +134,7 @@ class Finished:
 
     def is_of_other_settings(self, name: str) -> bool:
         """Whether there is a result of a volume, and of other settings."""
-        return self._kept(name).get("settings", self.settings) != self.settings
+        return bool(self._kept(name).get("settings", self.settings) != self.settings)
 
     def has(self, name: str) -> bool:
         """Whether there is a result of a volume, of whatever settings and files."""
