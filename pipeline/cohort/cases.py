@@ -40,10 +40,9 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.formats import case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import content_of
-from pipeline.scripts.manifest import DATASET_NAME, SECTIONS, Channels, channel_role, channels_of
+from pipeline.scripts.manifest import DATASET_NAME, MAX_MANIFEST_BYTES, SECTIONS, Channels, channel_role, channels_of
 from pipeline.scripts.sequences import is_t1_flair
 
-MAX_JSON_BYTES = 32 * 2**20
 EXPECTED = {
     "mask": "a file named as by BraTS, BIDS, nnU-Net or in a pair, such as X_seg, X_mask or labels/X",
     "FLAIR": "a file such as X_flair, X-t2f, X_FLAIR, X_image or images/X",
@@ -164,7 +163,7 @@ def _suffix(path: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return {**json.loads(content_of(path, MAX_JSON_BYTES))}
+        return {**json.loads(content_of(path, MAX_MANIFEST_BYTES))}
     except (OSError, ValueError, TypeError) as error:
         raise PipelineError(
             f"no JSON object ({shown(error)}). Restore it, or remove it to pair files by name."
@@ -361,20 +360,23 @@ def _in_several_folders(patient: str, found: Sequence[Case]) -> Case:
     """Two patients of one name, or one whose files no rule joins."""
     first = sorted(case.paths[0] for case in found)
     paths = tuple(sorted(path for case in found for path in case.paths))
-    shortened = [*first[:3], f"{len(first) - 3} more"] if len(first) > 4 else first
-    odd = id_fault(patient)
+    listed = [*first[:3], f"{len(first) - 3} more"] if len(first) > 4 else first
     fault = (
-        f"files of patient {patient} in several folders: {', '.join(shortened[:-1])} and {shortened[-1]}. "
+        f"files of patient {patient} in several folders: {', '.join(listed[:-1])} and {listed[-1]}. "
         "Put the files of one exam into one folder, and rename or remove those of others."
     )
-    return Case({}, paths, fault=f"the name {shown(patient)!r} {odd}. Rename the files." if odd else fault)
+    return Case({}, paths, fault=_odd_name(patient) or fault)
+
+
+def _odd_name(patient: str) -> str:
+    odd = id_fault(patient)
+    return f"the name {shown(patient)!r} {odd}. Rename the files." if odd else ""
 
 
 def _naming_fault(patient: str, roles: Mapping[str, Sequence[str]], files: Mapping[str, str]) -> str:
     """Why the names do not tell which file is which, empty where they do."""
-    odd = id_fault(patient)
-    if odd:
-        return f"the name {shown(patient)!r} {odd}. Rename the files."
+    if odd := _odd_name(patient):
+        return odd
     if unknown := [role for role in files if role.startswith("channel")]:
         return (
             f"{', '.join(unknown)} of one patient, and nothing says which is FLAIR. "

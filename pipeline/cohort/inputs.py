@@ -22,7 +22,7 @@ from pipeline.imaging.dicom import convert, is_dicom, series_of, unpacked
 from pipeline.imaging.formats import NIFTI_SUFFIXES, case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.manifest import IMAGE_SUFFIX, MANIFEST_NAME, VOLUMES, refuse_described
-from pipeline.scripts.sequences import sequence_of
+from pipeline.scripts.sequences import is_t1_flair, sequence_of
 from pipeline.scripts.volumes import open_nifti
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
         return _of_zip(path, out, series)
     if is_volume_name(path.name):
         told = sequence_of(stem_of(path.name))
-        if told and told[1] != "flair":
+        if is_t1_flair(stem_of(path.name)) or (told and told[1] != "flair"):
             raise PipelineError(f"{path}: by its name a T1 (expected FLAIR). Give FLAIR, or rename the file.")
         return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
     raise PipelineError(
@@ -309,10 +309,12 @@ def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], di
     skipped: dict[Path, str] = {}
     faults: dict[str, list[str]] = {}
     passed_over: dict[Path, bool] = {}
+    results = out.resolve() if folder.resolve() in out.resolve().parents else None
     for name in sorted(listing.stamps):
         path = folder / name
         if path.parent not in passed_over:
-            passed_over[path.parent] = _is_result(path, folder) or path.parent.resolve().is_relative_to(out.resolve())
+            is_of_this_run = results is not None and path.parent.resolve().is_relative_to(results)
+            passed_over[path.parent] = is_of_this_run or _is_result(path, folder)
         if passed_over[path.parent]:
             continue
         if _is_junk(name):

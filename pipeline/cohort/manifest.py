@@ -237,10 +237,10 @@ def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
     volumes = manifest.volumes if split == "all" else manifest.sections[split]
     if not volumes:
         sizes = ", ".join(f"{section} {len(manifest.sections[section])}" for section in SECTIONS)
-        filled = next((section for section in SECTIONS if manifest.sections[section]), "test")
+        filled = [f"pass --split {section}, or" for section in SECTIONS if manifest.sections[section]]
+        advice = f"{' '.join(filled[:1])} build the manifest with another --split.".strip()
         raise PipelineError(
-            f"{manifest.path}: no patient in {split!r} (found: {sizes}). "
-            f"Pass --split {filled}, or build the manifest with another --split."
+            f"{manifest.path}: no patient in {split!r} (found: {sizes}). {advice[0].upper()}{advice[1:]}"
         )
     return volumes
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pipeline.cohort.names import folder_name
 from pipeline.imaging.formats import stem_of
 from pipeline.scripts.manifest import CHANNELS
-from pipeline.scripts.sequences import sequence_of
+from pipeline.scripts.sequences import is_t1_flair, sequence_of
 
 BIDS_ID = re.compile(r"sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?(?=_|\Z)", re.IGNORECASE)
 DERIVATIVES = "derivatives"
@@ -126,7 +126,8 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
     for path in files:
         role = role_of(Path(folder_name(path.parent), path.name))
         if role is None:
-            skipped[path] = "its name tells neither FLAIR nor T1"
+            mixed = is_t1_flair(stem_of(path.name))
+            skipped[path] = "its name tells T1 beside FLAIR" if mixed else "its name tells neither FLAIR nor T1"
         else:
             told.append((role[0], place_of(path.relative_to(base)), role[1], path))
     patients: dict[str, Sequences] = {}

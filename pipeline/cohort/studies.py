@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -71,15 +71,17 @@ def find_studies(place: Path, files: Mapping[str, Path], wanted: str | None = No
     skipped |= {name: f"damaged, {damaged[name]}" for name in surely}
     skipped |= {names[file]: reason for file, reason in found.others.items()}
     paths = {uid: [names[file] for one in study for file in one.files] for uid, study in studies.items()}
-    refused = _lost(surely, itertools.chain(*paths.values())) if several else {}
+    refused = _lost(surely, [*itertools.chain(*paths.values())]) if several else {}
     folders = _study_folders(paths)
+    alike = Counter(found.name for found in folders.values())
     flair: dict[str, tuple[str, ...]] = {}
     for uid, study in studies.items():
         name = (folders[uid].name if several else "") or (place.stem if place.is_file() else folder_name(place))
-        if folders[uid].studies > 1:
+        number = max(folders[uid].studies, alike[folders[uid].name])
+        if number > 1:
             refused[name] = (
-                f"{folders[uid].studies} studies that do not lie in a folder each: sort them into folders, one a "
-                "study. The results bear the folders' names."
+                f"{number} studies that do not lie in a folder each: sort them into folders, one a study. The results "
+                "bear the folders' names, joined by '_'."
             )
             continue
         try:
@@ -139,12 +141,13 @@ def _shared(folders: Collection[Parts]) -> Parts:
     return tuple(parts[0] for parts in itertools.takewhile(lambda parts: len({*parts}) == 1, levels))
 
 
-def _lost(damaged: Iterable[str], readable: Iterable[str]) -> dict[str, str]:
+def _lost(damaged: Collection[str], readable: Sequence[str]) -> dict[str, str]:
     """Folders in which there is DICOM, but none that can be read: each may be a patient."""
-    tops = {PurePosixPath(name).parts[0] for name in readable}
+    start = len(_shared({PurePosixPath(name).parts[:-1] for name in (*damaged, *readable)}))
+    tops = {PurePosixPath(name).parts[start] for name in readable}
     lost: dict[str, list[str]] = defaultdict(list)
     for name in sorted(damaged):
-        top, *below = PurePosixPath(name).parts
+        top, *below = PurePosixPath(name).parts[start:]
         if below and top not in tops:
             lost[top].append(name)
     return {

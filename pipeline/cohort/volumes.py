@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.formats import NIFTI_SUFFIXES, join_sequences, read_volume
 from pipeline.imaging.nifti import as_seen, oddities, save_image, spacing_mm
 from pipeline.scripts.files import sha256_file
-from pipeline.scripts.manifest import Channels, channel_role
+from pipeline.scripts.manifest import ROLES, Channels, channel_role
 from pipeline.scripts.volumes import check_image, check_label, label_fault, open_nifti, voxel_fault
 
 
@@ -110,7 +110,7 @@ def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
             f"{', '.join(map(str, channels))} (expected numbers from 0). Mend the file."
         )
     numbers = {channel_role(name): number for number, name in channels.items()}
-    chosen = [numbers.get(role, numbers["flair"]) for role in ("pre", "flair", "post")]
+    chosen = [numbers.get(role, numbers["flair"]) for role in ROLES]
     voxels = np.asarray(image.dataobj)
     picked = voxels[..., chosen[1]] if len(set(chosen)) == 1 else voxels[..., chosen]
     return nib.Nifti1Image(picked, image.affine, image.header)

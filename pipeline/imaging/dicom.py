@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import lzma
+import math
 import os
 import re
 import shutil
@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
+from nibabel.orientations import io_orientation, ornt_transform
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.formats import as_nifti
+from pipeline.imaging.formats import LPS, as_nifti
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import writing_errors
-from pipeline.scripts.volumes import open_nifti
+from pipeline.scripts.volumes import corners, open_nifti
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +44,7 @@ FLAIR_INVERSION_MS = (1500.0, 3200.0)
 """Inversion times that suppress cerebrospinal fluid at 1.5 to 7 T."""
 MIN_FLAIR_ECHO_MS = 60.0
 """FLAIR is T2-weighted; an inversion-prepared T1 has an echo time of a few ms."""
-SPACING_TOLERANCE = 0.05
+SPACING_TOLERANCE = 0.01
 """Share of the slice distance by which single distances may differ from it."""
 SHIFT_TOLERANCE = 0.1
 """Share of a pixel by which slices may lie beside the line through the first one: headers round positions."""
@@ -51,7 +53,7 @@ _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber",
     "SeriesDescription", "ProtocolName",
     "Modality", "ImageType", "InversionTime", "EchoTime", "Rows", "Columns", "PhotometricInterpretation",
-    "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames",
+    "PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 _ZIP_ERRORS = (
@@ -63,8 +65,6 @@ _REMARKS = (
     "Chris Rorden", "v1.", "Found ", "Convert ", "Warning: Patient Position", "Warning: Instance Number"
 )  # fmt: skip
 """What dcm2niix prints before it comes to a fault."""
-LPS = np.diag([-1.0, -1, 1, 1])
-"""DICOM's axes run to left, posterior, superior, NIfTI's to right, anterior, superior."""
 REVERSED = [2, 1, 0, 3]
 """Columns of an affine: highdicom counts slices, rows, columns."""
 _ENCRYPTED = 1
@@ -331,7 +331,7 @@ def grid_of(series: Series) -> Grid:
         )
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along * spacings[0, 1], down * spacings[0, 0]
-    affine[:3, 2] = normal * ((places[-1] - places[0]) / len(steps) if len(steps) else 1.0)
+    affine[:3, 2] = normal * ((places[-1] - places[0]) / len(steps) if len(steps) else _thickness(series.headers[0]))
     affine[:3, 3] = positions[0]
     return Grid((int(sizes[0, 1]), int(sizes[0, 0]), len(positions)), LPS @ affine)
 
@@ -372,6 +372,13 @@ def _frames(header: Dataset) -> list[tuple[Any, Any, Any, Any]]:
     ]
 
 
+def _thickness(header: Dataset) -> float:
+    """Of a single slice in mm; 1 where the header does not tell it."""
+    frame = (header.get("PerFrameFunctionalGroupsSequence") or [None])[0]
+    found = _number(header.get("SliceThickness") or _of_group(header, frame, "PixelMeasuresSequence", "SliceThickness"))
+    return found if math.isfinite(found) and found > 0 else 1.0
+
+
 def _of_group(header: Dataset, frame: Dataset | None, group: str, name: str) -> Any:
     """A value of an enhanced file's functional group: the frame's own, or else that of all frames; None without."""
     for place in (frame, *(header.get("SharedFunctionalGroupsSequence") or ())):
@@ -402,22 +409,23 @@ def convert(series: Series, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     volume = folder / "series.nii"
     if any("PerFrameFunctionalGroupsSequence" in header for header in series.headers):
-        _convert_frames(series, volume)
+        image = _convert_frames(series)
     else:
-        _convert_slices(series, volume)
-    _refuse_other_grid(series, volume, grid)
+        image = _convert_slices(series, folder)
+    _save_on_grid(series, image, grid, volume)
     return volume
 
 
-def _convert_slices(series: Series, volume: Path) -> None:
+def _convert_slices(series: Series, folder: Path) -> nib.Nifti1Image:
     import dcm2niix
 
-    with tempfile.TemporaryDirectory(prefix="dicom-", dir=volume.parent) as name:
+    with tempfile.TemporaryDirectory(prefix="dicom-", dir=folder) as name:
         source, target = Path(name, "in"), Path(name, "out")
         source.mkdir()
         target.mkdir()
         for number, path in enumerate(series.files):
-            _link_or_copy(path, source / f"{number:06}.dcm")
+            with writing_errors(target):
+                shutil.copyfile(path, source / f"{number:06}.dcm")  # the folder may hold other series
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
         done = subprocess.run(  # noqa: S603
             [dcm2niix.bin, *options], capture_output=True, encoding="utf-8", errors="replace", check=False
@@ -431,22 +439,13 @@ def _convert_slices(series: Series, volume: Path) -> None:
                 f"(expected one): {shown(why.replace(f'{source}{os.sep}', ''))}. "
                 "Choose another --series, or convert it yourself."
             )
-        shutil.move(made[0], volume)
+        image = open_nifti(made[0])
+        return nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a moment."""
-    with writing_errors(target):
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(source, target)
-
-
-def _convert_frames(series: Series, volume: Path) -> None:
+def _convert_frames(series: Series) -> nib.Nifti1Image:
     """dcm2niix goes by the frames' numbers, and where they are compressed by their order; highdicom by their places."""
     import highdicom as hd
-    import nibabel as nib
 
     if len(series.files) > 1:
         raise PipelineError(
@@ -462,27 +461,24 @@ def _convert_frames(series: Series, volume: Path) -> None:
             f"series {series.number}: its frames cannot be read ({shown(error)}). "
             "Choose another --series, or convert it yourself."
         ) from error
-    nib.save(as_nifti(found.array.T, LPS @ found.affine[:, REVERSED]), volume)
+    return as_nifti(found.array.T, LPS @ found.affine[:, REVERSED])
 
 
-def _refuse_other_grid(series: Series, path: Path, grid: Grid) -> None:
-    """Refuse a converted volume whose voxels do not lie where the headers say."""
-    image = open_nifti(path)
+def _save_on_grid(series: Series, image: nib.Nifti1Image, grid: Grid, path: Path) -> None:
+    """Write a converted volume in the order of the slices' own columns and rows, where the headers say it lies.
+
+    dcm2niix takes the first two slices for the distance of all, and turns the rows.
+    """
+    turn = ornt_transform(io_orientation(image.affine), io_orientation(grid.affine))
+    image = image.as_reoriented(turn)
     found = f"of {' x '.join(map(str, image.shape))} voxels"
-    if sorted(image.shape) == sorted(grid.shape):
-        ways = _corners(grid)[:, None] - _corners(Grid(image.shape, image.affine))
-        off = float(np.linalg.norm(ways, axis=-1).min(axis=1).max())
+    if image.shape == grid.shape:
+        off = float(np.linalg.norm(apply_affine(image.affine - grid.affine, corners(grid.shape)), axis=1).max())
         if off < 0.5 * np.linalg.norm(grid.affine[:3, :2], axis=0).min():
+            as_nifti(np.asarray(image.dataobj), grid.affine).to_filename(path)
             return
         found = f"{off:.3g} mm off"
     raise PipelineError(
         f"series {series.number}: the converted volume is {found} (expected {' x '.join(map(str, grid.shape))} voxels "
         "where the headers say). Export the series again, or convert it yourself."
     )
-
-
-def _corners(grid: Grid) -> NDArray[np.float64]:
-    """(8, 3), the voxels in the corners, in mm."""
-    ends = [*itertools.product(*((0, size - 1) for size in grid.shape))]
-    found: NDArray[np.float64] = apply_affine(grid.affine, ends)
-    return found

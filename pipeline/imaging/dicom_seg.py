@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.dicom import LPS, REVERSED, Series, grid_of, header_errors
+from pipeline.imaging.dicom import REVERSED, Series, grid_of, header_errors
+from pipeline.imaging.formats import LPS
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import write_durably
 

@@ -29,9 +29,9 @@ _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImag
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *_ITK_READERS)
 """Ends of the names of files that hold a volume, in lower case."""
 MIN_COVER = 0.95
-"""Share of the head in FLAIR that T1 must cover: zeros beyond it cost more than a missing T1."""
-_LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
-"""ITK counts to the patient's left and to posterior, NIfTI to the right and to anterior."""
+"""Share of the head in FLAIR that T1 must cover, else FLAIR stands in for it. A choice: half a head was measured."""
+LPS = np.diag([-1.0, -1, 1, 1])
+"""ITK and DICOM count to the patient's left and to posterior, NIfTI to the right and to anterior."""
 
 
 def is_volume_name(name: str) -> bool:
@@ -104,7 +104,7 @@ def _of_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     voxels = np.moveaxis(SimpleITK.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))
-    return voxels, _LPS_TO_RAS @ affine
+    return voxels, LPS @ affine
 
 
 def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> tuple[nib.Nifti1Image, list[str]]:

@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -350,14 +351,13 @@ def _all_predicted(
         except PipelineError as error:
             return error
 
-    images = [source.image for source in sources.values()]
-    outcomes = dict(zip(images, overlapped(attempt, [*sources], "predict"), strict=True))
+    outcomes = dict(zip(sources, overlapped(attempt, [*sources], "predict"), strict=True))
     for line in fault_lines(sorted(odd)).splitlines():
         logger.warning(line)
     predictions = [one for one in outcomes.values() if isinstance(one, Prediction)]
     faults = {}
-    for source in sources.values():
-        if isinstance(error := outcomes[source.image], PipelineError):
+    for name, source in sources.items():
+        if isinstance(error := outcomes[name], PipelineError):
             told = (path for path in _own_files(source) if str(error).startswith(f"{path}: "))
             subject = str(next(told, source.image))
             faults[subject] = str(error).removeprefix(f"{subject}: ")
@@ -376,13 +376,14 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
     if earlier := _earlier(name, source, keep):
         return earlier
     mask = out / f"{name}{MASK_SUFFIX}"
-    if not keep.overwrite and keep.finished.has(name) and mask.exists():
+    if not keep.overwrite and mask.exists() and not keep.finished.is_begun(name):
         raise PipelineError(
-            f"{mask.name} is of another image, or was changed since it was predicted. Move it, choose another --out, "
-            "or pass --overwrite."
+            f"{mask.name} is of another image, or was changed or put there since. Move it, choose another --out, or "
+            "pass --overwrite."
         )
     odd += [(shown(name), oddity) for oddity in (*remarks, *oddities(image))]
     prediction = predictor.predict(image)
+    keep.finished.begin(name)
     save_prediction(prediction, image, mask, out / f"{name}{UNCERTAINTY_SUFFIX}")
     probability = out / f"{name}{PROBABILITY_SUFFIX}"
     if keep.probability:
@@ -439,7 +440,8 @@ def _failed(
     for source in inputs.sources.values():
         for path in source.files:
             word = labels[str(source.image)] if key else path.name
-            failed = {label: text.replace(str(path), word) for label, text in failed.items()}
+            whole = rf"(?<![\w./\\-]){re.escape(str(path))}(?![\w-]|\.\w)"  # no part of a number, word or other path
+            failed = {label: re.sub(whole, word.replace("\\", r"\\"), text) for label, text in failed.items()}
     refused = {key.get(name, name): message.partition(":")[0] for name, message in inputs.refused.items()}
     return failed | dict(sorted(refused.items()))
 
@@ -453,6 +455,4 @@ def _log_counts(inputs: Inputs, used: int, *, named: bool) -> None:
     )
     if skipped and named:
         for reason, files in groupby(sorted(skipped, key=skipped.__getitem__), key=skipped.__getitem__):
-            names = [shown(path.name) for path in files]
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            logger.info(f"skipped, {reason}: {', '.join(names[:3])}{more}")
+            logger.info(f"skipped, {reason}: {shortened([path.name for path in files])}")

@@ -119,7 +119,7 @@ class Predictor:
                 MetaTensor (C, I, J, K), or an array.
             affine: (4, 4), voxel to right, anterior, superior in mm, of an array. Without it the array's rows run to
                 posterior, its columns to the patient's left, its slices upwards: an array of slices, rows, columns, as
-                ``SimpleITK.GetArrayFromImage`` gives it, has to be transposed.
+                ``SimpleITK.GetArrayFromImage`` gives it, needs ``.transpose(1, 2, 0)``.
 
         Returns:
             Probability and mask on the volume's own grid, the axes of a SimpleITK image as x, y, z; uncertainty and

@@ -134,11 +134,16 @@ class Finished:
 
     def is_of_other_settings(self, name: str) -> bool:
         """Whether there is a result of a volume, and of other settings."""
-        return bool(self._kept(name).get("settings", self.settings) != self.settings)
+        found = self._kept(name)
+        return bool(found.get("files")) and found.get("settings") != self.settings
 
-    def has(self, name: str) -> bool:
-        """Whether there is a result of a volume, of whatever settings and files."""
-        return bool(self._kept(name))
+    def begin(self, name: str) -> None:
+        """Note that what is written of a volume from now on is no result yet, in case the run is killed meanwhile."""
+        self._keep(name, {"settings": self.settings, "files": None})
+
+    def is_begun(self, name: str) -> bool:
+        """Whether what is there of a volume is of a run that was killed while it was written."""
+        return self._kept(name).get("files", ()) is None
 
     def _kept(self, name: str) -> dict[str, Any]:
         try:
@@ -148,7 +153,10 @@ class Finished:
 
     def write(self, name: str, result: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Keep the result of a volume, JSON, with the hashes of what it was made of and of what was written."""
-        content = {"settings": self.settings, "files": [sha256_file(path) for path in files], "result": result}
+        hashes = [sha256_file(path) for path in files]
+        self._keep(name, {"settings": self.settings, "files": hashes, "result": result})
+
+    def _keep(self, name: str, content: Mapping[str, Any]) -> None:
         write_durably(self.folder / f"{name}.json", json.dumps(content).encode())
 
     def clear(self) -> None:

@@ -162,13 +162,17 @@ def check_label(path: Path, image: Path, label: Any = None) -> None:
         raise PipelineError(
             f"{path}: a label of {shape} voxels on an image of {expected} (rows, columns, slices). Resample the label."
         )
-    corners = np.array(list(itertools.product(*((0, size - 1) for size in shape))))
-    far = float(np.linalg.norm(apply_affine(affine - places, corners), axis=1).max())
+    far = float(np.linalg.norm(apply_affine(affine - places, corners(shape)), axis=1).max())
     if far > MAX_SHIFT_MM:
         raise PipelineError(
             f"{path}: by its affine it lies up to {far:.3g} mm away from {image.name}. Resample the label onto the "
             "image's grid, or mend its header."
         )
+
+
+def corners(shape: Iterable[int]) -> NDArray[np.int64]:
+    """(8, 3), the voxels in the corners of a volume."""
+    return np.array(list(itertools.product(*((0, size - 1) for size in shape))))
 
 
 def _grid(image: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:

@@ -351,6 +351,13 @@ def test_results_below_a_folder_are_no_patients(tmp_path: Path) -> None:
     assert list(find_inputs([tmp_path], tmp_path / "other").sources) == ["P"]
 
 
+@pytest.mark.parametrize("out", [".", "in"])
+def test_results_may_lie_in_or_above_the_folder_of_the_images(out: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "P_image.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 2), np.uint8)))
+    assert list(find_inputs([tmp_path / "in"], tmp_path / out).sources) == ["P"]
+
+
 def test_a_datalist_needs_no_labels(tmp_path: Path) -> None:
     """Paths alone, as MONAI and nnU-Net write a test section, and the section that MONAI's Auto3DSeg writes."""
     data = named(tmp_path / "data", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b.nii.gz", "c_image.nii.gz")
@@ -407,7 +414,7 @@ def test_a_folder_names_its_patient_however_it_is_given(
         assert list(find_inputs([Path(given)], tmp_path / "out").sources) == ["Anna"]
 
 
-@pytest.mark.parametrize("name", ["t1gd.nii.gz", "x_t1n.nii", "sub-1_T1w.nii.gz"])
+@pytest.mark.parametrize("name", ["t1gd.nii.gz", "x_t1n.nii", "sub-1_T1w.nii.gz", "x_T1_FLAIR.nii.gz"])
 def test_a_file_that_is_called_t1_is_not_taken_for_flair(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(PipelineError, match=r"by its name a T1 \(expected FLAIR\)"):

@@ -55,6 +55,20 @@ def test_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
     assert (found.flair, list(found.refused)) == ({}, ["Anna", "in", "Cleo_a"])
 
 
+def test_folders_whose_joined_names_are_one_are_refused(tmp_path: Path) -> None:
+    found = studies_of(write(tmp_path, "P1_2019", "P1/2019", "P1/2020"))
+    assert (list(found.flair), list(found.refused)) == (["P1_2020"], ["P1_2019"])
+    assert found.refused["P1_2019"].startswith("2 studies that do not lie in a folder each")
+
+
+def test_a_patient_of_damaged_files_alone_is_refused_at_any_depth(tmp_path: Path) -> None:
+    folder = write(tmp_path, "disc/P1", "disc/P2", "disc/P3")
+    for path in (folder / "disc" / "P3").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    found = studies_of(folder)
+    assert (sorted(found.flair), list(found.refused)) == (["P1", "P2"], ["P3"])
+
+
 def test_a_study_with_two_flairs_is_refused_until_one_is_asked_for(tmp_path: Path) -> None:
     folder = write(tmp_path, "P0", "P1/a", "P2")
     write_series(folder / "P1" / "b", VOXELS, PLACES, study="1.2.1", number=7, description="Jane's FLAIR")

@@ -202,20 +202,6 @@ def test_a_zip_that_cannot_be_unpacked_is_a_line(voxels: NDArray[np.int16], tmp_
     refused("holds encrypted files. Unpack it with its password")
 
 
-def test_a_series_is_converted_where_no_link_can_be_made(
-    voxels: NDArray[np.int16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on Windows without the right to it, or where the files lie on another disk."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(1, "Operation not permitted")
-
-    write_series(tmp_path / "a", voxels, PLACES)
-    for name in ("link", "symlink"):
-        monkeypatch.setattr(os, name, fail)
-    assert_same(nib.load(convert(one(tmp_path / "a"), tmp_path / "out")), voxels, PLACES)
-
-
 @pytest.mark.parametrize(("start", "step"), [(0, 0.1), (4, 0.0)], ids=["tilt", "jump"])
 def test_slices_that_lie_beside_each_other_are_refused(
     start: int, step: float, voxels: NDArray[np.int16], tmp_path: Path
@@ -244,6 +230,22 @@ def test_rounded_positions_are_no_shift(length: float, voxels: NDArray[np.int16]
         )
     found = nib.load(convert(one(tmp_path), tmp_path / "out"))
     assert np.array_equal(oriented(np.asarray(found.dataobj), found.affine), oriented(voxels, turn))
+
+
+@pytest.mark.parametrize(("distance", "share"), [(5, 0.004), (1, 0.004)])
+def test_distances_that_differ_a_little_are_averaged(distance: int, share: float, tmp_path: Path) -> None:
+    """dcm2niix takes the first one for all."""
+    voxels = np.arange(24 * 20 * 12, dtype=np.int16).reshape(24, 20, 12)
+    affine = PLACES.copy()
+    affine[2, 2] = distance
+    for z, path in enumerate(write_series(tmp_path, voxels, affine)):
+        x, y, height = (float(value) for value in pydicom.dcmread(path).ImagePositionPatient)
+        place = [x, y, height + (z % 2) * share * distance]
+        edit(path, lambda header, place=place: setattr(header, "ImagePositionPatient", place))  # type: ignore[misc]
+    series = one(tmp_path)
+    found = nib.load(convert(series, tmp_path / "out"))
+    assert np.allclose(found.affine, grid_of(series).affine, atol=1e-4)
+    assert np.array_equal(oriented(np.asarray(found.dataobj), found.affine), oriented(voxels, affine))
 
 
 def rounded(header: pydicom.Dataset, name: str, factor: float = 1.0) -> None:

@@ -66,6 +66,19 @@ def test_frames_of_an_enhanced_file_are_referred_to(
         assert np.allclose(frame.PlanePositionSequence[0].ImagePositionPatient, place, atol=0.01)
 
 
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_a_single_slice_has_its_thickness(enhanced: bool, voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    if enhanced:
+        write_enhanced(tmp_path / "a" / "1.dcm", voxels[..., :1], PLACES)
+    else:
+        write_series(tmp_path / "a", voxels[..., :1], PLACES)
+    series = one(tmp_path / "a")
+    image = nib.load(convert(series, tmp_path / "out"))
+    assert np.allclose(nib.affines.voxel_sizes(image.affine), [0.9, 0.9, 5], atol=1e-4)
+    write_segmentation(tmp_path / "seg.dcm", np.ones(image.shape), image.affine, series)
+    assert highdicom.seg.segread(tmp_path / "seg.dcm").NumberOfFrames == 1
+
+
 def test_slices_may_be_compressed(voxels: NDArray[np.int16], tmp_path: Path) -> None:
     for path in write_series(tmp_path / "a", voxels, PLACES):
         edit(path, lambda header: header.compress(RLELossless))

@@ -400,6 +400,36 @@ def test_a_fault_names_no_folder_and_no_patient_with_a_pseudonym(lively, manifes
         assert ("Jane" in failed) == (name == "plain")
 
 
+def test_a_folder_s_name_is_no_part_of_other_words(
+    lively, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.imaging.series import write_series
+
+    voxels = load_image(read_manifest(manifest).sections["validation"][0].image)[..., 1].astype(np.int16)
+    affine = AFFINE.copy()
+    affine[2, 2] = 3.5
+    for number, place in enumerate(("in/Ann", "in/Ben")):
+        paths = write_series(tmp_path / place, voxels, affine, study=f"1.2.{number}")
+    paths[3].unlink()
+    monkeypatch.chdir(tmp_path)
+    for folder, key in (("in", ["--pseudonymise", tmp_path / "key.csv"]), ("in", []), (".", [])):
+        monkeypatch.chdir(tmp_path / "in" if folder == "." else tmp_path)
+        out = tmp_path / f"out{len(key)}{folder}"
+        with pytest.raises(ManifestError, match="slices are missing"):
+            run(lively, out, folder, *key)
+        (failed,) = json.loads((out / "predictions.json").read_text())["failed"].values()
+        assert "slices lie 3.5 mm apart, but 7 mm at" in failed
+        assert failed.endswith("slices are missing, or several volumes are mixed. Export the series again.")
+
+
+def test_two_patients_may_have_one_image(lively, manifest: Path, tmp_path: Path) -> None:
+    image = str(read_manifest(manifest).sections["validation"][0].image)
+    (tmp_path / "list.json").write_text(
+        json.dumps({"test": [{"image": image, "patient": "a"}, {"image": image, "patient": "b"}]})
+    )
+    assert list(run(lively, tmp_path / "out", tmp_path / "list.json")) == ["a", "b"]
+
+
 def test_a_patient_who_cannot_be_told_is_refused_and_the_others_are_predicted(
     lively, manifest: Path, tmp_path: Path, capsys
 ) -> None:

@@ -137,6 +137,22 @@ def test_a_run_that_was_stopped_goes_on(
     assert len(seen) == 1 + 2 * len(masks)
 
 
+def test_a_run_that_was_killed_while_a_mask_was_written_goes_on(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.model import predictions
+
+    def killed(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    image = read_manifest(manifest).volumes[0].image
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predictions, "sha256_file", killed)  # the mask is there, its record is not
+        predict_volumes(image, BUNDLES[0], tmp_path)
+    assert len(list(tmp_path.glob("*_mask.nii.gz"))) == 1
+    assert predict_volumes(image, BUNDLES[0], tmp_path, skip_existing=True).faults == {}
+
+
 def test_a_mask_corrected_by_hand_is_not_replaced(whole: Path, manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -146,9 +162,13 @@ def test_a_mask_corrected_by_hand_is_not_replaced(whole: Path, manifest: Path, t
     nib.save(corrected, path)
     result = predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
     (fault,) = result.faults.values()
-    assert fault.startswith(f"{path.name} is of another image, or was changed since it was predicted")
+    assert fault.startswith(f"{path.name} is of another image, or was changed or put there since")
     assert np.array_equal(nib.load(path).dataobj, corrected.dataobj)
     assert len(result.predictions) == len(list(out.glob("*_mask.nii.gz"))) - 1
+    shutil.rmtree(out / ".finished")  # as where the masks alone were copied
+    with pytest.raises(ManifestError, match="was changed or put there since"):
+        predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
+    assert np.array_equal(nib.load(path).dataobj, corrected.dataobj)
     assert not predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, overwrite=True).faults
     assert content(out)[path.name] == content(whole)[path.name]
 

@@ -34,8 +34,6 @@ def test_an_image_has_one_channel_or_three(tmp_path: Path, more: tuple[int, ...]
     """ITK writes channels as a fifth dimension, behind time."""
     path = tmp_path / "a.nii"
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4, *more), np.uint8), np.eye(4)), path)
-    if len(nib.load(path).shape) < 3 + len(more):
-        pytest.skip("nibabel leaves out a last dimension of 1")
     if fits:
         check_image(path)
         return
