@@ -24,8 +24,8 @@ AS_IT_COMES = """
 import sys
 from pipeline import evaluate
 from pipeline.command_line import run_cli
-from pipeline.scripts import machine
-machine.keep_freed_memory = lambda: False
+from pipeline.scripts import memory
+memory.keep_freed_memory = lambda: False
 sys.exit(run_cli(evaluate.main))
 """
 ROOT = Path(__file__).resolve().parent.parent

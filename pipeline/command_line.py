@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import ctypes
 import gc
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from typing import Any, TextIO
 
 from pipeline.model.backends import BACKENDS, TORCH
 from pipeline.scripts.faults import is_users_fault, machine_fault_line, ready_process
+from pipeline.scripts.memory import share_heap
 
 PROGRAM = "lgg-flair"
 _lost: OSError | None = None
@@ -27,15 +26,6 @@ MEMORY_REMEDY = "Free some, or give fewer volumes or bundles at once."
 STATUSES = """\
 exit status: 0 done; 2 a fault that you can mend, in one line on standard error; 130 interrupted (Ctrl-C);
 143 asked to end (SIGTERM); 141 the reader of the output went away. Any other: a fault of the program."""
-
-
-def _share_heap() -> None:
-    """Have all threads, none of which has started, share one heap of glibc, where there is one.
-
-    By default each has a heap of its own, and what one thread freed is of no use to the others.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -48,7 +38,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     global _lost  # noqa: PLW0603
     _lost = None
     ready_process()
-    _share_heap()
+    share_heap()
     # What is left at the end goes with the process: to look for unused objects among it takes a second.
     atexit.register(gc.freeze)
     before = signal.signal(signal.SIGTERM, _terminate)

@@ -225,7 +225,7 @@ def load_bundle(
             gc.enable()
 
     from pipeline.scripts.inferers import ShrinkingInferer
-    from pipeline.scripts.machine import keep_freed_memory
+    from pipeline.scripts.memory import keep_freed_memory
 
     chosen = device_of(device, backend)
     _use_scripts(own=not trust)

@@ -1,8 +1,7 @@
-"""What a training asks of the machine: 16 bits where they are faster, memory that is kept, enough shared memory."""
+"""What a training asks of the machine: 16 bits where they are faster, enough shared memory."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from monai.bundle import ConfigParser
 
 from pipeline.errors import PipelineError
 from pipeline.scripts import machine
-from tests.conftest import BUNDLES
 
 
 @pytest.mark.parametrize(("device", "amp"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
@@ -23,20 +21,6 @@ def test_the_engines_amp_is_for_cuda_devices(recipe: ConfigParser, device: str, 
     recipe["amp"] = True
     assert recipe.get_parsed_content("train#trainer#amp") is amp
     assert recipe.get_parsed_content("validate#evaluator#amp") is amp
-
-
-def test_tensors_are_kept_where_glibc_can_be_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
-    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: told.append(given)))
-    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    machine.keep_freed_memory()
-    assert told == []
-    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
-    machine.keep_freed_memory()
-    assert told == [(-4, 0), (-1, -1), (-8, 1)]
-    for config in ("train", "multi_gpu_train"):
-        content = json.loads((BUNDLES[0] / "configs" / f"{config}.json").read_text())
-        assert "$@keep_memory" in content["initialize"]
 
 
 def test_too_little_shared_memory_is_told_before_the_first_batch(tmp_path: Path, monkeypatch: Any) -> None:

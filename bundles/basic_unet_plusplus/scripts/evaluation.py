@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 
 from .config import refuse_removed_keys
 from .faults import PipelineError
-from .machine import keep_freed_memory
 from .manifest import IMAGE_SUFFIX, refuse_changed_volumes
+from .memory import keep_freed_memory
 from .records import changed_settings, trained_settings
 from .volumes import refuse_faults
 from .weights import read_weights

@@ -1,9 +1,7 @@
-"""What this machine offers: 16-bit units, memory that is kept, shared memory for loader processes."""
+"""What this machine offers: devices, 16-bit units, shared memory for loader processes."""
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import shutil
 from pathlib import Path
 
@@ -34,18 +32,6 @@ def amp_arguments(device: torch.device | str) -> dict[str, torch.dtype]:
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return {}
     return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16}
-
-
-def keep_freed_memory() -> None:
-    """Let glibc, where there is one, keep freed memory for the next tensor, for the whole process.
-
-    By default glibc gives tensors of more than 32 MB, and whatever other threads free, back to the system, which clears
-    the pages again: a third to a half of a training step on a CPU.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-            libc.mallopt(option, value)
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108
