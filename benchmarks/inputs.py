@@ -4,9 +4,9 @@
 
 For the first patient of the section: DSC of each form's mask against the mask of the volume as stored, by the package
 and, of all orientations, by the bundle's own config.
-For all patients: mean DSC against the truth of three sequences, of FLAIR alone, of T1 that ends at half of the head, and
-of the first two with the skull removed by a plain rule (``without_skull``); of FLAIR alone in slices 1 mm apart, and in
-sagittal and coronal slices 4 mm apart (``acquired``), the truth brought onto the same grid.
+For all patients: mean DSC against the truth of three sequences, of FLAIR alone, of T1 that ends at half of the head,
+and of the first two with the skull removed by a plain rule (``without_skull``); of FLAIR alone in slices 1 mm apart,
+and in sagittal and coronal slices 4 mm apart (``acquired``), the truth brought onto the same grid.
 """
 
 from __future__ import annotations
