@@ -28,11 +28,11 @@ SHARED = {
 }
 NETWORK_KEYS = ("network_def", "metadata")
 """What a bundle's ``network.yaml`` must say."""
-OPTIONAL_KEYS = ("normalize_head",)
-"""What it may say besides: how its weights saw the slices' intensities, where that is not the template's way."""
+OPTIONAL_KEYS = ("normalize_head", "around")
+"""What it may say besides: what its weights saw of a slice, where that is not the template's way."""
 SCRIPTS = Path(__file__).parents[1] / "pipeline" / "scripts"
 """The code that every bundle carries."""
-MAX_WIDTH = 110
+MAX_WIDTH = 119
 """Characters of a line on which a whole list or component stands."""
 DELTA = "multi_gpu_train"
 """Config that is given to MONAI after ``train.json``; it holds only what differs."""

@@ -27,10 +27,11 @@ MAX_SLICES_AT_ONCE = 4
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "openvino-bf16": ("onnx", "openvino")}
 
 
-def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
-    """A network in evaluation mode, (B, 3, H, W) float32 -> (B, 1, H, W) float32, as a backend runs it on the CPU.
+def compiled(network: torch.nn.Module, backend: str, channels: int, side_px: int) -> Network:
+    """A network in evaluation mode, (B, C, H, W) float32 -> (B, 1, H, W) float32, as a backend runs it on the CPU.
 
-    ``torch`` gives the network itself. The others take slices of ``side_px`` pixels square alone, any number of them.
+    ``torch`` gives the network itself. The others take any number of slices, all of ``channels`` channels and of
+    ``side_px`` pixels square.
     """
     if backend == TORCH:
         return network
@@ -42,13 +43,13 @@ def compiled(network: torch.nn.Module, backend: str, side_px: int) -> Network:
             f"--backend {backend}: needs the packages {needed}. Install them with pip install -e '.[backends]'."
         )
     try:
-        run = _session(_as_onnx(network, side_px), backend)
+        run = _session(_as_onnx(network, channels, side_px), backend)
     except RuntimeError as error:
         raise PipelineError(f"--backend {backend}: cannot take this network ({error}). Use --backend torch.") from error
     return lambda batch: torch.from_numpy(run(batch.contiguous().numpy()))
 
 
-def _as_onnx(network: torch.nn.Module, side_px: int) -> bytes:
+def _as_onnx(network: torch.nn.Module, channels: int, side_px: int) -> bytes:
     """The network as an ONNX file's bytes."""
     import torch
 
@@ -59,7 +60,7 @@ def _as_onnx(network: torch.nn.Module, side_px: int) -> bytes:
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
-            (torch.zeros(2, 3, side_px, side_px),),
+            (torch.zeros(2, channels, side_px, side_px),),
             buffer,  # type: ignore[arg-type]
             input_names=["image"],
             output_names=["pred"],

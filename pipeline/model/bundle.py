@@ -253,7 +253,9 @@ def load_bundle(
     return Bundle(
         name=folder.resolve().name,
         device=place,
-        network=compiled(network.eval(), backend, int(parser.get("image_size", 0))),
+        network=compiled(
+            network.eval(), backend, 3 * (2 * int(parser.get("around", 0)) + 1), int(parser.get("image_size", 0))
+        ),
         preprocessing=_resolved(parser, "preprocessing", config),
         inferer=_resolved(parser, "inferer", config, ShrinkingInferer),
         to_probability=_resolved(parser, "to_probability", config, Compose),

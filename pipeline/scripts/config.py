@@ -73,7 +73,7 @@ SETTINGS = {
     "fold": _or_none(_number(0, whole=True)),
     **dict.fromkeys(("max_epochs", "steps_per_epoch", "batch_size", "val_interval", "sw_batch_size"), _COUNT),
     **dict.fromkeys(("world_size", "train#trainer#max_epochs"), _COUNT),
-    **dict.fromkeys(("rank", "early_stop_patience", "train#dataloader#num_workers"), _number(0, whole=True)),
+    **dict.fromkeys(("rank", "around", "early_stop_patience", "train#dataloader#num_workers"), _number(0, whole=True)),
     "image_size": _number(16, whole=True),
     **dict.fromkeys(("learning_rate", "gradient_clip"), _number(0, between=True)),
     "weight_decay": _number(0),
@@ -95,7 +95,7 @@ def setting_faults(config: Any) -> list[str]:
         for key, setting in SETTINGS.items()
         if key in config and not _is_expression(config[key]) and not setting.allows(config[key])
     ]
-    return faults or _size_faults(config) + _device_faults(config.get("device"))
+    return faults or _size_faults(config) + _channel_faults(config) + _device_faults(config.get("device"))
 
 
 def check_settings(workflow: Sequence[Any]) -> None:
@@ -126,6 +126,21 @@ def _size_faults(config: Any) -> list[str]:
         return []
     above = size + -size % factor
     return [f"image_size: {size} (expected a multiple of {factor} for {name}). Pass --image_size {above}."]
+
+
+def _channel_faults(config: Any) -> list[str]:
+    """A network takes the three sequences of a slice and of its neighbours."""
+    around, network = config.get("around", 0), config.get("network_def")
+    channels = network.get("in_channels") if isinstance(network, dict) else None
+    if not isinstance(around, int) or not isinstance(channels, int):
+        return []
+    needed = 3 * (2 * around + 1)
+    if channels == needed:
+        return []
+    return [
+        f"around: {around} (expected a network of {needed} channels, the config's takes {channels}). "
+        f"Pass --network_def#in_channels {needed}, and weights that were trained so."
+    ]
 
 
 def _device_faults(device: Any) -> list[str]:

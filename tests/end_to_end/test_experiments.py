@@ -32,6 +32,7 @@ def test_experiment_trains_and_is_scored(file: Path, manifest: Path, run_config:
     result = evaluate_volumes(manifest, [BASIC], tmp_path / "scores", weights=(tmp_path / "model.pt",))
     settings = result.summary["bundles"][0]["settings"]
     assert settings.get("network_def") == wanted.get("network_def")
+    assert settings.get("around") == wanted.get("around")
 
 
 def built(experiment: str, *keys: str, **overrides: Any) -> list[Any]:

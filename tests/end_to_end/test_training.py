@@ -52,6 +52,7 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     head = bundle.name == "basic_unet_plusplus"
     assert told == {
         "image_size": TINY["image_size"],
+        "around": 0,
         "crop_to_head": True,
         "percentiles": [1, 99.5],
         "normalize_head": head,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.model.backends import BACKENDS, PACKAGES
+from pipeline.model.backends import BACKENDS, PACKAGES, compiled
 from pipeline.model.bundle import load_bundle
 from tests.conftest import TINY, evaluated, lively_weights, save_weights
 
@@ -36,6 +36,17 @@ def test_backend_gives_the_networks_logits(trained, tmp_path: Path, backend: str
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
     assert (first - expected[:1]).abs().max() <= tolerance * expected.abs().max()
     assert (plain.backend, other.backend) == ("torch", backend)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_backend_takes_neighbouring_slices(backend: str) -> None:
+    for package in PACKAGES[backend]:
+        pytest.importorskip(package, reason=f"{package} (extra backends) is not installed")
+    network = torch.nn.Conv2d(9, 1, 3, padding=1).eval()
+    image = torch.randn(5, 9, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, expected = compiled(network, backend, 9, SIZE)(image), network(image)
+    assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
 @pytest.mark.parametrize("backend", OTHERS)

@@ -116,3 +116,86 @@ def test_bicubic_weights_are_those_of_interpolate() -> None:
     down, across = (augmentation.bicubic_of(3, side, points.device) for side in (7, 11))
     expected = torch.nn.functional.interpolate(points, (7, 11), mode="bicubic")
     assert torch.allclose(down.T @ points @ across, expected, atol=1e-6)
+
+
+def stripes(count: int, slices: int = 1) -> torch.Tensor:
+    """A batch (count, 3 * slices, SIZE, SIZE): a ramp of 0 to 1 along the columns, other by sequence and by slice."""
+    ramp = torch.linspace(0, 1, SIZE).expand(count, 3 * slices, SIZE, SIZE).clone()
+    return ramp.mul_(1 + torch.arange(3.0).repeat(slices)[:, None, None])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        augmentation.RandBatchIntensityd("image", gain=0.2, offset=0.2, bias_field=0.4),
+        augmentation.RandBatchAdjustContrastd("image", gamma=0.4, prob=1.0),
+    ],
+    ids=["intensity", "contrast"],
+)
+def test_neighbouring_slices_change_alike(transform: augmentation.MapTransform) -> None:
+    """What differs from slice to slice in an image is anatomy; a field or a contrast is one for all of them."""
+    one = stripes(20)
+    changed = transform({"image": torch.cat([one, one, one], dim=1)})["image"].unflatten(1, (3, 3))
+    assert torch.equal(changed[:, 0], changed[:, 1])
+    assert torch.equal(changed[:, 0], changed[:, 2])
+    assert (changed[:, 0] - one).abs().amax((2, 3)).min() > 1e-4
+    shares = (changed[:, 0] / one)[..., 1:]
+    assert (shares[:, 0] - shares[:, 1]).abs().amax((1, 2)).min() > 1e-4  # each sequence by itself
+
+
+def test_a_sequence_is_missing_in_all_neighbouring_slices() -> None:
+    image = torch.arange(9.0)[None, :, None, None].expand(200, 9, 2, 2).clone()
+    drop = augmentation.RandMissingSequenced("image", both=0.5)
+    seen = {tuple(values.tolist()) for values in drop({"image": image})["image"][:, :, 0, 0]}
+    assert seen == {(0, 1, 2, 3, 4, 5, 6, 7, 8), (1, 1, 1, 4, 4, 4, 7, 7, 7)}
+
+
+def test_contrast_keeps_the_darkest_and_the_brightest() -> None:
+    image = stripes(300) - 0.5
+    changed = augmentation.RandBatchAdjustContrastd("image", gamma=0.4, prob=0.5)({"image": image.clone()})["image"]
+    assert torch.allclose(changed.amin((2, 3)), image.amin((2, 3)), atol=1e-6)
+    assert torch.allclose(changed.amax((2, 3)), image.amax((2, 3)), atol=1e-6)
+    middle = (changed[:, 0, 0, SIZE // 2] + 0.5).log() / (image[:, 0, 0, SIZE // 2] + 0.5).log()
+    assert ((middle - 1).abs() < 1e-4).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert math.exp(-0.4) - 0.01 < middle.min() < math.exp(-0.35)
+    assert math.exp(0.35) < middle.max() < math.exp(0.4) + 0.01
+
+
+def test_low_resolution_blurs_some_slices() -> None:
+    image = torch.rand(200, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    blur = augmentation.RandBatchSimulateLowResolutiond("image", least=0.5, prob=0.3)
+    torch.manual_seed(0)
+    changed = blur({"image": image.clone()})["image"]
+    touched = (changed != image).flatten(1).any(1)
+    assert touched.float().mean() == pytest.approx(0.3, abs=0.1)
+    assert changed[touched].std() < 0.9 * image[touched].std()
+    assert changed.mean() == pytest.approx(float(image.mean()), abs=0.01)
+    smooth = stripes(20)
+    assert torch.allclose(blur({"image": smooth.clone()})["image"], smooth, atol=0.1)
+
+
+def test_noise_has_the_deviation_that_is_asked_for() -> None:
+    image = torch.zeros(2000, 3, SIZE, SIZE)
+    deviation = augmentation.RandBatchGaussianNoised("image", std=0.2, prob=0.5)({"image": image})["image"].std(
+        (1, 2, 3)
+    )
+    assert (deviation > 0).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert 0.19 < deviation.max() < 0.21
+    assert deviation[deviation > 0].mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_bending_and_zoom_move_image_and_label_together() -> None:
+    """A ramp of the columns tells where each pixel came from."""
+    ramp = torch.linspace(-1, 1, SIZE).expand(200, 1, SIZE, SIZE).clone()
+    move = augmentation.RandBatchAffined(["image", "label"], elastic=0.1, padding_mode=("border", "border"))
+    batch = move({"image": ramp.repeat(1, 3, 1, 1), "label": ramp.clone()})
+    assert all(torch.equal(batch["image"][:, channel], batch["label"][:, 0]) for channel in range(3))
+    shift = (batch["label"] - ramp)[:, 0, :, 4:-4]
+    bent = shift.abs().amax((1, 2)) > 1e-4
+    assert bent.float().mean() == pytest.approx(0.5, abs=0.12)
+    assert 0.08 < shift.abs().max() < 0.15
+    assert shift[bent].std((1, 2)).mean() > 0.02  # not one shift for all
+    zoom = augmentation.RandBatchAffined(["label"], zoom=0.2, padding_mode=("border",))
+    slope = zoom({"label": ramp.clone()})["label"][:, 0, SIZE // 2].diff(dim=-1)[:, SIZE // 2] * (SIZE - 1) / 2
+    assert math.exp(-0.2) - 0.01 < slope.min() < math.exp(-0.17)
+    assert math.exp(0.17) < slope.max() < math.exp(0.2) + 0.01

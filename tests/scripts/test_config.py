@@ -73,6 +73,18 @@ def test_a_size_that_a_network_cannot_take_is_told_before_slices_are_read(run_co
     config_with(ATTENTION / "configs" / "train.json", [], fewer)
 
 
+def test_neighbouring_slices_want_a_network_of_their_channels(run_config: Any, tmp_path: Path) -> None:
+    expected = (
+        "around: 1 (expected a network of 9 channels, the config's takes 3). Pass --network_def#in_channels 9, and "
+        "weights that were trained so."
+    )
+    for name in ("train", "inference"):
+        with pytest.raises(RuntimeError) as failure:
+            run_config(BASIC / "configs" / f"{name}.json", dataset_dir=str(tmp_path), around=1)
+        assert fault_line(failure.value) == expected
+    config_with(BASIC / "configs" / "train.json", [], {"around": 1, "network_def#in_channels": 9})
+
+
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(PipelineError) as failure:
         config_with(BASIC / "configs" / "train.json", [], {"max_epochs": "ten", "amp": "maybe"})

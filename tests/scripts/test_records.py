@@ -26,7 +26,7 @@ def test_an_unchanged_config_has_nothing_unrecorded() -> None:
     found = records.for_prediction(own(), own())
     network = found.pop("network_def")
     assert (network["_target_"], network["features"]) == ("BasicUNet", [16, 16, 32, 64, 128, 16])
-    expected = {"image_size": 192, "crop_to_head": True, "percentiles": [1, 99.5], "normalize_head": False}
+    expected = {"image_size": 192, "around": 0, "crop_to_head": True, "percentiles": [1, 99.5], "normalize_head": False}
     assert found == {**expected, "unrecorded": []}
 
 

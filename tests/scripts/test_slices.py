@@ -72,6 +72,23 @@ def test_slices_of_8_bits_are_what_was_preprocessed(recipe: ConfigParser) -> Non
         to_slices.transforms[0]({"image": image / 0, "label": label})
 
 
+def test_neighbouring_slices_are_channels(recipe: ConfigParser) -> None:
+    """From the lowest to the highest, the end slices repeated."""
+    image = torch.arange(4.0) + torch.tensor([0.0, 10, 20])[:, None, None, None] + torch.zeros(3, SIZE, SIZE, 4)
+    recipe["around"] = 2
+    recipe["train#slices#volumes"] = [
+        composed(recipe, "train#to_slices")({"image": image, "label": torch.zeros(1, SIZE, SIZE, 4)})
+    ]
+    batch = recipe.get_parsed_content("train#slices")[[0, 2]]
+    expected = [
+        [0, 10, 20] * 2 + [0, 10, 20, 1, 11, 21, 2, 12, 22],
+        [0, 10, 20, 1, 11, 21, 2, 12, 22] + [3, 13, 23] * 2,
+    ]
+    assert torch.allclose(batch["image"][:, :, 0, 0], torch.tensor(expected, dtype=torch.float32), atol=0.01)
+    assert batch["image"].shape == (2, 15, SIZE, SIZE)
+    assert batch["label"].shape == (2, 1, SIZE, SIZE)
+
+
 @pytest.fixture
 def data(manifest: Path, tmp_path: Path) -> Path:
     """A copy of the manifest's folder, to be changed."""

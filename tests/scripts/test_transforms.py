@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from pipeline.scoring.protocols import largest_component
-from pipeline.scripts.transforms import NormalizePercentilesd
+from pipeline.scripts.transforms import NeighbouringSlicesd, NormalizePercentilesd
 from pipeline.scripts.volumes import AFFINE
 from tests.conftest import BUNDLES, ROOT
 from tests.scripts.conftest import composed
@@ -73,6 +73,21 @@ def test_training_and_prediction_see_the_same_intensities(percentiles: list[floa
         stock = Compose(parser.get_parsed_content("intensity"))({"image": kind(image.copy())})["image"]
         own = NormalizePercentilesd("image", **settings)({"image": kind(image.copy())})["image"]
         assert torch.equal(torch.as_tensor(stock), torch.as_tensor(own))
+
+
+def test_training_and_prediction_see_the_same_neighbours() -> None:
+    """Channels from the lowest slice to the highest, the end slices repeated."""
+    parser = ConfigParser({**config_of(BUNDLES[0], "inference"), "around": 2})
+    image = torch.arange(4.0) + torch.tensor([0.0, 10, 20])[:, None, None, None] + torch.zeros(3, 6, 5, 4)
+    expected = torch.tensor([[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 3, 3]])
+    for kind in (torch.as_tensor, MetaTensor):
+        stock = Compose(parser.get_parsed_content("neighbours"))({"image": kind(image)})["image"]
+        own = NeighbouringSlicesd("image", 2)({"image": kind(image)})["image"]
+        assert torch.equal(torch.as_tensor(stock), torch.as_tensor(own))
+        assert stock.shape == (15, 6, 5, 4)
+        assert torch.equal(
+            torch.as_tensor(stock)[:, 3, 2].T.reshape(4, 5, 3), expected[..., None] + torch.tensor([0.0, 10, 20])
+        )
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)

@@ -102,11 +102,12 @@ class CheckLogits:
 
     A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. So noise of
     deviation 1000 must give outputs outside of 0 to 1, and logits that are right must give a loss of about 0. The
-    network is in evaluation mode, such as the average's; ``image_size`` is its input's height and width in pixels.
+    network is in evaluation mode, such as the average's; ``image_size`` is its input's height and width in pixels,
+    and it sees ``around`` slices on either side of a slice.
     """
 
-    def __init__(self, network: torch.nn.Module, loss: Any, image_size: int) -> None:
-        self.network, self.loss, self.image_size = network, loss, image_size
+    def __init__(self, network: torch.nn.Module, loss: Any, image_size: int, around: int = 0) -> None:
+        self.network, self.loss, self.image_size, self.channels = network, loss, image_size, 3 * (2 * around + 1)
 
     def attach(self, engine: Engine) -> None:
         """Check when the training starts."""
@@ -115,7 +116,7 @@ class CheckLogits:
     def check(self, engine: Any) -> None:
         """Check network and loss on the engine's device, by its inferer."""
         size, device = self.image_size, engine.state.device
-        noise = 1000 * torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        noise = 1000 * torch.randn(2, self.channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
         try:
             with torch.no_grad():

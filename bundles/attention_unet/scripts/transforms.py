@@ -39,6 +39,41 @@ class BinaryLabeld(MapTransform):
         return result
 
 
+class NeighbouringSlicesd(MapTransform):
+    """Add the slices around each slice as channels, from the lowest slice to the highest.
+
+    The result is that of the transform under ``neighbours`` in ``inference.json``.
+
+    Args:
+        keys: Names of the images, (C, H, W, D); they become (C * (2 * around + 1), H, W, D).
+        around: Slices on either side; beyond the ends the last slice is repeated.
+    """
+
+    def __init__(self, keys: KeysCollection, around: int = 0) -> None:
+        super().__init__(keys)
+        self.around = around
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The images with the channels of their neighbours."""
+        result = dict(data)
+        for key in self.keys if self.around else ():
+            image = result[key]
+            near = slices_around(torch.arange(image.shape[-1]), self.around, image.shape[-1])
+            result[key] = torch.cat([image[..., numbers] for numbers in near.T])
+        return result
+
+
+def slices_around(numbers: torch.Tensor, around: int, depth: int) -> torch.Tensor:
+    """Numbers of the slices around others, (B,) -> (B, 2 * around + 1), in a volume of ``depth`` slices.
+
+    Args:
+        numbers: Numbers of slices, 0 to ``depth - 1``.
+        around: Slices on either side; beyond the ends the last slice is repeated.
+        depth: How many slices the volume has.
+    """
+    return (numbers[:, None] + torch.arange(-around, around + 1)).clamp(0, depth - 1)
+
+
 class NormalizePercentilesd(MapTransform):
     """Clip each channel to two percentiles of the volume, then bring it to mean 0 and deviation 1.
 

@@ -26,8 +26,14 @@ RECORD_VERSION = 2
 PATIENTS = ("training_patients", "manifest_sha256", "pseudonymised")
 """What a record tells of the patients of a training; None or no patients where they are not known."""
 MAX_RECORD_BYTES = 32 * 2**20
-SETTINGS: dict[str, type] = {"image_size": int, "crop_to_head": bool, "percentiles": list, "normalize_head": bool}
-CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial")
+SETTINGS: dict[str, type] = {
+    "image_size": int,
+    "around": int,
+    "crop_to_head": bool,
+    "percentiles": list,
+    "normalize_head": bool,
+}
+CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial", "neighbours")
 TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
 """What decides what the network sees: plain keys of a config, its sections, and those below ``train``."""
 PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .faults import PipelineError
 from .files import checksum_path, matches_checksum, sha256_file, write_with_checksum
+from .transforms import slices_around
 
 LEVELS = 255
 
@@ -62,15 +63,18 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     ``volumes`` holds what ``ToSlices`` returns, each read once, here; all volumes are equally likely to be drawn.
     ``even_share``: the share of draws in which all slices of a volume are equally likely; others go by lesion area.
+    ``around``: slices on either side that come with each slice as channels; beyond the ends the last is repeated.
     """
 
     def __init__(
         self,
         volumes: Sequence[dict[str, torch.Tensor]],
         even_share: float = 0.1,
+        around: int = 0,
         device: torch.device | str = "cpu",
         num_threads: int = 2,
     ) -> None:
+        self.around = around
         with ThreadPoolExecutor(num_threads) as pool:
             read = pool.map(volumes.__getitem__, range(len(volumes)))
             parts = list(tqdm(read, total=len(volumes), desc="volumes", disable=None))
@@ -82,12 +86,17 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self.index)
 
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch of B slices: "image" (B, C, H, W) float32, "label" (B, 1, H, W) float32, 0 to 1."""
+        """The batch of B slices: "image" (B, C * (2 * around + 1), H, W) and "label" (B, 1, H, W), 0 to 1, float32."""
         chosen = [(self.volumes[volume], z) for volume, z in (self.index[number] for number in numbers)]
-        image = torch.stack([volume["image"][z] for volume, z in chosen]).float()
-        low, step = (torch.stack([volume[key] for volume, _ in chosen]) for key in ("low", "step"))
+        image = torch.stack([self._around(volume["image"], z) for volume, z in chosen]).float()
+        count = 2 * self.around + 1
+        low, step = (torch.stack([volume[key].repeat(count, 1, 1) for volume, _ in chosen]) for key in ("low", "step"))
         label = torch.stack([volume["label"][z] for volume, z in chosen]).float()
         return {"image": image.mul_(step).add_(low), "label": label.div_(LEVELS)}
+
+    def _around(self, image: torch.Tensor, z: int) -> torch.Tensor:
+        """A slice and those around it, (C * (2 * around + 1), H, W)."""
+        return image[slices_around(torch.tensor([z]), self.around, len(image))[0]].flatten(0, 1)
 
 
 def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import grid_sample, interpolate
 
 Batch = dict[Any, torch.Tensor]
 FIELD_POINTS = 3  # along each side of a slice, between which a bias field is smooth
+ELASTIC_POINTS = 6  # the same of a displacement
 
 
 def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
@@ -23,10 +24,12 @@ def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class RandBatchAffined(MapTransform):
-    """Rotate, scale, shift and mirror each slice of a batch, (B, C, H, W) float32, bilinearly; all keys alike.
+    """Rotate, scale, shift, bend and mirror each slice of a batch, (B, C, H, W) float32, bilinearly; all keys alike.
 
     ``rotate`` is the largest angle in radians. ``scale`` and ``translate`` are the largest changes along each axis:
-    0.1 means 0.9 to 1.1 of the size, or a tenth of the side. ``flip`` is the probability to mirror left and right.
+    0.1 means 0.9 to 1.1 of the size, or a tenth of the side. ``zoom`` is the largest logarithm of a change of both.
+    ``elastic`` is the largest displacement of ``ELASTIC_POINTS`` x ``ELASTIC_POINTS`` points, as a share of half the
+    side, bicubic between them; every second slice is bent. ``flip`` is the probability to mirror left and right.
     ``padding_mode`` says for each key what lies outside: ``zeros``, ``border`` or ``reflection``.
     """
 
@@ -37,11 +40,14 @@ class RandBatchAffined(MapTransform):
         rotate: float = 0.0,
         scale: float = 0.0,
         translate: float = 0.0,
+        zoom: float = 0.0,
+        elastic: float = 0.0,
         flip: float = 0.0,
         padding_mode: tuple[str, ...] = ("border", "zeros"),
     ) -> None:
         super().__init__(keys)
         self.rotate, self.scale, self.translate, self.flip = rotate, scale, translate, flip
+        self.zoom, self.elastic = zoom, elastic
         self.padding_mode = padding_mode
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
@@ -51,12 +57,21 @@ class RandBatchAffined(MapTransform):
         angle = self.rotate * uniform(count, like=image)
         # From places of the result to places of the source, hence the inverse of what is said above.
         down, right = 1 / (1 + self.scale * uniform(2, count, like=image))
+        if self.zoom:
+            size = torch.exp(self.zoom * uniform(count, like=image))
+            down, right = size * down, size * right
         mirror = torch.where(uniform(count, like=image) < 2 * self.flip - 1, -1.0, 1.0)
         shift = 2 * self.translate * uniform(count, 2, like=image)
         cos, sin, ratio = torch.cos(angle), torch.sin(angle), height / width
         across = torch.stack([mirror * right * cos, mirror * right * -sin * ratio, shift[:, 0]], dim=1)
         along = torch.stack([down * sin / ratio, down * cos, shift[:, 1]], dim=1)
         grid = grid_of(torch.stack([across, along], dim=1), height, width)
+        if self.elastic:
+            points = self.elastic * uniform(count, 2, ELASTIC_POINTS, ELASTIC_POINTS, like=image)
+            points *= (uniform(count, like=image) < 0)[:, None, None, None]
+            weights = (bicubic_of(ELASTIC_POINTS, side, points.device) for side in (height, width))
+            down, right = weights
+            grid = grid + (down.T @ points @ right).permute(0, 2, 3, 1)
         moved = {
             key: grid_sample(data[key], grid, padding_mode=outside, align_corners=False)
             for key, outside in zip(self.keys, self.padding_mode, strict=True)
@@ -72,12 +87,18 @@ def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return across * columns + (down * rows[:, None] + shift)
 
 
-class RandBatchIntensityd(MapTransform):
-    """Shade each channel of each slice by a bias field, multiply it by a factor around 1 and add an offset, in place.
+def by_sequence(image: torch.Tensor) -> torch.Tensor:
+    """A batch (B, 3 * K, H, W) of K neighbouring slices each, seen as (B, K, 3, H, W)."""
+    return image.view(len(image), -1, 3, *image.shape[2:])
 
-    Tensors are (B, C, H, W) float32. ``gain`` is the largest change of the factor, ``offset`` is in the image's unit.
-    ``bias_field`` is the largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic
-    between them. The field multiplies what is above the darkest pixel of the channel.
+
+class RandBatchIntensityd(MapTransform):
+    """Shade each sequence of each slice by a bias field, multiply it by a factor around 1 and add an offset, in place.
+
+    Tensors are (B, 3 * K, H, W) float32: the three sequences of a slice, or of K neighbouring ones, which change alike.
+    ``gain`` is the largest change of the factor, ``offset`` is in the image's unit. ``bias_field`` is the largest
+    logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic between them. The field multiplies
+    what is above the sequence's darkest pixel.
     """
 
     def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0, bias_field: float = 0.0) -> None:
@@ -87,12 +108,12 @@ class RandBatchIntensityd(MapTransform):
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch with other intensities."""
         for key in self.keys:
-            image = data[key]
-            shape = (*image.shape[:2], 1, 1)
+            image = by_sequence(data[key])
+            shape = (len(image), 1, image.shape[2], 1, 1)
             if self.bias_field:
-                points = self.bias_field * uniform(*image.shape[:2], FIELD_POINTS, FIELD_POINTS, like=image)
-                down, across = (bicubic_of(FIELD_POINTS, side, points.device) for side in image.shape[2:])
-                darkest = image.amin((2, 3), keepdim=True)
+                points = self.bias_field * uniform(*shape[:3], FIELD_POINTS, FIELD_POINTS, like=image)
+                down, across = (bicubic_of(FIELD_POINTS, side, points.device) for side in image.shape[3:])
+                darkest = image.amin((1, 3, 4), keepdim=True)
                 image.sub_(darkest).mul_((down.T @ points @ across).exp_()).add_(darkest)
             image.mul_(1 + self.gain * uniform(*shape, like=image)).add_(self.offset * uniform(*shape, like=image))
         return dict(data)
@@ -106,8 +127,8 @@ def bicubic_of(points: int, side: int, device: torch.device) -> torch.Tensor:
 class RandMissingSequenced(MapTransform):
     """Copy FLAIR over other channels of a slice, in place, as the publishers did where a sequence was missing.
 
-    Tensors are (B, 3, H, W): pre-contrast, FLAIR, post-contrast. ``both``, ``pre`` and ``post`` are the probabilities,
-    independent of each other, to replace both other channels or one of them.
+    Tensors are (B, 3 * K, H, W): pre-contrast, FLAIR, post-contrast, of K neighbouring slices. ``both``, ``pre``
+    and ``post`` are the probabilities, independent of each other, to replace both other channels or one of them.
     """
 
     def __init__(self, keys: KeysCollection, both: float = 0.0, pre: float = 0.0, post: float = 0.0) -> None:
@@ -117,8 +138,75 @@ class RandMissingSequenced(MapTransform):
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch with fewer sequences."""
         for key in self.keys:
-            image = data[key]
+            image = by_sequence(data[key])
             both, pre, post = torch.rand(3, len(image)) < torch.tensor([[self.both], [self.pre], [self.post]])
             for channel, missing in ((0, both | pre), (2, both | post)):
-                image[missing, channel] = image[missing, 1]
+                image[missing, :, channel] = image[missing, :, 1]
+        return dict(data)
+
+
+class RandBatchAdjustContrastd(MapTransform):
+    """Raise each sequence of a slice to a power, between its darkest and its brightest pixel.
+
+    Tensors are (B, 3 * K, H, W) float32. ``gamma`` is the largest logarithm of the power, ``prob`` the probability of a
+    slice to be changed.
+    """
+
+    def __init__(self, keys: KeysCollection, gamma: float = 0.0, prob: float = 0.0) -> None:
+        super().__init__(keys)
+        self.gamma, self.prob = gamma, prob
+
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
+        """The batch with other contrasts."""
+        data = dict(data)
+        for key in self.keys:
+            image = by_sequence(data[key])
+            power = torch.exp(self.gamma * uniform(len(image), 1, image.shape[2], 1, 1, like=image))
+            chosen = (torch.rand(len(image)) < self.prob).to(image.device)
+            part, power = image[chosen], power[chosen]
+            darkest = part.amin((1, 3, 4), keepdim=True)
+            span = (part.amax((1, 3, 4), keepdim=True) - darkest).clamp_min(1e-3)
+            image[chosen] = ((part - darkest) / span).clamp_(0, 1).pow_(power).mul_(span).add_(darkest)
+        return data
+
+
+class RandBatchSimulateLowResolutiond(MapTransform):
+    """Take slices of a batch, (B, C, H, W) float32, to fewer pixels and back, in place.
+
+    ``least`` is the smallest share of a side, at most 0.95. Each slice is chosen by the probability ``prob``; all that
+    are chosen get the same share.
+    """
+
+    def __init__(self, keys: KeysCollection, least: float = 0.5, prob: float = 0.0) -> None:
+        super().__init__(keys)
+        self.least, self.prob = least, prob
+
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
+        """The batch with coarser slices."""
+        for key in self.keys:
+            image = data[key]
+            chosen = (torch.rand(len(image)) < self.prob).to(image.device)
+            share = self.least + (0.95 - self.least) * float(torch.rand(()))
+            if chosen.any():
+                small = interpolate(image[chosen], scale_factor=share, mode="bilinear", align_corners=False)
+                image[chosen] = interpolate(small, image.shape[2:], mode="bicubic", align_corners=False)
+        return dict(data)
+
+
+class RandBatchGaussianNoised(MapTransform):
+    """Add noise to slices of a batch, (B, C, H, W) float32, in place.
+
+    ``std`` is the largest standard deviation, in the image's unit, ``prob`` the probability of a slice to be changed.
+    """
+
+    def __init__(self, keys: KeysCollection, std: float = 0.0, prob: float = 0.0) -> None:
+        super().__init__(keys)
+        self.std, self.prob = std, prob
+
+    def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
+        """The batch with noise."""
+        for key in self.keys:
+            image = data[key]
+            size = self.std * torch.rand(len(image)) * (torch.rand(len(image)) < self.prob)
+            image.add_(torch.randn(image.shape).to(image.device) * size.to(image.device)[:, None, None, None])
         return dict(data)
