@@ -1,10 +1,10 @@
-"""This pipeline and the reference program (mateuszbuda/brain-segmentation-pytorch) on the same patients, in one run.
+"""Compare this pipeline with the reference program (mateuszbuda/brain-segmentation-pytorch) on the same patients.
 
 ``python benchmarks/against_reference.py --reference DIR --data data/kaggle_3m --manifest data_manifest``
 
-DIR is a checkout of the reference program. For today's libraries it needs ``channel_axis=-1`` in place of
-``multichannel=True`` and a ``Compose`` that is not torchvision's in transform.py, and ``np.frombuffer`` in place of
-``np.fromstring`` in inference.py; its pictures need matplotlib. Every figure is of a process of its own.
+DIR is a checkout of the reference program. With current libraries it needs these changes: in transform.py
+``channel_axis=-1`` in place of ``multichannel=True``, and a ``Compose`` other than that of torchvision; in inference.py
+``np.frombuffer`` in place of ``np.fromstring``. Its pictures need matplotlib. Each measurement has its own process.
 """
 
 from __future__ import annotations
@@ -29,18 +29,32 @@ PARTS = ("start", "data", "training", "evaluation")
 
 
 def main() -> None:
-    """Measure what is asked for and print one table."""
+    """Measure the parts that were chosen, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--reference", type=Path, required=True, help="checkout of the reference program")
     parser.add_argument("--data", type=Path, required=True, help="the published folder kaggle_3m")
-    parser.add_argument("--manifest", type=Path, required=True, help="a manifest of it, split reference")
-    parser.add_argument("--repeats", type=int, default=3, help="of everything but the reference's start (default: 3)")
-    parser.add_argument("--reference-starts", type=int, default=1, help="it takes minutes and GBs (default: 1)")
     parser.add_argument(
-        "--patients", type=int, default=20, help="for slices/s, which do not depend on them (default: 20)"
+        "--manifest", type=Path, required=True, help="folder of a manifest of these data, split reference"
     )
-    parser.add_argument("--batches", type=int, default=8, help="for slices/s of training (default: 8)")
-    parser.add_argument("--only", choices=PARTS, action="append", help="default: all")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each measurement, except the reference's start (default: 3)"
+    )
+    parser.add_argument(
+        "--reference-starts",
+        type=int,
+        default=1,
+        help="runs of the reference's start, which takes minutes and GBs (default: 1)",
+    )
+    parser.add_argument(
+        "--patients",
+        type=int,
+        default=20,
+        help="patients for slices/s, which do not depend on their number (default: 20)",
+    )
+    parser.add_argument("--batches", type=int, default=8, help="batches for slices/s of training (default: 8)")
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="part to measure; repeat it for several (default: all)"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
@@ -66,7 +80,7 @@ def main() -> None:
 
 
 def few_patients(args: argparse.Namespace) -> dict[str, Path]:
-    """Folders of links to the ten validation patients, and to some training patients."""
+    """Make folders of links to the ten validation patients (``ten``), and to some training patients (``few``)."""
     sections = json.loads((args.manifest / "manifest.json").read_text())
     chosen = {
         "ten": [item["patient"] for item in sections["validation"]],
@@ -82,7 +96,7 @@ def few_patients(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def worker(name: str, args: argparse.Namespace, data: Path | None = None, cache: str = "") -> tuple[Run, Any]:
-    """Run one worker in a process of its own; what it measured itself stands in its last line."""
+    """Run one worker in its own process, and return the process and what the worker measured itself."""
     command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--reference", str(args.reference)]
     command += ["--data", str(data or args.data), "--manifest", str(args.manifest), "--patients", str(args.patients)]
     command += ["--batches", str(args.batches), "--cache", cache, "--started", str(time.time())]
@@ -94,7 +108,7 @@ def worker(name: str, args: argparse.Namespace, data: Path | None = None, cache:
 
 
 def measure_start(args: argparse.Namespace) -> Iterator[list[str]]:
-    """From TIFFs; again, where here a manifest is there and the reference has nothing to go on from; memory."""
+    """Time to the first batch: from TIFFs; again with a manifest, which the reference does not have; and memory."""
     theirs = [worker("reference_start", args) for _ in range(args.reference_starts)]
     tiffs, ours = [], []
     for number in range(args.repeats):
@@ -117,9 +131,9 @@ def measure_start(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def reference_start(args: argparse.Namespace) -> float:
-    """Seconds to the first batch, its validation volumes included; then two steps, for the memory."""
+    """Seconds of the reference to its first batch, with its validation volumes; then two steps, to measure memory."""
     modules = reference_modules(args)
-    # As its train.py does, which builds both before it trains.
+    # Its train.py builds both datasets before it trains.
     train = modules.dataset.BrainSegmentationDataset(str(args.data), subset="train", transform=augmentation(modules))
     modules.dataset.BrainSegmentationDataset(str(args.data), subset="validation", random_sampling=False)
     batches = iter(reference_loader(train, 0))
@@ -132,7 +146,7 @@ def reference_start(args: argparse.Namespace) -> float:
 
 
 def our_start(args: argparse.Namespace) -> float:
-    """The same by the bundle's training config, which reads its validation volumes later: in a validation, here."""
+    """Seconds of the bundle's training to its first batch. It reads its validation volumes later, in the validation."""
     few = {"max_epochs": 1, "steps_per_epoch": 2, "val_interval": 1}
     workflow = our_workflow(args, cache_dir=args.cache or None, **few)
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -147,21 +161,21 @@ def our_start(args: argparse.Namespace) -> float:
 
 
 def measure_data(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Slices drawn and augmented, nothing else, at the reference's size; its better number of loader processes."""
+    """Slices that are drawn and augmented only, at the reference's size, with its better number of loader processes."""
     theirs = [max(worker("reference_data", args, args.few["few"])[1]) for _ in range(args.repeats)]
     ours = [worker("our_data", args)[1] for _ in range(args.repeats)]
-    yield ["data path alone, 256 px", spread(theirs, "slices/s"), spread(ours, "slices/s"), ratio(ours, theirs)]
+    yield ["data path only, 256 px", spread(theirs, "slices/s"), spread(ours, "slices/s"), ratio(ours, theirs)]
 
 
 def reference_data(args: argparse.Namespace) -> list[float]:
-    """Slices a second in this process and with two loader processes."""
+    """Slices a second of the reference's data path: in one process, and with two loader processes."""
     modules = reference_modules(args)
     dataset = modules.dataset.BrainSegmentationDataset(str(args.data), subset="all", transform=augmentation(modules))
     return [rate(endless(reference_loader(dataset, workers)), 12) for workers in (0, 2)]
 
 
 def our_data(args: argparse.Namespace) -> float:
-    """Slices a second of loader and random transforms."""
+    """Slices a second of this pipeline's loader and random transforms."""
     workflow = our_workflow(args, image_size=256, steps_per_epoch=120)
     loader, prepare, device = (
         workflow.parser.get_parsed_content(key) for key in ("train#dataloader", "train#prepare_batch", "device")
@@ -170,7 +184,7 @@ def our_data(args: argparse.Namespace) -> float:
 
 
 def rate(batches: Iterator[Any], count: int) -> float:
-    """Slices a second over ``count`` batches, after two that are not counted."""
+    """Slices a second over ``count`` batches. Two batches before them are not counted."""
     for _ in range(2):
         next(batches)
     start = time.perf_counter()
@@ -180,13 +194,13 @@ def rate(batches: Iterator[Any], count: int) -> float:
 
 
 def endless(loader: Any) -> Iterator[Any]:
-    """Batches of one epoch after the other."""
+    """The batches of a loader, epoch after epoch without end."""
     while True:
         yield from loader
 
 
 def measure_training(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Training with the same network (this pipeline's BasicUNet) in both loops."""
+    """Training speed with the same network, BasicUNet, in the loops of both programs."""
     theirs = [max(worker("reference_training", args, args.few["few"])[1]) for _ in range(args.repeats)]
     for precision in ("float32", "bfloat16"):
         ours = [worker(f"our_training_{precision}", args)[1] for _ in range(args.repeats)]
@@ -195,7 +209,7 @@ def measure_training(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def reference_training(args: argparse.Namespace) -> list[float]:
-    """Slices a second of its loop, in this process and with two loader processes."""
+    """Slices a second of the reference's training loop: in one process, and with two loader processes."""
     modules = reference_modules(args)
     dataset = modules.dataset.BrainSegmentationDataset(str(args.data), subset="all", transform=augmentation(modules))
     step = reference_step(modules)
@@ -204,17 +218,17 @@ def reference_training(args: argparse.Namespace) -> list[float]:
 
 
 def our_training_float32(args: argparse.Namespace) -> float:
-    """Slices a second of the bundle's trainer."""
+    """Slices a second of the bundle's trainer in float32."""
     return our_training(args, amp=False)
 
 
 def our_training_bfloat16(args: argparse.Namespace) -> float:
-    """The same with forward passes in 16 bits, the default where the CPU has instructions for them."""
+    """Slices a second of the bundle's trainer in bfloat16, the default on CPUs with instructions for it."""
     return our_training(args, amp=True)
 
 
 def our_training(args: argparse.Namespace, *, amp: bool) -> float:
-    """Slices a second of the bundle's trainer."""
+    """Slices a second of the bundle's trainer, with forward passes in bfloat16 if ``amp`` is true."""
     from ignite.engine import Events
 
     workflow = our_workflow(args, image_size=256, max_epochs=1, steps_per_epoch=args.batches + 2, amp=amp)
@@ -229,7 +243,7 @@ def our_training(args: argparse.Namespace, *, amp: bool) -> float:
 
 
 def measure_evaluation(args: argparse.Namespace) -> Iterator[list[str]]:
-    """The ten validation patients, from files to a table; the reference draws a picture of each slice as well."""
+    """Evaluation time of the ten validation patients. The reference also draws a picture of each slice."""
     weights = args.out / "weights.pt"
     save_our_weights(weights)
     command = [sys.executable, "-W", "ignore", "-m", "pipeline.evaluate", "--manifest", str(args.manifest), "--weights"]
@@ -250,7 +264,7 @@ def measure_evaluation(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def save_our_weights(path: Path) -> None:
-    """Weights that were not trained, and mark little: the time does not depend on what they are."""
+    """Write weights that are not trained and mark few voxels. The time does not depend on the values."""
     import torch
     from monai.bundle import ConfigParser
 
@@ -261,7 +275,7 @@ def save_our_weights(path: Path) -> None:
 
 
 def reference_evaluation(args: argparse.Namespace) -> list[float]:
-    """Its inference.py with its U-Net that marks about 1 of 100 pixels; seconds of the pictures and of the network."""
+    """Run its inference.py with a U-Net that marks about 1 % of the pixels; seconds of pictures and network."""
     import torch
 
     modules = reference_modules(args)
@@ -299,7 +313,7 @@ def reference_evaluation(args: argparse.Namespace) -> list[float]:
 
 
 def reference_modules(args: argparse.Namespace) -> SimpleNamespace:
-    """Modules of the reference program."""
+    """The modules of the reference program."""
     sys.path.insert(0, str(args.reference))
     import dataset
     import loss
@@ -310,19 +324,19 @@ def reference_modules(args: argparse.Namespace) -> SimpleNamespace:
 
 
 def augmentation(modules: SimpleNamespace) -> Any:
-    """As its train.py gives it by default."""
+    """The augmentation of the reference program, with the defaults of its train.py."""
     return modules.transform.transforms(scale=0.05, angle=15, flip_prob=0.5)
 
 
 def reference_loader(dataset: Any, workers: int) -> Any:
-    """As its train.py builds it."""
+    """A loader as the train.py of the reference program builds it."""
     from torch.utils.data import DataLoader
 
     return DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers)
 
 
 def reference_step(modules: SimpleNamespace) -> Callable[[Any, Any], float]:
-    """One step of its loop, with this pipeline's network behind the sigmoid that its loss expects."""
+    """A function for one training step of the reference, with this pipeline's network and a sigmoid behind it."""
     import torch
     from monai.bundle import ConfigParser
 
@@ -341,7 +355,7 @@ def reference_step(modules: SimpleNamespace) -> Callable[[Any, Any], float]:
 
 
 def our_workflow(args: argparse.Namespace, **overrides: Any) -> Any:
-    """The bundle's training workflow, initialised; nothing of it is built yet."""
+    """The bundle's training workflow, initialised but with no object built yet."""
     from monai.bundle import ConfigWorkflow
 
     out = tempfile.mkdtemp()

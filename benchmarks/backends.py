@@ -1,6 +1,6 @@
-"""Evaluation by each ``--backend`` of ``pipeline.evaluate``, whole processes in turn: time, memory, DSC.
+"""Compare all ``--backend`` of ``lgg-flair evaluate``: time, memory and DSC of whole processes, in turn.
 
-Beside them the same by PyTorch with memory handed out as it comes, without ``keep_freed_memory`` of the scripts.
+One more row measures PyTorch without ``keep_freed_memory`` of the scripts.
 
 ``python benchmarks/backends.py --manifest data_manifest --bundle bundles/basic_unet``
 """
@@ -34,11 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
+    parser.add_argument(
+        "--manifest", type=Path, default=Path("data_manifest"), help="folder of the manifest (default: %(default)s)"
+    )
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "basic_unet")
-    parser.add_argument("--weights", type=Path, help="default: the bundle's")
+    parser.add_argument("--weights", type=Path, help="weights file (default: the weights of the bundle)")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--repeats", type=int, default=3, help="of each backend (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each backend (default: 3)")
     args = parser.parse_args()
     weights = args.weights or args.bundle / "models" / "model.pt"
     with tempfile.TemporaryDirectory() as folder:

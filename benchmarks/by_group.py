@@ -1,6 +1,6 @@
-"""Scores of an evaluation by kinds of patient: lesion size, slices, missing sequences, institution.
+"""Scores of evaluations for groups of patients: lesion size, number of slices, missing sequences, institution.
 
-Reads files alone: nothing is trained, predicted or written.
+This only reads files. It trains, predicts and writes nothing.
 
 ``python benchmarks/by_group.py runs/crossval_native runs/other_native``
 """
@@ -20,13 +20,13 @@ from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
 
 SMALL, LARGE = 8_000, 25_000
-"""Lesion voxels of the native volume."""
+"""Limits of the groups by lesion size, in voxels of the native volume."""
 FEW, MANY = 24, 40
-"""Slices of a volume."""
+"""Limits of the groups by number of slices in a volume."""
 
 
 def patients(manifest: Path) -> pandas.DataFrame:
-    """A row a patient, a column a grouping; the values are the groups' names."""
+    """A table with one row for each patient and one column for each grouping; the values are names of groups."""
     records = pandas.DataFrame(read_manifest(manifest).patients).T
     slices = records["shape"].str[2].astype(int)
     voxels = records["lesion_voxels"].astype(int)
@@ -48,27 +48,33 @@ def patients(manifest: Path) -> pandas.DataFrame:
 
 
 def read_dsc(folder: Path) -> pandas.Series[float]:
-    """DSC by patient.
+    """The DSC of each patient of an evaluation.
 
     Raises:
-        PipelineError: the folder holds no scores.
+        PipelineError: The folder holds no readable scores.
     """
     try:
         return pandas.read_csv(folder / "scores.csv", index_col="patient")["dsc"]
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(
-            f"{folder}: no readable scores.csv ({error}). Name a folder of pipeline.evaluate."
+            f"{folder}: no readable scores.csv ({error}). Name an output folder of lgg-flair evaluate."
         ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row a group.
+    """Print one row for each group.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
 
     Raises:
-        PipelineError: no manifest, a folder without scores, or patients that the manifest does not have.
+        PipelineError: There is no manifest, a folder has no scores, or the manifest lacks a patient.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("scores", nargs="+", type=Path, help="folders with the scores.csv of pipeline.evaluate")
+    parser.add_argument("scores", nargs="+", type=Path, help="output folders of lgg-flair evaluate, with scores.csv")
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
     args = parser.parse_args(argv)
 

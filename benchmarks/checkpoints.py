@@ -1,7 +1,7 @@
-"""What durable checkpoints cost: their seconds over those of the epochs between them, in one training.
+"""What durable checkpoints cost: the time of a checkpoint as a share of its epoch, in one training.
 
-``python benchmarks/checkpoints.py --manifest data_manifest``: each epoch writes a checkpoint and its hash, both
-brought to the disk.
+``python benchmarks/checkpoints.py --manifest data_manifest``: each epoch writes a checkpoint and its hash, and waits
+until both are on the disk.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "basic_unet")
-    parser.add_argument("--patients", type=int, default=20, help="training patients loaded (default: 20)")
-    parser.add_argument("--steps", type=int, default=100, help="of an epoch (default: 100, the bundle's own)")
+    parser.add_argument("--patients", type=int, default=20, help="number of training patients (default: 20)")
+    parser.add_argument("--steps", type=int, default=100, help="steps of an epoch (default: 100, as in the bundle)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder on the disk to measure (default: a temporary one)")
     return parser
@@ -63,7 +63,7 @@ def main() -> None:
         type(saver).__call__ = timed
         started = [0.0]
         trainer.add_event_handler(Events.EPOCH_STARTED, lambda: started.__setitem__(0, time.perf_counter()))
-        # Before the checkpoint, whose handler is attached when the workflow runs.
+        # This handler runs before that of the checkpoint, which is attached when the workflow runs.
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: epochs.append(time.perf_counter() - started[0]))
         workflow.run()
         size = sum(path.stat().st_size for path in Path(out).glob("*.pt"))

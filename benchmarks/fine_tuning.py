@@ -1,8 +1,8 @@
-"""Fine-tuning on patients of another appearance: from weights against from scratch, at the same small budget.
+"""Fine-tuning on images of another appearance, compared with training from scratch in the same number of steps.
 
-Phantoms of one appearance train the weights to start from. Other phantoms get a gamma curve, a blur and noise; they
-are trained on from scratch, from those weights, and from the weights that the bundle came with. Prints a row for each:
-the mean DSC of the other phantoms' validation section, for each seed.
+Phantoms of one appearance train the start weights. Other phantoms get a gamma curve, a blur and noise. Networks are
+trained on these from scratch, from the start weights, and from the weights of the bundle. The table shows the mean DSC
+on the validation section of the other phantoms, for each seed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from scipy.ndimage import gaussian_filter
 from pipeline import build_manifest, evaluate_volumes, make_phantoms
 
 START = ("--max_epochs", "8", "--steps_per_epoch", "40")
-"""The budget of the weights to start from."""
+"""The options of the training that makes the start weights."""
 
 
 def change_appearance(slices: Path, seed: int) -> None:
-    """Give every slice below a folder another contrast, sharpness and noise; masks stay."""
+    """Give every slice below a folder another contrast, sharpness and noise; masks are not changed."""
     noise = np.random.default_rng(seed)
     for path in sorted(slices.glob("*/*[0-9].tif")):
         image = np.asarray(Image.open(path)).astype(np.float32) / 255
@@ -34,7 +34,7 @@ def change_appearance(slices: Path, seed: int) -> None:
 
 
 def cohort(folder: Path, *, patients: int, seed: int, changed: bool) -> Path:
-    """Folder of the manifest of new phantoms, half of which validate."""
+    """Make new phantoms, half of them for validation, and return the folder of their manifest."""
     slices = make_phantoms(folder, patients=patients, size=128, slices=20, seed=seed)
     if changed:
         change_appearance(slices, seed)
@@ -43,7 +43,7 @@ def cohort(folder: Path, *, patients: int, seed: int, changed: bool) -> Path:
 
 
 def train(manifest: Path, out: Path, seed: int, *options: str) -> Path:
-    """Weights of a training."""
+    """Train a network, and return the path of its weights."""
     command = [sys.executable, "-m", "pipeline.train", "--quiet", "--manifest", str(manifest), "--out", str(out)]
     fixed = ["--image_size", "96", "--val_interval", "100", "--amp", "False", "--seed", str(seed)]
     subprocess.run([*command, *options, *fixed], check=True, stderr=subprocess.DEVNULL)
@@ -51,12 +51,12 @@ def train(manifest: Path, out: Path, seed: int, *options: str) -> Path:
 
 
 def score(manifest: Path, weights: Path, out: Path) -> float:
-    """Mean DSC of a manifest's validation section."""
+    """The mean DSC on the validation section of a manifest."""
     return float(evaluate_volumes(manifest, "basic_unet", out, weights=weights).summary["dsc_mean"])
 
 
 def measured(work: Path, seed: int, budget: tuple[str, ...]) -> dict[str, float]:
-    """The DSC of each way, by name."""
+    """The mean DSC of each way of training, by name, for one seed."""
     first = cohort(work / "first", patients=16, seed=seed, changed=False)
     other = cohort(work / "other", patients=16, seed=seed + 1000, changed=True)
     start = train(first, work / "start", seed, *START)
@@ -78,8 +78,12 @@ def measured(work: Path, seed: int, budget: tuple[str, ...]) -> dict[str, float]
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100, help="of each training on the other appearance")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds, one column each (default: 0 1 2)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100, help="steps of each training on the other appearance (default: 100)"
+    )
     args = parser.parse_args()
     budget = ("--max_epochs", "1", "--steps_per_epoch", str(args.steps))
     columns = {}

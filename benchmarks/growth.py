@@ -1,7 +1,7 @@
-"""How time and memory grow with patients: phantoms indexed, loaded for training, and evaluated.
+"""How time and memory grow with the number of patients, for manifest, training and evaluation of phantoms.
 
-``python benchmarks/growth.py --patients 10 100 1000``: every figure is of a process of its own, in which nothing but
-the number of patients changes. Weights are not trained: time does not depend on what they are.
+``python benchmarks/growth.py --patients 10 100 1000``: each measurement has its own process, and only the number of
+patients changes. The weights are not trained, because the time does not depend on their values.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ STEPS = 10
 def main() -> None:
     """Draw phantoms, measure, print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--patients", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--size", type=int, default=128, help="of a phantom's slices (default: 128)")
-    parser.add_argument("--slices", type=int, default=20, help="of a phantom (default: 20)")
-    parser.add_argument("--image-size", type=int, default=96, help="that the network sees (default: 96)")
+    parser.add_argument("--patients", type=int, nargs="+", default=[10, 100, 1000], help="numbers of patients")
+    parser.add_argument("--size", type=int, default=128, help="height and width of a slice in pixels (default: 128)")
+    parser.add_argument("--slices", type=int, default=20, help="mean number of slices in a phantom (default: 20)")
+    parser.add_argument(
+        "--image-size", type=int, default=96, help="height and width that the network sees, in pixels (default: 96)"
+    )
     parser.add_argument("--data", type=Path, help="folder that keeps the phantoms for another run")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as out:
         weights = Path(out) / "weights.pt"
-        # In a process of its own: a process's peak counts that of the one which started it.
+        # The weights are made in their own process, because a child's peak memory includes that of its parent.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(save_our_weights, weights).result()
         counts, found = sorted(args.patients), []
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, count: int, out: Path, weights: Path) -> Iterator[tuple[str, Run]]:
-    """What is done with ``count`` patients, and the process that did it."""
+    """The name of each step with ``count`` patients, and the process that did it."""
     data, manifest, cache = (args.data or out) / f"phantoms_{count}", out / f"manifest_{count}", out / f"cache_{count}"
     size = ["--patients", count, "--size", args.size, "--slices", args.slices]
     module("pipeline.phantom", data, *size)

@@ -1,12 +1,14 @@
-"""What the form of an input costs: one patient in every form that predict takes, and all patients without a skull.
+"""What the form of an input costs in DSC: one patient in every form of file, and all patients in other forms of scan.
 
     python -m benchmarks.inputs MANIFEST [--split validation] [--bundle basic_unet]
 
-For the first patient of the section: DSC of each form's mask against the mask of the volume as stored, by the package
-and, of all orientations, by the bundle's own config.
-For all patients: mean DSC against the truth of three sequences, of FLAIR alone, of T1 that ends at half of the head,
-and of the first two with the skull removed by a plain rule (``without_skull``); of FLAIR alone in slices 1 mm apart,
-and in sagittal and coronal slices 4 mm apart (``acquired``), the truth brought onto the same grid.
+The first patient of the section is predicted from every form of file. The mask is compared with that of the volume as
+stored. For all orientations, the masks of the bundle's own config are compared too.
+
+For all patients, this prints the mean DSC against the truth with three sequences, with FLAIR only, and with T1 that
+covers half of the head. The first two are also measured with the skull removed by a simple rule (``without_skull``).
+FLAIR only is also measured in slices 1 mm apart, and in sagittal and coronal slices 4 mm apart (``acquired``). The
+truth is then brought to the same grid.
 """
 
 from __future__ import annotations
@@ -36,19 +38,20 @@ from pipeline.scripts.volumes import AFFINE, oriented
 from tests.imaging.series import save_itk, write_series
 
 PLACE = np.array([[0, -0.9, 0, 110.0], [-0.9, 0, 0, 120], [0, 0, 4, -60], [0, 0, 0, 1]])
-"""A scanner's affine in place of the published volumes', whose spacing is unknown."""
+"""An affine as of a scanner, because the published volumes do not have their spacing."""
 TILT = np.array([[0.98, 0, 0.2, 0], [0, 1, 0, 0], [-0.2, 0, 0.98, 0], [0, 0, 0, 1]])
 
 
 def dsc(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> float:
-    """Dice similarity coefficient of two masks."""
+    """The Dice similarity coefficient of two masks."""
     return float(2 * (one & two).sum() / max(1, one.sum() + two.sum()))
 
 
 def without_skull(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A volume (H, W, D, 3) with 0 outside of the brain, found by a plain rule.
+    """A volume (H, W, D, 3) with 0 outside the brain, which a simple rule finds.
 
-    FLAIR above half of Otsu's threshold, opened by 7 pixels within the slice, the largest component, closed and filled.
+    The rule takes FLAIR above half of Otsu's threshold, opens it by 7 pixels within each slice, keeps the largest
+    component, closes it and fills its holes.
     """
     head = image[..., 1] > threshold_otsu(image[..., 1]) / 2
     disk = np.hypot(*np.mgrid[-7:8, -7:8])[..., None] <= 7
@@ -63,10 +66,14 @@ def without_skull(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def acquired(volume: NDArray[np.uint8], plane: int, thickness: int) -> nib.Nifti1Image:
-    """A volume (H, W, D) as slices of ``thickness`` mm across an axis would hold it.
+    """A volume as if it had been acquired in thicker slices of another plane.
 
-    It is interpolated to voxels of 1 mm, whose values are averaged within each slice. ``plane`` is 0 for sagittal, 1
-    for coronal, 2 for axial slices.
+    It is interpolated to voxels of 1 mm, whose values are averaged within each slice.
+
+    Args:
+        volume: The volume, (H, W, D).
+        plane: 0 for sagittal, 1 for coronal, 2 for axial slices.
+        thickness: The thickness of a slice in mm.
     """
     fine = nibabel.processing.resample_to_output(
         nib.Nifti1Image(volume.astype(np.float32), PLACE), (1.0, 1.0, 1.0), order=1, mode="nearest"
@@ -80,7 +87,7 @@ def acquired(volume: NDArray[np.uint8], plane: int, thickness: int) -> nib.Nifti
 
 
 def forms(image: NDArray[np.uint8], folder: Path) -> Iterator[tuple[str, Callable[[], Path], bool]]:
-    """Name, builder of the NIfTI file that the networks read, and whether it is FLAIR alone."""
+    """Each form: its name, a function that builds the NIfTI file for the networks, and whether it holds only FLAIR."""
     native = nib.Nifti1Image(image, PLACE)
 
     def saved(name: str, volume: nib.Nifti1Image) -> Path:
@@ -126,7 +133,7 @@ def forms(image: NDArray[np.uint8], folder: Path) -> Iterator[tuple[str, Callabl
 
 
 def masks_of_bundle(bundle: str, folder: Path) -> Iterator[NDArray[np.uint8]]:
-    """The masks that a bundle's own config makes of the turned volumes, each in the networks' orientation."""
+    """The masks of the turned volumes by a bundle's own config, each in the orientation of the networks."""
     config = named_path(bundle, "bundles") / "configs" / "inference.json"
     options = {"config_file": config, "dataset_dir": folder / "turned", "output_dir": folder / "masks"}
     command = [sys.executable, "-m", "monai.bundle", "run"]
@@ -139,7 +146,7 @@ def masks_of_bundle(bundle: str, folder: Path) -> Iterator[NDArray[np.uint8]]:
 def main() -> None:
     """Print the two tables."""
     parser = argparse.ArgumentParser(description="What the form of an input costs.")
-    parser.add_argument("manifest")
+    parser.add_argument("manifest", help="folder of the manifest")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--bundle", default="basic_unet")
     args = parser.parse_args()
@@ -147,7 +154,7 @@ def main() -> None:
     volumes = select(read_manifest(args.manifest), args.split)
     image, truth = load_image(volumes[0].image), load_label(volumes[0].label)
     whole, alone = (predictor.predict(part, PLACE).mask for part in (image, image[..., 1]))
-    print(f"{args.bundle}, {volumes[0].patient}: DSC {dsc(whole, truth):.4f}, FLAIR alone {dsc(alone, truth):.4f}")
+    print(f"{args.bundle}, {volumes[0].patient}: DSC {dsc(whole, truth):.4f}, FLAIR only {dsc(alone, truth):.4f}")
     worst = 1.0
     with tempfile.TemporaryDirectory() as folder:
         for name, build, is_flair in forms(image, Path(folder)):
@@ -176,9 +183,9 @@ def main() -> None:
             )
         print(volume.patient, *(f"{value:.3f}" for value in rows[-1]), flush=True)
     means = np.mean(rows, axis=0)
-    print(f"{len(rows)} patients: three sequences {means[0]:.4f}, FLAIR alone {means[1]:.4f}")
+    print(f"{len(rows)} patients: three sequences {means[0]:.4f}, FLAIR only {means[1]:.4f}")
     print("; ".join(f"{name} {mean:.4f}" for name, mean in zip(grids, means[6:], strict=True)))
-    print(f"T1 of the lower half alone, 0 above it: {means[2]:.4f}")
+    print(f"T1 of the lower half only, 0 above it: {means[2]:.4f}")
     print(f"without skull: {means[3]:.4f} and {means[4]:.4f}; share of the lesion that the rule keeps {means[5]:.4f}")
 
 

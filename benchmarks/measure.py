@@ -1,4 +1,4 @@
-"""What the benchmarks share: one process measured from outside, and one table of ratios."""
+"""What the benchmarks share: measure a process from outside, compare times, print a table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process.
+    """The measurements of one finished process.
 
     Args:
-        wall_s: from its start to its end.
-        peak_mb: largest resident set of the process and of each of its children, 1 MB = 10^6 bytes.
-        output: what it printed.
+        wall_s: The seconds from its start to its end.
+        peak_mb: The largest resident set of the process or of one of its children, in MB of 10^6 bytes.
+        output: What it printed.
     """
 
     wall_s: float
@@ -31,14 +31,14 @@ class Run:
 
 
 def run(command: Sequence[str], **environment: str) -> Run:
-    """Run a command to its end.
+    """Run a command to its end and measure it.
 
     Args:
-        command: program and arguments.
-        **environment: variables beside those of this process.
+        command: The program and its arguments.
+        **environment: Environment variables, added to those of this process.
 
     Raises:
-        RuntimeError: it failed; the message holds the end of what it printed.
+        RuntimeError: The command failed; the message holds the end of what it printed.
     """
     with tempfile.TemporaryFile() as file:
         start = time.perf_counter()
@@ -54,7 +54,7 @@ def run(command: Sequence[str], **environment: str) -> Run:
 
 
 def spread(values: Sequence[float], unit: str = "s") -> str:
-    """Median, lowest and highest."""
+    """Median, lowest and highest value as text."""
     digits = 0 if statistics.median(values) >= 100 else 1 if statistics.median(values) >= 10 else 2
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     middle = f"{middle} {unit}".rstrip()
@@ -62,12 +62,12 @@ def spread(values: Sequence[float], unit: str = "s") -> str:
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> str:
-    """Median of the first over median of the second."""
+    """The median of ``first`` divided by the median of ``second``, as text."""
     return f"{statistics.median(first) / statistics.median(second):.3g}"
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print the machine and a Markdown table."""
+    """Print a title, the machine with its versions, and a Markdown table."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     model = names[0] if names else platform.processor()

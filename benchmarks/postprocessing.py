@@ -1,7 +1,7 @@
-"""Component rules, thresholds, smoothing and flips on a cross-validation's patients, each predicted out of fold.
+"""Compare component rules, thresholds, smoothing and flips on patients that are predicted out of fold.
 
-Nothing is trained and nothing written but ``--csv``. A rule is chosen on ``--split training``: the published validation
-patients have no say in it, but for what the networks of the other folds learned from them.
+This trains nothing, and writes only the file of ``--csv``. A rule is chosen on ``--split training``, so the published
+validation patients do not influence the choice directly. The networks of other folds have learned from them.
 
 ``python benchmarks/postprocessing.py --bundle bundles/basic_unet --folds runs/crossval_basic_unet_cpu_quarter``
 """
@@ -31,19 +31,20 @@ Rule = Callable[[Probability], Mask]
 
 NEIGHBOURS = np.ones((3, 3, 3))
 MOVED = 0.003
-"""Difference of a DSC from which a patient counts as better or worse."""
+"""The difference in DSC above which a patient counts as better or worse."""
 
 
 def components(
     probability: Probability, threshold: float = 0.5, power: float | None = 0, share: float | None = None
 ) -> Mask:
-    """Connected components, 26 neighbours, of what reaches a threshold.
+    """The mask of the heaviest connected components (26 neighbours) of the voxels that reach a threshold.
 
     Args:
-        probability: (H, W, D), 0 to 1.
-        threshold: from which a voxel is marked.
-        power: a component weighs the sum of its probabilities to this power; 0: its voxels. None: all are kept.
-        share: those of at least this share of the heaviest one's weight are kept; None: the heaviest alone.
+        probability: The probability of a lesion, (H, W, D), 0 to 1.
+        threshold: The lowest probability of a marked voxel.
+        power: The weight of a component is the sum of its probabilities to this power, so 0 counts voxels. None keeps
+            all components.
+        share: Components with at least this share of the largest weight are kept, 0 to 1. None keeps only the heaviest.
     """
     marked = probability >= threshold
     if power is None:
@@ -57,7 +58,7 @@ def components(
 
 
 def large(probability: Probability, voxels: int) -> Mask:
-    """Every component of at least so many voxels, the largest one where there is none."""
+    """The mask of all components of at least ``voxels`` voxels, or of the largest one if all are smaller."""
     labels, count = ndimage.label(probability >= 0.5, structure=NEIGHBOURS)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     kept = np.flatnonzero(sizes >= min(voxels, sizes.max(initial=0)))
@@ -65,13 +66,13 @@ def large(probability: Probability, voxels: int) -> Mask:
 
 
 def smoothed(probability: Probability, weight: float) -> Mask:
-    """The largest component after each slice took ``weight`` of both its neighbours."""
+    """The largest component after smoothing: each slice takes the share ``weight`` from each of its two neighbours."""
     kernel = np.array([weight, 1 - 2 * weight, weight])
     return components(ndimage.convolve1d(probability, kernel, axis=2, mode="nearest"))
 
 
 def filled(probability: Probability) -> Mask:
-    """The largest component, its holes filled slice by slice."""
+    """The largest component, with its holes filled slice by slice."""
     mask = components(probability)
     return np.stack([ndimage.binary_fill_holes(mask[..., z]) for z in range(mask.shape[2])], axis=2)
 
@@ -96,13 +97,17 @@ RULES: dict[str, Rule] = {
 
 
 def main() -> None:
-    """Predict every patient with and without flips, try every rule on both, print one table."""
+    """Predict every patient with and without flips, apply every rule to both, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--manifest", type=Path, default=Path("data_folds"), help="with folds")
-    parser.add_argument("--bundle", type=Path, action="append", required=True, help="given several times: averaged")
-    parser.add_argument("--folds", type=Path, action="append", required=True, help="its cross-validation, one a bundle")
-    parser.add_argument("--split", default="training", help="default: training")
-    parser.add_argument("--csv", type=Path, help="DSC of each patient by each rule")
+    parser.add_argument("--manifest", type=Path, default=Path("data_folds"), help="folder of a manifest with folds")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", required=True, help="folder of a bundle; repeat it to average"
+    )
+    parser.add_argument(
+        "--folds", type=Path, action="append", required=True, help="folder of its folds, one for each bundle"
+    )
+    parser.add_argument("--split", default="training", help="section to score (default: training)")
+    parser.add_argument("--csv", type=Path, help="file for the DSC of each patient by each rule")
     args = parser.parse_args()
     manifest = read_manifest(args.manifest)
     volumes = [volume for volume in select(manifest, args.split) if volume.lesion_voxels]

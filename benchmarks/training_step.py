@@ -1,8 +1,8 @@
-"""A training step of a bundle against the bare network's: what the data path and the engine add.
+"""What the data path and the engine add to a training step: a bundle's step compared with that of the bare network.
 
-``python benchmarks/training_step.py --manifest data_manifest``: blocks of steps by the bundle's own trainer (data,
-augmentation, engine, handlers, averaging) and by a bare loop (forward, loss, backward, optimizer on one batch that lies
-there already) in turn, in one process.
+``python benchmarks/training_step.py --manifest data_manifest``: one process runs blocks of steps in turn. One kind is
+the bundle's own trainer (data, augmentation, engine, handlers, averaging). The other is a bare loop (forward, loss,
+backward, optimizer) on one batch that is in memory.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "basic_unet")
-    parser.add_argument("--patients", type=int, default=20, help="training patients loaded (default: 20)")
+    parser.add_argument("--patients", type=int, default=20, help="number of training patients (default: 20)")
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--amp", choices=("True", "False"), help="default: as the config says of this machine")
-    parser.add_argument("--features", type=int, nargs=6, help="of BasicUNet, such as 32 32 64 128 256 32")
-    parser.add_argument("--steps", type=int, default=10, help="of a block (default: 10)")
-    parser.add_argument("--blocks", type=int, default=7, help="of each kind, after one to warm up (default: 7)")
+    parser.add_argument(
+        "--amp", choices=("True", "False"), help="16-bit forward passes (default: as the config decides)"
+    )
+    parser.add_argument("--features", type=int, nargs=6, help="features of BasicUNet, such as 32 32 64 128 256 32")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a block (default: 10)")
+    parser.add_argument("--blocks", type=int, default=7, help="blocks of each kind, after one to warm up (default: 7)")
     return parser
 
 
@@ -112,7 +114,7 @@ def main() -> None:
 
 
 def show(title: str, bare: list[float], engine: list[float], data: list[float], batch_size: int) -> None:
-    """Print the table; a block over the one beside it, so that the machine's own ups and downs are in both."""
+    """Print the table. Ratios compare neighbouring blocks, so that changes in the machine's speed affect both."""
     rows = []
     for what, times in (
         ("bare network: forward, loss, backward, optimizer", bare),

@@ -1,8 +1,8 @@
-"""Where the time of one training epoch and of one evaluation goes, and the floor below which neither can go.
+"""Where the time of one training epoch and of one evaluation goes, and the least time that the network needs.
 
-``python benchmarks/where_time_goes.py --manifest data_manifest``: three tables, each of a process of its own. The floor
-is the network's own arithmetic, in floating-point operations, over the rate of a large matrix product on this machine.
-With ``--root DIR`` the first two are of another checkout, an earlier commit's for example.
+``python benchmarks/where_time_goes.py --manifest data_manifest`` prints three tables, each from its own process. The
+least time, or floor, is the number of floating-point operations of the network, divided by the rate of a large matrix
+product on this machine. With ``--root DIR`` the first two tables measure another checkout, such as an earlier commit.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ PARTS = ("training", "evaluation", "floor")
 
 
 def main() -> None:
-    """Measure each part in a process of its own and print its table."""
+    """Measure each part in its own process, and print its table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--manifest", type=Path, default=Path("data_manifest"))
     parser.add_argument("--bundle", default="basic_unet", help="name of the bundle (default: basic_unet)")
-    parser.add_argument("--weights", type=Path, help="for the evaluation (default: not trained)")
+    parser.add_argument(
+        "--weights", type=Path, help="weights file for the evaluation (default: weights that are not trained)"
+    )
     parser.add_argument("--root", type=Path, default=HERE.parent, help="checkout to measure (default: this one)")
     parser.add_argument("--image-size", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=100, help="of the epoch (default: 100)")
-    parser.add_argument("--only", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--steps", type=int, default=100, help="steps of the epoch (default: 100)")
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="part to measure; repeat it for several (default: all)"
+    )
     parser.add_argument("--worker", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.manifest, args.root = args.manifest.resolve(), args.root.resolve()
@@ -58,20 +62,20 @@ def main() -> None:
 
 
 class Parts:
-    """Seconds by name."""
+    """Sums up the seconds of named parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.since = time.perf_counter()
 
     def ends(self, name: str) -> None:
-        """What was done since the last end was ``name``."""
+        """Count the time since the last end under ``name``."""
         now = time.perf_counter()
         self.seconds[name] += now - self.since
         self.since = now
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time counted under ``name``."""
+        """The same function, with its time counted under ``name``."""
 
         def call(*given: Any, **named: Any) -> Any:
             start = time.perf_counter()
@@ -86,7 +90,7 @@ class Parts:
 
 
 def training(args: argparse.Namespace) -> list[tuple[str, float]]:
-    """Parts of one epoch of the bundle's training, by the engine's own events."""
+    """The parts of one epoch of the bundle's training, separated by the events of the engine, with their seconds."""
     from ignite.engine import Events
     from monai.bundle import ConfigWorkflow
     from monai.engines.utils import IterationEvents
@@ -111,7 +115,7 @@ def training(args: argparse.Namespace) -> list[tuple[str, float]]:
             (Events.ITERATION_COMPLETED, "optimizer"),
             (Events.EPOCH_COMPLETED, "validation"),
         ):
-            # Before the handlers that are there already.
+            # This handler must run before the existing ones.
             trainer.add_event_handler(event, parts.ends, name)
             handlers = trainer._event_handlers[event]
             handlers.insert(0, handlers.pop())
@@ -134,7 +138,7 @@ def training(args: argparse.Namespace) -> list[tuple[str, float]]:
 
 
 def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
-    """Parts of ``pipeline.evaluate`` on the validation patients, one after the other."""
+    """The parts of ``lgg-flair evaluate`` on the validation patients, one volume at a time, with their seconds."""
     from against_reference import save_our_weights
 
     import pipeline.evaluate
@@ -164,7 +168,7 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
         (pipeline.scoring.metrics, "score_volume", "DSC, HD95, sensitivity"),
     ):
         setattr(module, function, parts.timed(name, getattr(module, function)))
-    # Overlapping parts cannot be told apart by the clock.
+    # The clock cannot separate parts that overlap.
     pipeline.model.predictor.MAX_VOLUMES_AT_ONCE = 1
     with tempfile.TemporaryDirectory() as out:
         weights = args.weights or Path(out) / "weights.pt"
@@ -180,7 +184,7 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
 
 
 def floor(args: argparse.Namespace) -> list[list[str]]:
-    """The network alone against this machine's rate of arithmetic."""
+    """The time of the network only, compared with the arithmetic rate of this machine."""
     import torch
     from monai.bundle import ConfigParser
     from torch.utils.flop_counter import FlopCounterMode
@@ -243,7 +247,7 @@ WORKERS: dict[str, Callable[[argparse.Namespace], Any]] = {
 TITLES = {
     "training": "one training epoch, from the start of the process",
     "evaluation": "one evaluation of the validation patients, one volume after the other",
-    "floor": "the network alone, ms a slice",
+    "floor": "the network only, ms a slice",
 }
 HEADS = {
     "training": ["part", "seconds", "share"],

@@ -1,8 +1,8 @@
-"""FLAIR-abnormality segmentation in brain MRI with MONAI: slices in, trained bundles, masks and honest DSC tables out.
+"""Segment FLAIR abnormality in brain MRI with MONAI: predict masks, train networks, score them, share them as bundles.
 
-The names below are the public interface. Importing the package is light: each name loads what it needs when it is used.
+The names in ``__all__`` are the public interface. The import is fast: each name loads its libraries at first use.
 
-Example:
+Examples:
     >>> import pipeline
     >>> slices = pipeline.make_phantoms("demo", patients=4, size=64, slices=8)
     >>> pipeline.build_manifest(slices, "demo/manifest", split="none").content["numTest"]
@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from pipeline.cohort.building import build_manifest
@@ -75,10 +75,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is used (PEP 562).
+    """The public object with this name, loaded at its first use (PEP 562).
 
     Raises:
-        AttributeError: There is no such name.
+        AttributeError: The package has no public name like this.
     """
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -86,5 +86,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """The public names and ``__version__``."""
     return [*__all__, "__version__"]

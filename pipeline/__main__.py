@@ -1,4 +1,4 @@
-"""``lgg-flair`` and ``python -m pipeline``: an overview of the commands; followed by COMMAND, they run one."""
+"""The program ``lgg-flair``, also ``python -m pipeline``: it shows the commands, or runs the one that is named."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ COMMANDS = {
     "fetch": "download the LGG dataset from Kaggle",
     "phantom": "write a small synthetic dataset",
     "manifest": "turn a folder of slices into volumes and a manifest",
-    "train": "train a bundle",
-    "evaluate": "score bundles on a manifest, volume by volume",
-    "report": "write one HTML page of evaluations",
-    "predict": "segment volumes without truth",
-    "pack": "put a bundle into a zip",
+    "train": "train the network of a bundle",
+    "evaluate": "score bundles on patients with true masks",
+    "report": "show evaluations on one HTML page",
+    "predict": "segment FLAIR images",
+    "pack": "put a bundle into a zip file",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the overview, or run a command with the arguments that follow its name."""
+    """Print the overview of the commands, or run the command that comes first in ``argv``.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in COMMANDS:
         command = importlib.import_module(f"pipeline.{given[0]}")
@@ -34,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=called,
         usage="%(prog)s [--version] COMMAND ...",
         description="FLAIR-abnormality segmentation in brain MRI. Research only, not for clinical use.",
-        epilog=f"commands:\n{commands}\n\n{called} COMMAND --help tells a command's options.\n\n{STATUSES}",
+        epilog=f"commands:\n{commands}\n\n{PROGRAM} COMMAND --help shows the options of a command.\n\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lgg-flair-pipeline {__version__}")
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> int:
-    """The installed command ``lgg-flair``: its exit status."""
+    """Run the installed command ``lgg-flair``, and return its exit status."""
     return run_cli(main)
 
 

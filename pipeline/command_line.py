@@ -1,4 +1,4 @@
-"""What every command line shares: options, the library's messages, errors as a line, and the exit status."""
+"""What all commands share: common options, the display of messages, errors without traceback, the exit status."""
 
 from __future__ import annotations
 
@@ -21,25 +21,36 @@ from pipeline.scripts.memory import share_heap
 
 PROGRAM = "lgg-flair"
 _lost: OSError | None = None
-"""Why standard output could not be written."""
-MEMORY_REMEDY = "Free some, or give fewer volumes or bundles at once."
+"""The first error in writing to standard output, if there was one."""
+MEMORY_REMEDY = "Free memory, or give fewer volumes or bundles at once."
 STATUSES = """\
-exit status: 0 done; 2 a fault that you can mend, in one line on standard error; 130 interrupted (Ctrl-C);
-143 asked to end (SIGTERM); 141 the reader of the output went away. Any other: a fault of the program."""
+exit status:
+  0         the command is done
+  2         an error that you can correct; the message says how
+  130       interrupted (Ctrl-C)
+  141       the program that read the output ended first
+  143       asked to end (SIGTERM)
+  other     the training failed, or the program has a fault"""
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command line's ``main`` and return its exit status; a ``PipelineError`` becomes a message and 2.
+    """Run the ``main`` of a command, print its errors as messages, and return the exit status.
 
-    The status is 2 as well where memory or disk ran out. It is 130 when interrupted from the keyboard and 143 when
-    asked to end (SIGTERM), both with what was unfinished cleared away. It is 141 when the reader of the output went
-    away (``... | head``). ``argv`` are the arguments without the program's name; for None those of the process.
+    Unfinished files are removed after Ctrl-C and SIGTERM.
+
+    Args:
+        main: The function of the command. It takes the arguments and returns an exit status.
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        What ``main`` returns, or one of these: 2 after a ``PipelineError``, or if memory or disk space ran out; 130
+        after Ctrl-C; 143 after SIGTERM; 141 if the program that reads the output ended first (``... | head``).
     """
     global _lost  # noqa: PLW0603
     _lost = None
     ready_process()
     share_heap()
-    # What is left at the end goes with the process: to look for unused objects among it takes a second.
+    # A last search for unused objects takes a second, and the memory is freed with the process anyway.
     atexit.register(gc.freeze)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -51,7 +62,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
-    except BrokenPipeError:  # of a plain print
+    except BrokenPipeError:  # raised by a plain print
         _write("", sys.stdout, flush=True)
         return 141
     except Exception as error:
@@ -66,7 +77,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
 
 
 def _status_of_output() -> int:
-    """0 where standard output could be written."""
+    """The exit status that standard output asks for: 0 if all of it was written, else 141 or 2."""
     if _lost is None:
         return 0
     if isinstance(_lost, BrokenPipeError):
@@ -76,10 +87,13 @@ def _status_of_output() -> int:
 
 
 class Console(logging.Handler):
-    """Shows what commands and library say: notes on standard output, debug messages and warnings on standard error.
+    """Prints log messages: notes on standard output, debug messages and warnings on standard error.
 
-    Where standard output cannot be written any more, as in ``... | head`` or on a terminal that was closed, the notes
-    are lost and the run goes on.
+    If standard output cannot be written any more, as in ``... | head`` or after the terminal was closed, the notes are
+    lost and the run continues.
+
+    Args:
+        for_scripts: Print notes on standard error too, because standard output is for one JSON document.
     """
 
     def __init__(self, *, for_scripts: bool = False) -> None:
@@ -87,30 +101,36 @@ class Console(logging.Handler):
         self.for_scripts = for_scripts
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message as a line."""
+        """Print one message on a line."""
         on_output = record.levelno == logging.INFO and not self.for_scripts
         start = {logging.DEBUG: "debug: ", logging.INFO: ""}.get(record.levelno, "warning: ")
         _write(f"{start}{record.getMessage()}\n", sys.stdout if on_output else sys.stderr)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's parser: named as it was called, with the options that all commands share.
+    """The argument parser of a command, with the options that all commands share.
 
-    To parse sets what is shown: ``--quiet`` and ``--verbose`` stand in no result. ``json`` says that the command is to
-    call ``print_json`` at its end.
+    Parsing applies ``--quiet`` and ``--verbose`` at once, so the result does not hold them. If ``json`` is true in the
+    result, the command must call ``print_json`` at its end.
+
+    Args:
+        command: The name of the command, such as ``predict``.
+        **options: More arguments of ``argparse.ArgumentParser``.
     """
 
     def __init__(self, command: str, **options: Any) -> None:
         super().__init__(prog=program(command), **options)
         shown = self.add_mutually_exclusive_group()
-        shown.add_argument("--quiet", action="store_true", help="show warnings and errors alone")
-        shown.add_argument("--verbose", action="store_true", help="show what is done in detail, on standard error")
+        shown.add_argument("--quiet", action="store_true", help="show only warnings and errors")
+        shown.add_argument("--verbose", action="store_true", help="show each step in detail, on standard error")
         self.add_argument(
-            "--json", action="store_true", help="print one JSON document, for scripts; all else goes to standard error"
+            "--json",
+            action="store_true",
+            help="print one JSON document on standard output, for scripts; all other text goes to standard error",
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and show messages as asked for."""
+        """Parse the arguments, and set which messages are shown."""
         found, rest = super().parse_known_args(args, namespace)
         quiet, verbose = found.quiet, found.verbose
         del found.quiet, found.verbose
@@ -122,7 +142,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def program(command: str) -> str:
-    """A command as this process was called: ``lgg-flair predict``, or by Python's ``-m``."""
+    """How this process was called, for usage lines: ``lgg-flair predict``, or ``python -m pipeline predict``."""
     called = Path(sys.argv[0] if sys.argv else "")
     if called.stem.removesuffix("-script") == PROGRAM:
         return f"{PROGRAM} {command}"
@@ -132,25 +152,30 @@ def program(command: str) -> str:
 
 
 def show_messages(level: int = logging.INFO, *, for_scripts: bool = False) -> None:
-    """Show the messages that are logged under the name ``pipeline``; for scripts, all of them on standard error."""
+    """Print the messages of the logger ``pipeline``, as ``Console`` does.
+
+    Args:
+        level: The lowest level that is shown, such as ``logging.INFO``.
+        for_scripts: Print all messages on standard error.
+    """
     logger = logging.getLogger("pipeline")
-    # Of several processes that share a run the first one speaks.
+    # If several processes share a run, only the first one prints notes.
     logger.setLevel(level if is_first_process() else max(level, logging.WARNING))
     logger.handlers = [Console(for_scripts=for_scripts)]
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of those that torchrun started, or alone."""
+    """Whether this process is the first one of torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
-    """Tell the user of a command something; ``--quiet`` leaves it out."""
+    """Show a note to the user of a command, unless ``--quiet`` was given."""
     logging.getLogger("pipeline").info("%s", text)
 
 
 def print_json(document: Any) -> None:
-    """The one document that ``--json`` puts on standard output."""
+    """Print the document of ``--json`` on standard output; of several processes, only the first one prints."""
     if is_first_process():
         _write(json.dumps(document, indent=2) + "\n", sys.stdout)
 
@@ -163,7 +188,7 @@ def _write(text: str, stream: TextIO, *, flush: bool = False) -> None:
             stream.flush()
     except OSError as error:
         _lost = _lost or (error if stream is sys.stdout else None)
-        # What is still in the buffer goes nowhere: the interpreter flushes it once more at its end.
+        # The interpreter flushes the buffer once more at its end. From here on it writes to the null device.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -174,7 +199,7 @@ def _complain(text: str) -> None:
 
 
 class _Terminated(BaseException):
-    """Raised where the process is, by the signal that asks it to end."""
+    """SIGTERM has asked this process to end."""
 
 
 def _terminate(*_: object) -> None:
@@ -182,16 +207,18 @@ def _terminate(*_: object) -> None:
 
 
 def add_bundle_arguments(parser: argparse.ArgumentParser, *, default: str = "") -> None:
-    """Add the options by which every command names its networks, ``--bundle`` first.
+    """Add the options that choose networks and how they run, from ``--bundle`` to ``--device``.
 
-    ``default`` says what is taken where no bundle is named; without it one must be named.
+    Args:
+        parser: The parser of the command.
+        default: The bundles that are used without ``--bundle``, in words; empty if ``--bundle`` is required.
     """
     parser.add_argument(
         "--bundle",
         type=Path,
         action="append",
         required=not default,
-        help="bundle, by its name, such as basic_unet, or its folder; given several times: averaged"
+        help="name of a bundle, such as basic_unet, or its folder; repeat it to average several bundles"
         + (f" (default: {default})" if default else ""),
     )
     parser.add_argument(
@@ -199,18 +226,20 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, *, default: str = "") 
         type=Path,
         action="append",
         default=[],
-        help="state dict, one per --bundle (default: models/model.pt)",
+        help="weights file (a PyTorch state dict), one for each --bundle (default: models/model.pt of the bundle)",
     )
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run a --bundle that is not this project's own: its configs can run any code",
+        help="run a --bundle that is not this project's own; its configs can run any code",
     )
-    parser.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored volume")
+    parser.add_argument(
+        "--tta", action="store_true", help="average with the prediction of the left-right mirrored volume"
+    )
     parser.add_argument(
         "--backend",
         choices=list(BACKENDS),
         default=TORCH,
-        help="what runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
+        help="library that runs the networks; " + "; ".join(f"{name}: {meaning}" for name, meaning in BACKENDS.items()),
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: CUDA where there is some, else the CPU)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: CUDA if there is a GPU, else the CPU)")

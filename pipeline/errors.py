@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend."""
+"""Errors whose cause a user can correct; each message says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ __all__ = ["ManifestError", "PipelineError"]
 
 
 class ManifestError(PipelineError):
-    """Every fault of a folder of slices: path below the folder, or a patient's id -> its messages."""
+    """All errors that were found in a folder of patients, together in one exception.
+
+    Args:
+        faults: The messages by subject. A subject is a patient's id, or a path relative to the folder.
+    """
 
     def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
         self.faults = {subject: list(messages) for subject, messages in faults.items()}

@@ -1,4 +1,4 @@
-"""Command line: a manifest and bundles -> DSC of each volume, a summary, masks, and pictures on request."""
+"""The command ``lgg-flair evaluate``: score bundles on a manifest, and write scores, summary, masks and pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import CommandParser, add_bundle_arguments, print_json, program, run_cli, say
+from pipeline.command_line import PROGRAM, CommandParser, add_bundle_arguments, print_json, run_cli, say
 from pipeline.errors import PipelineError
 from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.results import MAP_FOLDER, MASK_FOLDER, scores_table
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """The parser of the command's arguments."""
     parser = CommandParser(
         "evaluate",
-        description="Per-volume DSC of one bundle, or of the mean of several, on a manifest. Research only.",
+        description="Score one bundle, or the mean of several, on patients with true masks: DSC of each volume. "
+        "Research only.",
     )
     parser.add_argument(
         "--manifest",
         type=Path,
         required=True,
-        help="manifest.json or its folder, or another Decathlon datalist of NIfTI images and labels, whose patients "
-        "are named by the image files",
+        help="manifest.json or its folder; or another Decathlon datalist of NIfTI images and labels, where the names "
+        "of the image files become the patients' names",
     )
     add_bundle_arguments(parser)
     parser.add_argument(
@@ -40,59 +41,77 @@ def arguments() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         default=[],
-        help="folder of fold_0, fold_1, ... in place of --weights, one per --bundle: each patient is predicted by the "
-        "training that held its fold out, patients without a fold by the average of all",
+        help="folder of the trainings fold_0, fold_1, ..., one for each --bundle, in place of --weights; each patient "
+        "is predicted by the training that did not use the patient, patients without a fold by the average of all",
     )
     parser.add_argument(
         "--fold",
         type=int,
-        help="this fold's patients alone; of --folds then only fold_K is needed (default: all folds)",
+        help="score only the patients of this fold K; --folds then needs only fold_K (default: all folds)",
     )
     parser.add_argument(
         "--split",
         choices=[*SECTIONS, "all"],
-        help="default: validation; with --folds or --fold all, one table out of fold",
+        help="section of the manifest to score (default: validation; with --folds or --fold: all, in one table)",
     )
-    parser.add_argument("--patients", nargs="+", default=[], metavar="ID", help="these patients of the section alone")
-    parser.add_argument("--skip-existing", action="store_true", help="go on with the same evaluation that was stopped")
+    parser.add_argument(
+        "--patients", nargs="+", default=[], metavar="ID", help="score only these patients of the section"
+    )
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="continue the same evaluation after it was stopped"
+    )
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         required=True,
-        help="folder for scores.csv, summary.json, masks/ (always whole volumes), volumes/ (images and labels, "
-        "links where the disk has them) and the training's curves: all that pipeline.report needs",
+        help=f"output folder with all that {PROGRAM} report needs: scores.csv, summary.json, masks/ (whole volumes), "
+        "volumes/ (images and labels, as links if the disk has links) and the curves of the training",
     )
     parser.add_argument(
         "--protocol",
         choices=list(PROTOCOLS),
         default="native",
-        help="; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()),
+        help="rules of scoring; " + "; ".join(f"{name}: {meaning}" for name, meaning in PROTOCOLS.items()),
     )
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="write the standard deviation over networks and flips as uncertainty/PATIENT_uncertainty.nii.gz; needs "
+        help="also write uncertainty/PATIENT_uncertainty.nii.gz, the standard deviation over networks and flips; needs "
         "--tta or several --bundle",
     )
     parser.add_argument(
         "--per-slice",
         action="store_true",
-        help="write slices.csv: patient, slice (from 1 upwards), tp, fp, fn, dsc",
+        help="also write slices.csv: patient, slice (from 1 upwards), tp, fp, fn, dsc",
     )
     parser.add_argument(
         "--figures",
         action="store_true",
-        help="draw figures/dsc.png, and for each patient figures/PATIENT/slice_NNN.png and figures/PATIENT.gif: "
-        "prediction red, truth green, both yellow, on FLAIR",
+        help="draw figures/dsc.png, and for each patient figures/PATIENT/slice_NNN.png and figures/PATIENT.gif, where "
+        "the prediction is red, the truth green and both together yellow on FLAIR",
     )
-    parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap interval (default: 0)")
+    parser.add_argument(
+        "--all-slices", action="store_true", help="draw every slice, also those without mask and truth; needs --figures"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the bootstrap interval (default: %(default)s)"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict and score a section; write the table, the summary and the masks."""
+    """Predict and score one section of a manifest; write the table, the summary and the masks.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        PipelineError: An option or a file is wrong; the message says what to do.
+    """
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
@@ -121,14 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     say(scores_table(result.scores, result.summary))
     say(f"protocol {args.protocol}: {PROTOCOLS[args.protocol]}. Research only, not for clinical use.")
-    say(f"results: {args.out}; next: {program('report')} {shlex.quote(str(args.out))}")
+    say(f"results: {args.out}; next: {PROGRAM} report {shlex.quote(str(args.out))}")
     if args.json:
         print_json({**result.summary, "scores": [asdict(score) for score in result.scores]})
     return 0
 
 
 def _draw(result: EvaluationResult, out: Path, *, figures: bool, all_slices: bool) -> None:
-    """Remove pictures of other masks; draw the chart of DSC and each patient's slices where they are asked for."""
+    """Remove outdated pictures; draw the chart of DSC and the slices of each patient if ``figures`` is true."""
     from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import DSC_FIGURE, Case, draw_cases, remove_outdated
 
@@ -153,12 +172,12 @@ def _draw(result: EvaluationResult, out: Path, *, figures: bool, all_slices: boo
         low, high = result.summary["dsc_mean_95"]
         write_durably(folder / DSC_FIGURE, dsc_png(dsc, (low, high), len(result.scores) - len(dsc)))
     drawn = draw_cases(cases, folder, all_slices=all_slices)
-    there = f", {len(cases) - drawn} were there" if drawn < len(cases) else ""
+    there = f", {len(cases) - drawn} existed already" if drawn < len(cases) else ""
     say(f"figures: {folder} ({drawn} of {len(cases)} patients drawn{there})")
 
 
 def _command(given: Sequence[str]) -> str:
-    """The command as it was given, but for ``--out``; of paths out of the working folder the last part."""
+    """The command for the summary: without ``--out``, and paths outside the working folder by their last part only."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=True)
     parser.add_argument("-o", "--out")
     kept = []

@@ -1,4 +1,4 @@
-"""Paths as they are given, and many finished files put under their names together."""
+"""Find bundles and YAML files by name, and put finished files in place, all or none."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_
 
 PACKAGE = Path(__file__).parent
 OWN = PACKAGE if (PACKAGE / "bundles").is_dir() else PACKAGE.parent
-"""Folder of ``bundles/``, ``experiments/`` and ``recipes/``: installed, the package; in a checkout, its root."""
+"""The folder that holds ``bundles/``, ``experiments/`` and ``recipes/``: the installed package or a checkout's root."""
 FINISHED = ".finished"
-"""Folder of the results of single volumes, in a folder of results."""
+"""The folder inside an output folder that keeps the results of single volumes, so that a stopped run can continue."""
 
 
 def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
-    """One path or several, as a tuple."""
+    """One path or several paths, as a tuple of ``Path``."""
     return (Path(paths),) if isinstance(paths, (str, Path)) else tuple(map(Path, paths))
 
 
 def named_path(name: str | Path, folder: str, suffix: str = "") -> Path:
-    """A file with this suffix, or a folder without one: as given, or by its name.
+    """The path of a bundle, a recipe or an experiment that is given by its path or by its name.
 
-    A name is looked up below ``folder`` in the working folder, then in what the package brings. A folder of that name
-    that is no bundle, such as one of results, does not stand in the way.
+    A name is looked up below ``folder``, first in the working folder, then in the package. A folder of the same name
+    that is no bundle, such as a folder of results, is ignored.
+
+    Args:
+        name: The path or the name, such as ``basic_unet``.
+        folder: The folder that holds the named ones: ``bundles``, ``recipes`` or ``experiments``.
+        suffix: The suffix of the files, such as ``.yaml``; empty to look for folders.
+
+    Raises:
+        PipelineError: Nothing has this path or name; the message lists the known names.
     """
     is_kind = Path.is_file if suffix else Path.is_dir
     named = f"{name}{suffix}"
@@ -42,9 +50,14 @@ def named_path(name: str | Path, folder: str, suffix: str = "") -> Path:
 
 
 def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
-    """Put finished files under their names: all of them, or none where the disk refuses in between.
+    """Move finished files to their final names: all of them, or none if the disk refuses one.
 
-    ``staged`` is finished file -> its name on the same disk. ``aside`` is a folder for what they replace meanwhile.
+    Args:
+        staged: The final path of each finished file. Both are on the same disk.
+        aside: A folder that keeps the replaced files meanwhile. It is removed at the end.
+
+    Raises:
+        PipelineError: The disk refused a file; all files are as they were before.
     """
     done: list[tuple[Path, Path | None]] = []
     try:
@@ -71,7 +84,13 @@ def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file under a second name, by a link where the disk can: the files here are replaced, never changed."""
+    """Give a file a second name: by a hard link if the disk has links, else by a copy.
+
+    A link is safe because this project replaces files and never changes them in place.
+
+    Raises:
+        PipelineError: The disk refused the new name.
+    """
     with writing_errors(target):
         if target.exists() and target.samefile(source):
             return
@@ -80,7 +99,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         beside.unlink(missing_ok=True)
         try:
             os.link(source, beside)
-        except OSError:  # another disk, or one without links
+        except OSError:  # The target is on another disk, or the disk has no links.
             write_durably(target, source.read_bytes())
         else:
             beside.replace(target)

@@ -1,7 +1,7 @@
-"""Command line: a folder of slices or volumes -> NIfTI volumes and manifest.json, every file accounted for.
+"""The command ``lgg-flair manifest``: turn a folder of slices or volumes into NIfTI volumes and manifest.json.
 
-Research only. The manifest is a Decathlon datalist. Every patient has an image and a label volume. Nothing is joined
-from data.csv.
+The manifest is a Decathlon datalist. Each patient has an image volume and a label volume. Every file of the folder is
+counted as used, skipped or refused. The file data.csv of the published dataset is not used. Research only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.listing import counts_line
-from pipeline.command_line import CommandParser, print_json, program, run_cli, say
+from pipeline.command_line import PROGRAM, CommandParser, print_json, run_cli, say
 from pipeline.errors import ManifestError
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, rebuild or verify a manifest."""
+    """Build, rebuild or verify a manifest.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ManifestError: Files of the folder have errors, or differ from the manifest; each has a message.
+        PipelineError: An option is wrong, or there is no manifest to verify.
+    """
     args = vars(arguments().parse_args(argv))
     from pipeline.cohort.building import build_manifest
     from pipeline.cohort.changes import verify_manifest
@@ -49,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _summarise(manifest: Mapping[str, Any], out: Path) -> None:
-    """Print what a person wants to know, and the next command."""
+    """Print the counts of patients and files, and the next command."""
     patients = manifest["patients"].values()
     folds = f", {manifest['split']['folds']} folds" if manifest["split"]["folds"] else ""
     sizes = ", ".join(f"{section} {len(manifest[section])}" for section in SECTIONS)
@@ -68,13 +79,13 @@ def _summarise(manifest: Mapping[str, Any], out: Path) -> None:
     say(f"manifest: {out / MANIFEST_NAME} (research only, not for clinical use)")
     given = f"--manifest {shlex.quote(str(out))} --bundle basic_unet"
     if manifest["training"]:
-        say(f"next: {program('train')} {given}")
+        say(f"next: {PROGRAM} train {given}")
     else:
-        say(f"next: {program('evaluate')} {given} --split test --out runs/evaluation")
+        say(f"next: {PROGRAM} evaluate {given} --split test --out runs/evaluation")
 
 
 def _label_values(text: str) -> tuple[int, ...]:
-    """The values of a text such as ``1,2,4``."""
+    """The numbers in a text such as ``1,2,4``."""
     values = text.split(",")
     if not all(value.isdecimal() and int(value) for value in values):
         raise argparse.ArgumentTypeError(f"{text!r} (expected whole numbers above 0, such as 1,2,4)")
@@ -82,7 +93,7 @@ def _label_values(text: str) -> tuple[int, ...]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """The parser of the command's arguments."""
     parser = CommandParser(
         "manifest",
         description="Turn a folder of LGG slices, or of image and mask volumes, into NIfTI volumes and manifest.json. "
@@ -92,35 +103,48 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "source",
         metavar="SRC",
-        help="published folder: <patient>_<number>.tif and <patient>_<number>_mask.tif; or volumes (NIfTI, MHA, NRRD) "
-        "named as by BraTS (X_flair, X_seg), BIDS (masks beside or in derivatives/), nnU-Net (imagesTr, labelsTr), a "
-        "Decathlon dataset.json, or in pairs (X_image and X_label or X_mask, images/X and labels/X)",
+        help="folder of slices as published, PATIENT_NUMBER.tif and PATIENT_NUMBER_mask.tif; or folder of volumes "
+        "(NIfTI, MHA, NRRD) named as in BraTS (X_flair, X_seg), BIDS (masks beside or in derivatives/), nnU-Net "
+        "(imagesTr, labelsTr) or a Decathlon dataset.json, or in pairs (X_image and X_label or X_mask, images/X and "
+        "labels/X)",
     )
-    add("--out", default="data_manifest", metavar="DIR", help="folder for manifest and volumes (%(default)s)")
+    add(
+        "--out",
+        default="data_manifest",
+        metavar="DIR",
+        help="output folder, for manifest and volumes (default: %(default)s)",
+    )
     add(
         "--split",
         default="reference",
-        help="reference (ten published validation patients), random, stratified (institution and lesion volume), "
-        "none (all test), or a JSON file with lists of ids under validation, test, training (%(default)s)",
+        help="how to divide the patients: reference (the ten published validation patients), random, stratified "
+        "(institution and lesion volume), none (all in the test section), or a JSON file with lists of ids under "
+        "validation, test, training (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="of random and stratified splits and of folds (%(default)s)")
-    add("--validation-fraction", type=float, default=0.1, metavar="F", help="of the persons (%(default)s)")
-    add("--test-fraction", type=float, default=0.0, metavar="F", help="of the persons (%(default)s)")
-    add("--folds", type=int, metavar="K", help="number the patients outside the test section 0 to K-1")
-    add("--allow-gaps", action="store_true", help="missing slice numbers are a warning")
-    add("--skip-unpaired", action="store_true", help="skip images without mask and masks without image")
-    add("--skip-faulty", action="store_true", help="leave out every patient with a fault and go on")
+    seed_help = "random seed of random and stratified splits, and of folds (default: %(default)s)"
+    add("--seed", type=int, default=0, help=seed_help)
+    share_help = "share of the persons in the {} section, 0 to 1 (default: %(default)s)"
+    add("--validation-fraction", type=float, default=0.1, metavar="F", help=share_help.format("validation"))
+    add("--test-fraction", type=float, default=0.0, metavar="F", help=share_help.format("test"))
+    add("--folds", type=int, metavar="K", help="number of folds; patients outside the test section get one of 0 to K-1")
+    add("--allow-gaps", action="store_true", help="warn of missing slice numbers, and do not refuse the patient")
+    add("--skip-unpaired", action="store_true", help="skip images without a mask and masks without an image")
+    add("--skip-faulty", action="store_true", help="leave out every patient with an error, and use the others")
     add(
         "--label-values",
         type=_label_values,
         default=(),
         metavar="V,V",
-        help="values of a label volume that are lesion, such as 1,2,4 (default: its only value beside 0)",
+        help="values in a label volume that mean lesion, such as 1,2,4 (default: the only value other than 0)",
     )
-    key = "write pseudonyms for patient ids; KEY, a CSV of both that must lie apart, is read and extended"
+    key = (
+        "replace patient ids by pseudonyms; KEY is a CSV of ids and pseudonyms in a separate folder, which is read and "
+        "extended"
+    )
     add("--pseudonymise", type=Path, metavar="KEY", help=key)
-    add("--rebuild", action="store_true", help="take the folder as it is, whatever an earlier manifest says")
-    add("--verify", action="store_true", help="build nothing, recheck the SHA-256 of every source file and volume")
+    add("--rebuild", action="store_true", help="build from the folder as it is now, and replace an earlier manifest")
+    verify_help = "build nothing; compare the SHA-256 of every source file and volume with the manifest"
+    add("--verify", action="store_true", help=verify_help)
     return parser
 
 

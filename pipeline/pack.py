@@ -1,4 +1,4 @@
-"""The command that checks a bundle and puts it into one reproducible zip, with its SHA-256 beside it."""
+"""The command ``lgg-flair pack``: check a bundle, and put it into one reproducible zip with its SHA-256 beside it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,28 @@ from pipeline.model.packing import pack_bundle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a bundle, write its zip and the zip's SHA-256."""
+    """Check a bundle; write its zip and the SHA-256 of the zip.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        PipelineError: The folder is no complete bundle, or it is not this project's own and ``--trust`` is missing.
+    """
     parser = CommandParser(
         "pack",
-        description="A bundle's folder -> one reproducible zip with its SHA-256, ready to be given away.",
+        description="Put the folder of a bundle into one reproducible zip, with its SHA-256 beside it, ready to share.",
     )
-    parser.add_argument("bundle", help="name, such as basic_unet, or folder")
-    parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the zip (default: dist)")
-    parser.add_argument("--trust", action="store_true", help="load the bundle though it is not this project's own")
+    parser.add_argument("bundle", help="name of a bundle, such as basic_unet, or its folder")
+    parser.add_argument("--out", type=Path, default=Path("dist"), help="folder for the zip (default: %(default)s)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="load a bundle that is not this project's own; its configs can run any code",
+    )
     args = parser.parse_args(argv)
     packed = pack_bundle(args.bundle, args.out, trust=args.trust)
     say(f"{packed.path}: {packed.size_bytes / 1e6:.1f} MB, SHA-256 {packed.sha256}")

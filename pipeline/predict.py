@@ -1,4 +1,4 @@
-"""Command line: volumes or slices without truth, and bundles -> masks, lesion volumes and, on request, more."""
+"""The command ``lgg-flair predict``: FLAIR images in, masks and a table of lesion volumes out."""
 
 from __future__ import annotations
 
@@ -18,78 +18,107 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """The parser of the command's arguments."""
     parser = CommandParser(
         "predict",
-        description="Lesion masks of volumes without truth, by one bundle or by the mean of several. Research only.",
+        description="Segment FLAIR images with one bundle, or with the mean of several. Research only.",
     )
     parser.add_argument(
         "inputs",
         type=Path,
         nargs="*",
         metavar="INPUT",
-        help="FLAIR as NIfTI, MHA or NRRD, in any orientation; or three channels, pre-contrast, FLAIR, post-contrast. "
-        "A folder of such files named as in BraTS or BIDS, of DICOM (or a zip of it), or of slices PATIENT_NUMBER.tif, "
-        ".png or .jpg, one or several patients. Or a manifest or another Decathlon datalist, with or without labels",
+        help="a FLAIR image (NIfTI, MHA or NRRD, any orientation), or an image with the channels pre-contrast, FLAIR, "
+        "post-contrast; a folder of one or several patients: such files named as in BraTS or BIDS, DICOM (or a zip of "
+        "it), or slices PATIENT_NUMBER.tif, .png or .jpg; a manifest or another Decathlon datalist, labels not needed",
     )
-    parser.add_argument("--flair", type=Path, metavar="FILE", help="FLAIR, in place of INPUT")
-    parser.add_argument("--pre", type=Path, metavar="FILE", help="pre-contrast T1 beside one FLAIR, on any grid")
-    parser.add_argument("--post", type=Path, metavar="FILE", help="post-contrast T1 beside one FLAIR, on any grid")
-    parser.add_argument("--series", help="SeriesNumber or SeriesInstanceUID of FLAIR, where DICOM does not tell it")
-    add_bundle_arguments(parser, default="the three of this project")
+    parser.add_argument("--flair", type=Path, metavar="FILE", help="FLAIR image, another way to give INPUT")
+    parser.add_argument(
+        "--pre",
+        type=Path,
+        metavar="FILE",
+        help="pre-contrast T1 of the same patient, for one FLAIR image; its grid may differ",
+    )
+    parser.add_argument(
+        "--post",
+        type=Path,
+        metavar="FILE",
+        help="post-contrast T1 of the same patient, for one FLAIR image; its grid may differ",
+    )
+    parser.add_argument(
+        "--series", help="SeriesNumber or SeriesInstanceUID of the FLAIR series, if the DICOM headers leave it unclear"
+    )
+    add_bundle_arguments(parser, default="the three bundles of this project")
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         required=True,
-        help="folder for NAME_mask.nii.gz, predictions.csv and predictions.json",
+        help="output folder, for NAME_mask.nii.gz, predictions.csv and predictions.json",
     )
     parser.add_argument(
         "--probability",
         action="store_true",
-        help="write NAME_probability.nii.gz as well, float32, before threshold and component rule",
+        help="also write NAME_probability.nii.gz: float32, 0 to 1, before the threshold and the component rule",
     )
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="write NAME_uncertainty.nii.gz, the standard deviation over networks and flips, and into the table their "
-        "agreement (mean DSC between their masks); needs --tta or several --bundle",
+        help="also write NAME_uncertainty.nii.gz, the standard deviation over networks and flips, and in the table "
+        "the column agreement, the mean DSC between their masks; needs --tta or several --bundle",
     )
     parser.add_argument(
         "--figures",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="draw figures/NAME/slice_NNN.png and figures/NAME.gif: the mask's contour red on FLAIR, beside it the "
-        "uncertainty where asked for; slices with a voxel of the mask or with uncertainty. Also "
-        "predictions.html, a page with a viewer (default: draw)",
+        help="draw predictions.html, a page with a viewer, and pictures of the slices with mask or uncertainty, "
+        "figures/NAME/slice_NNN.png and figures/NAME.gif: the contour of the mask is red on FLAIR, the uncertainty is "
+        "beside it (default: draw)",
     )
-    parser.add_argument("--all-slices", action="store_true", help="--figures of slices with nothing in them, too")
-    parser.add_argument("--all-components", action="store_true", help="keep every lesion, not the largest alone")
+    parser.add_argument(
+        "--all-slices", action="store_true", help="draw every slice, also those without mask and uncertainty"
+    )
+    parser.add_argument(
+        "--all-components", action="store_true", help="keep every connected region of the mask, not only the largest"
+    )
     parser.add_argument(
         "--dicom-seg",
         action="store_true",
-        help="write NAME_seg.dcm of DICOM inputs as well; by its standard it holds the patient's name",
+        help="also write NAME_seg.dcm for DICOM inputs; as the DICOM standard asks, it holds the patient's name",
     )
-    parser.add_argument("--allow-gaps", action="store_true", help="of slices: missing numbers are a warning")
+    parser.add_argument(
+        "--allow-gaps", action="store_true", help="warn of missing slice numbers, and do not refuse the patient"
+    )
     parser.add_argument(
         "--pseudonymise",
         type=Path,
         metavar="KEY",
-        help="pseudonyms for the volumes' names in all that is written; KEY, a CSV of names and pseudonyms that must "
-        "lie apart, is read and extended",
+        help="replace names by pseudonyms in all output; KEY is a CSV of names and pseudonyms in a separate folder, "
+        "which is read and extended",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="go on with the same run that was stopped, or add patients to the inputs: what has its mask is kept. A "
-        "mask that was changed since, or is of other options or another image, is refused without --overwrite",
+        help="keep the masks that exist and predict the other patients, to continue a run or to add patients; without "
+        "--overwrite, a changed mask or one of other options or of another image is refused",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict every volume; write masks, table and summary."""
+    """Predict every volume; write masks, table and summary.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ManifestError: Some patients were refused; all others are predicted.
+        PipelineError: An option or an input is wrong; the message says what to do.
+    """
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices and --no-figures (expected one of them). Leave one out.")
@@ -124,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(predictions_table(result.predictions))
     say(f"Research only, not for clinical use. Masks and table: {args.out}")
     if not is_first_process():
-        return 0  # the first one tells of all
+        return 0  # The first process reports the results of all.
     if args.json:
         print_json(json.loads((args.out / PREDICTIONS_NAME).read_bytes()))
     if result.faults:
@@ -133,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(result: PredictionResult, out: Path, *, figures: bool, all_slices: bool) -> None:
-    """Remove pictures of other masks, and draw those of these where they are asked for."""
+    """Remove outdated pictures, and draw new ones if ``figures`` is true."""
     from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import Case, draw_cases, remove_outdated
     from pipeline.pages.predictions import write_predictions_page

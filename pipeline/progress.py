@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, unless a command's ``--quiet`` hides them."""
+"""Progress bars on a terminal, which ``--quiet`` hides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], name: str, unit: str, total: int | None = None) -> tqdm[Item]:
-    """The items one by one, counted by a bar on standard error where that is a terminal."""
+    """The items one by one, with a progress bar if standard error is a terminal.
+
+    Args:
+        items: What to go through.
+        name: The label of the bar.
+        unit: What one item is, such as ``patient``.
+        total: The number of items; None if ``len(items)`` gives it.
+    """
     from tqdm import tqdm
 
     is_quiet = logging.getLogger("pipeline").level >= logging.WARNING

@@ -1,4 +1,4 @@
-"""Command line: evaluation folders -> one HTML page with tables, charts and a viewer, complete in itself."""
+"""The command ``lgg-flair report``: one HTML page of evaluations, with tables, charts and a viewer."""
 
 from __future__ import annotations
 
@@ -7,34 +7,52 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import CommandParser, print_json, run_cli, say
+from pipeline.command_line import PROGRAM, CommandParser, print_json, run_cli, say
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments."""
+    """The parser of the command's arguments."""
     parser = CommandParser(
         "report",
-        description="One HTML page of one or several evaluations: tables, charts, slices. It needs neither weights nor "
-        "network nor any other file. Research only.",
+        description="Show one or several evaluations on one HTML page: tables, charts, slices. The page needs no other "
+        "file. Research only.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="an --out folder of pipeline.evaluate")
-    parser.add_argument("--out", type=Path, help=f"the page (default: {REPORT_NAME} in the first RUN)")
-    parser.add_argument("--name", action="append", default=[], help="of each RUN in the page (default: its folder's)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=f"output folder of {PROGRAM} evaluate")
+    parser.add_argument("--out", type=Path, help=f"file of the page (default: {REPORT_NAME} in the first RUN)")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="name of a RUN on the page, given once for each RUN (default: the name of its folder)",
+    )
     parser.add_argument(
         "--viewers",
         type=int,
         default=MAX_VIEWERS,
-        help="patients whose slices can be looked at, the worst first; the tables have all (default: %(default)s)",
+        help="number of patients with slices on the page, the lowest DSC first; the tables list all patients "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--patients", nargs="+", default=[], metavar="ID", help="slices of these patients as well")
+    parser.add_argument(
+        "--patients", nargs="+", default=[], metavar="ID", help="also show the slices of these patients"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; the status for the shell."""
+    """Write the page.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        PipelineError: An option is wrong, or a folder holds no evaluation.
+    """
     args = arguments().parse_args(argv)
-    from pipeline.pages.report import write_report  # heavy, and not needed for --help
+    from pipeline.pages.report import write_report  # It loads slowly, and --help does not need it.
 
     out, notes = write_report(args.runs, args.out, args.name, args.viewers, args.patients)
     for note in notes:

@@ -1,4 +1,4 @@
-"""The command that trains: it prints and runs the plain ``monai.bundle run`` command, or one for each fold."""
+"""The command ``lgg-flair train``: print and run the plain ``monai.bundle run`` command, once or for each fold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import CommandParser, print_json, program, run_cli, say
+from pipeline.command_line import PROGRAM, CommandParser, print_json, run_cli, say
 from pipeline.files import OWN
 
 if TYPE_CHECKING:
@@ -21,29 +21,44 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line's arguments, as ``plan_training`` names them; whatever else is given overrides the config."""
+    """The parser of the command's arguments, named as in ``plan_training``; it leaves other ``--KEY VALUE`` pairs."""
     parser = CommandParser(
         "train",
         usage="%(prog)s [options] [--KEY VALUE ...]",
-        description="Train a bundle. Any other --KEY VALUE overrides the bundle's config. Research only.",
+        description="Train the network of a bundle. Any other --KEY VALUE overrides its config. Research only.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--bundle", default="basic_unet", help="name or folder (default: basic_unet)")
-    add("--experiment", action="append", default=[], help="file, or name below experiments/; repeatable")
-    add("--recipe", help="file, or name below recipes/")
-    add("--manifest", type=Path, default=Path("data_manifest"), help="folder (default: data_manifest)")
-    add("--fold", help="validate on this fold, train on the others; all: every fold in turn")
-    add("--init", help="weights to start from: a bundle, by name or folder, or a weights file (default: none)")
-    add("--resume", action="store_true", help="go on where a training was interrupted")
-    trust_help = "train a --bundle that is not this project's own: its configs can run any code"
+    add("--bundle", default="basic_unet", help="name of a bundle, or its folder (default: %(default)s)")
+    add(
+        "--experiment",
+        action="append",
+        default=[],
+        help="name of an experiment, or its YAML file; repeat it for several",
+    )
+    add("--recipe", help="name of a recipe, or its YAML file")
+    add("--manifest", type=Path, default=Path("data_manifest"), help="folder of the manifest (default: %(default)s)")
+    add("--fold", help="number of the fold to validate on, while the others train; all: every fold in turn")
+    add("--init", help="weights to start from: name or folder of a bundle, or a weights file (default: none)")
+    add("--resume", action="store_true", help="continue an interrupted training")
+    trust_help = "train a --bundle that is not this project's own; its configs can run any code"
     add("--trust", action="store_true", help=trust_help)
     add("--out", type=Path, help="folder for weights and curves (default: runs/NAME)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print and run the training's command, or one for each fold."""
+    """Print and run the training command, or one for each fold.
+
+    Args:
+        argv: The arguments without the program's name; None for those of the process.
+
+    Returns:
+        0, or the exit status of the first training that failed.
+
+    Raises:
+        PipelineError: An option, a setting or a file is wrong; the message says what to do.
+    """
     parser = arguments()
     args, overrides = parser.parse_known_args(argv)
     options = [text.removeprefix("--") for text in parser.format_help().split() if text.startswith("--")]
@@ -62,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
-    """The best validation DSC, and the commands that score the last weights and show them."""
+    """The last line: the best validation DSC, and the commands that score the last weights and show the scores."""
     from pipeline.model.training import ALL_FOLDS
 
     what = ["--weights", str(plan.out / "model.pt")] if args.fold is None else ["--folds", str(plan.out)]
@@ -70,27 +85,33 @@ def _next(args: argparse.Namespace, plan: TrainingPlan) -> str:
     what += ["--trust"] if args.trust else []
     scores = str(plan.out / "scores")
     bundle = plan.bundle.name if plan.bundle.parent == OWN / "bundles" else str(plan.bundle)
-    evaluate = [*program("evaluate").split(), "--manifest", str(args.manifest), "--bundle", bundle]
-    commands = [[*evaluate, *what, "--out", scores, "--figures"], [*program("report").split(), scores]]
+    evaluate = [PROGRAM, "evaluate", "--manifest", str(args.manifest), "--bundle", bundle]
+    commands = [[*evaluate, *what, "--out", scores, "--figures"], [PROGRAM, "report", scores]]
     best = ", ".join(f"{dsc:.4f}" for dsc in plan.best_validation_dsc())
     start = f"best validation DSC {best}; " if best else ""
     return f"{start}next: {' && '.join(map(shlex.join, commands))}"
 
 
 def _end_with_parent() -> None:
-    """In the training's process, before it begins: end when the one that started it is killed; on Linux alone."""
+    """Ask Linux to end the training's process if the process that started it is killed."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _run(command: Sequence[str], *, is_own: bool, for_scripts: bool) -> int:
-    """Print a command as it could be typed, run it, and say how to go on after Ctrl-C.
+    """Print a training command as it could be typed, run it, and say how to resume it after Ctrl-C.
 
-    What the training prints goes to standard error for scripts, and nowhere with ``--quiet``. Of a bundle of this
-    project, known by its hashes, MONAI's warning that a config can run any code is left out.
+    Args:
+        command: The program and its arguments.
+        is_own: The bundle is this project's own, as its hashes show. MONAI's warning that a config can run any code
+            is then left out.
+        for_scripts: Send the output of the training to standard error. With ``--quiet`` it is not shown at all.
+
+    Returns:
+        The exit status: that of the training, 130 after Ctrl-C, 128 and the number of the signal that killed it.
     """
-    # A list of config files holds single quotes: double quotes around it read better than what shlex makes of it.
+    # A list of config files holds single quotes, so double quotes around it are easier to read than those of shlex.
     parts = [
         f'"{part}"' if "'" in part and not set(part) & set('"$`\\!') else shlex.quote(part) for part in command[1:]
     ]
@@ -108,13 +129,16 @@ def _run(command: Sequence[str], *, is_own: bool, for_scripts: bool) -> int:
             stdout=printed if logging.getLogger("pipeline").isEnabledFor(logging.INFO) else subprocess.DEVNULL,
         ).returncode
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
+        print("\ninterrupted; run the same command with --resume to continue", file=sys.stderr)
         return 130
     if status >= 0:
         return status
     why = "perhaps memory ran out; " if -status == 9 else ""
     name = signal.Signals(-status).name
-    print(f"\nerror: the training was killed ({name}): {why}the same command with --resume goes on", file=sys.stderr)
+    print(
+        f"\nerror: the training was killed ({name}): {why}run the same command with --resume to continue",
+        file=sys.stderr,
+    )
     return 128 - status
 
 

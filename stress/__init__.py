@@ -1,1 +1,1 @@
-"""Harnesses that break things on purpose: ``make torture`` runs them, ``tests/test_stress.py`` a few of each."""
+"""Programs that break files and runs on purpose. ``make torture`` runs all, ``tests/test_stress.py`` a few of each."""

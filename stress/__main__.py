@@ -1,9 +1,10 @@
-"""All harnesses, one table.
+"""Run all stress programs, and print one table.
 
     python -m stress --count 20 --seed 0        (`make torture COUNT=20`)
 
-COUNT is that of whole trainings killed and resumed, for each bundle and each way of loading; kills of savers and
-writers, damages and mutated inputs come 15 times, a hundred times and a thousand times as often.
+COUNT is the number of trainings that are killed and resumed, for each bundle and each way to load batches. The other
+numbers follow from it: 15 times as many kills of processes that save or write, 100 times as many damaged files, 1000
+times as many mutated inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Row = tuple[str, int, int]
 TESTS = {
     "bad inputs, tests": ["tests", "-k", "case_"],
     "foreign bundles, tests": ["tests/model/test_trust.py"],
-    "faults told, locks, processes, tests": [
+    "faults reported, locks, processes, tests": [
         "tests/scripts/test_faults.py",
         "tests/end_to_end/test_damage.py",
         "tests/end_to_end/test_killed_runs.py",
@@ -38,7 +39,11 @@ TESTS = {
 
 
 def tests(chosen: Sequence[str]) -> tuple[int, int]:
-    """Run tests: how many passed or failed, and how many failed."""
+    """Run tests, and return (number that passed or failed, number that failed).
+
+    Args:
+        chosen: Arguments of pytest that choose the tests.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *chosen]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", ended.stdout)}
@@ -50,7 +55,12 @@ MAX_SHARE_OF_AN_EPOCH = 0.02
 
 
 def overhead(manifest: Path, epochs: int = 2) -> tuple[int, int]:
-    """Epochs of the bundle's own size with a durable checkpoint each, and how many took more than a share for it."""
+    """Train epochs with a checkpoint each, and return (epochs, 1 if a checkpoint took too large a share of its epoch).
+
+    Args:
+        manifest: The folder of the manifest.
+        epochs: The number of epochs.
+    """
     command = [sys.executable, "-W", "ignore", "benchmarks/checkpoints.py", "--manifest", str(manifest)]
     command += ["--patients", "6", "--epochs", str(epochs)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -61,7 +71,7 @@ def overhead(manifest: Path, epochs: int = 2) -> tuple[int, int]:
 
 
 def rows(count: int, seed: int) -> Iterator[Row]:
-    """What, tried, failed; the short ones first."""
+    """The rows of the table (what, tried, failed), short runs first."""
     for kind, found in numbers.numbers(100 * count, seed).items():
         yield kind, *found
     for kind, found in flips.flips(100 * count, seed).items():
@@ -76,7 +86,7 @@ def rows(count: int, seed: int) -> Iterator[Row]:
     for what, chosen in TESTS.items():
         yield what, *tests(chosen)
     if importlib.util.find_spec("atheris") is None:
-        print("no atheris (pip install -e '.[fuzz]'): no rows led by coverage", file=sys.stderr)
+        print("no atheris (pip install -e '.[fuzz]'): the rows led by coverage are left out", file=sys.stderr)
     else:
         for kind, found in guided.guided(1000 * count, seed).items():
             yield f"mutated {kind}, led by coverage", *found
@@ -91,7 +101,7 @@ def rows(count: int, seed: int) -> Iterator[Row]:
 
 
 def main() -> int:
-    """Run all and print each line as it comes."""
+    """Run all, print each row at once, and return 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

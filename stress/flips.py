@@ -1,8 +1,8 @@
-"""Random damage to slices, volumes, manifests and weights: every one must be told before it can change a figure.
+"""Damage slices, volumes, manifests and weights at random: each damage must be reported before it changes a result.
 
     python -m stress.flips --count 1000 --seed 0
 
-prints a line for each kind of file: tried, failed.
+This prints one line for each kind of file: tried, failed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODELS = ROOT / "bundles" / "basic_unet" / "models"
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """Other bytes than given: a bit flipped, the end cut off, or sixteen bytes of zeros or noise."""
+    """The bytes with one damage: a flipped bit, a missing end, or sixteen bytes of zeros or noise."""
     while True:
         kind, place = rng.randrange(4), rng.randrange(len(data))
         if kind == 0:
@@ -49,14 +49,14 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
-    """Damage one file after the other, each restored again.
+    """Damage one file at a time, look whether the damage is reported, and restore the file.
 
     Args:
-        count: how often.
-        seed: of files, places and kinds.
+        count: The number of damages.
+        seed: The random seed of files, places and kinds of damage.
 
     Returns:
-        Kind of file -> (tried, not told).
+        Kind of file -> (tried, not reported).
     """
     rng, tried, failed = random.Random(seed), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
@@ -76,7 +76,7 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
         contents = {path: (load_image if path in images else load_label)(path) for path in (*images, *labels)}
 
         def same(paths: list[Path], load: Callable[[Path], Any]) -> None:
-            """Of a volume that no manifest knows: told, or nothing has changed (the date in gzip's header, say)."""
+            """Read volumes of no manifest: damage is reported or changes no voxel, as in the date of gzip's header."""
             for path in paths:
                 if not np.array_equal(load(path), contents[path]):
                     return
@@ -105,7 +105,7 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
             "masks": (labels, lambda: same(labels, load_label)),
         }
         for check in (slices, volumes, weights, trained):
-            check()  # sound as they are
+            check()  # The undamaged files must pass.
         for number in range(count):
             kind = list(kinds)[number % len(kinds)]
             paths, check = kinds[kind]
@@ -121,7 +121,7 @@ def flips(count: int, seed: int) -> dict[str, tuple[int, int]]:
 
 
 def main() -> int:
-    """Run it and print the lines."""
+    """Run the harness, print one line for each kind, and return 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

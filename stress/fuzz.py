@@ -1,9 +1,9 @@
-"""Mutated slices, names, volumes, manifests and weights: each is taken, or refused by a clear error, and soon.
+"""Read mutated slices, names, volumes, manifests and weights: each is accepted or refused with a clear error, and soon.
 
     python -m stress.fuzz --count 10000 --seed 0
 
-prints a line for each kind of input: tried, failed (anything but our own errors, or over
-``MAX_BYTES``), and the slowest; fails where one takes more than ``MAX_SECONDS``.
+This prints one line for each kind of input: tried, failed, and the time of the slowest. An input fails if it raises
+anything but a ``PipelineError`` or takes more than ``MAX_BYTES``. The run fails if one takes more than ``MAX_SECONDS``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_SECONDS, MAX_BYTES, HANG_SECONDS = 10.0, 2 * 2**30, 120.0
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A few kinds of damage, one after the other; now and then a piece doubled."""
+    """The bytes after one to four damages; now and then a piece is doubled too."""
     for _ in range(rng.randint(1, 4)):
         data = damaged(data, rng) or b"\0"
         if rng.random() < 0.2:
@@ -47,7 +47,12 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def tiff(kind: str, compression: str | None) -> bytes:
-    """A sound slice."""
+    """The bytes of a correct TIFF slice.
+
+    Args:
+        kind: ``image`` or ``mask``.
+        compression: The compression as Pillow names it; None for no compression.
+    """
     shape = (24, 20, 3) if kind == "image" else (24, 20)
     pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     buffer = io.BytesIO()
@@ -56,7 +61,7 @@ def tiff(kind: str, compression: str | None) -> bytes:
 
 
 def sound_manifest() -> bytes:
-    """As ``pipeline.manifest`` writes it, of one patient."""
+    """The bytes of a manifest of one patient, as ``lgg-flair manifest`` writes it."""
     item = {"image": "volumes/P_1_image.nii.gz", "label": "volumes/P_1_label.nii.gz", "patient": "P_1", "fold": 0}
     patient = {"lesion_voxels": 3, "image_sha256": "a" * 64, "label_sha256": "b" * 64}
     counts = {"found": 2, "used": 2, "skipped": 0, "refused": 0}
@@ -65,7 +70,7 @@ def sound_manifest() -> bytes:
 
 
 def kinds(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], Any]]]:
-    """Sound inputs by kind, and what reads them."""
+    """For each kind of input: correct inputs, and the function that reads them."""
     import torch
 
     weights = io.BytesIO()
@@ -101,14 +106,14 @@ def _path(data: bytes) -> PurePosixPath:
 
 
 def fuzz(count: int, seed: int) -> dict[str, tuple[int, int, float]]:
-    """Mutate and read.
+    """Mutate inputs and read them.
 
     Args:
-        count: of all kinds together.
-        seed: of the mutations.
+        count: The number of inputs, all kinds together.
+        seed: The random seed of the mutations.
 
     Returns:
-        Kind -> (tried, failed, seconds of the slowest).
+        Kind of input -> (tried, failed, seconds of the slowest).
     """
     rng = random.Random(seed)
     signal.signal(signal.SIGALRM, hanging)
@@ -137,21 +142,21 @@ def fuzz(count: int, seed: int) -> dict[str, tuple[int, int, float]]:
 
 
 def hanging(*_: object) -> None:
-    """Of an alarm.
+    """Handle the alarm that ends an input which takes too long.
 
     Raises:
-        TimeoutError: always.
+        TimeoutError: Always.
     """
     raise TimeoutError("hangs")
 
 
 def peak() -> int:
-    """Bytes of memory that this process has held at most."""
+    """The largest memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:
-    """Run it and print the lines."""
+    """Run the harness, print one line for each kind, and return 1 if something failed or was slow."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,9 @@
-"""The readers of ``fuzz`` led by coverage: atheris mutates what reached new branches of this project's code.
+"""The same readers as in ``fuzz``, led by coverage: atheris mutates inputs that reached new branches of the code.
 
     pip install -e '.[fuzz]'; python -m stress.guided --count 14000 --seed 0
 
-prints a line for each kind of input: tried, failed (anything but our own errors, over ten seconds, over 2 GB).
+This prints one line for each kind of input: tried, failed. An input fails if it raises anything but a
+``PipelineError``, or takes more than ten seconds or 2 GB.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ KINDS = ("slices", "names", "volumes", "manifests", "weights")
 
 
 def fuzz_one(kind: str, count: int, seed: int, folder: Path) -> None:
-    """Mutate and read; ends the process."""
+    """Mutate inputs of one kind and read them. This ends the process.
+
+    Args:
+        kind: One of ``KINDS``.
+        count: The number of inputs.
+        seed: The random seed of the mutations.
+        folder: A folder for the inputs, with an empty folder ``work``.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["pipeline"]):
@@ -41,14 +49,14 @@ def fuzz_one(kind: str, count: int, seed: int, folder: Path) -> None:
 
 
 def guided(count: int, seed: int) -> dict[str, tuple[int, int]]:
-    """Each kind in a process of its own.
+    """Test each kind of input in its own process.
 
     Args:
-        count: of all kinds together.
-        seed: of the mutations.
+        count: The number of inputs, all kinds together.
+        seed: The random seed of the mutations.
 
     Returns:
-        Kind -> (tried, failed).
+        Kind of input -> (tried, failed).
     """
     found = {}
     for kind in KINDS:
@@ -67,7 +75,7 @@ def guided(count: int, seed: int) -> dict[str, tuple[int, int]]:
 
 
 def main() -> int:
-    """Run it and print the lines."""
+    """Run the harness, print one line for each kind, and return 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)

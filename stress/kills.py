@@ -1,8 +1,8 @@
-"""SIGKILL at random moments: of a process that saves checkpoints, of one that writes files, of a whole training.
+"""Kill processes at random moments: one that saves checkpoints, one that writes files, and a whole training.
 
     python -m stress.kills saver --count 300 --seed 0        (or files, training)
 
-prints one line: what was killed, tried, failed.
+This prints one line: what was killed, tried, failed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ while True:
     if number > 2:
         saver.remove(f"checkpoint_{number - 2}.pt")
 """
-"""As ignite's ``Checkpoint`` with two generations and the best weights beside them."""
+"""Code that saves as ignite's ``Checkpoint`` does: the two newest checkpoints, and the best weights beside them."""
 
 WRITING = """
 import sys
@@ -60,10 +60,15 @@ while True:
 
 
 def killed(code: str, arguments: Sequence[str], wait_s: float) -> None:
-    """Start a program, wait until it says ready and then a while, and kill it.
+    """Start a program, wait until it prints ``ready``, wait ``wait_s`` seconds more, and kill it.
+
+    Args:
+        code: The program in Python.
+        arguments: The arguments of the program.
+        wait_s: The time between ``ready`` and the kill, in seconds.
 
     Raises:
-        RuntimeError: it ended by itself.
+        RuntimeError: The program ended by itself.
     """
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -79,7 +84,7 @@ def killed(code: str, arguments: Sequence[str], wait_s: float) -> None:
 
 
 def saver(count: int, seed: int) -> int:
-    """Kill a process that saves; each time the newest checkpoint must load, and every file under its name be whole."""
+    """Kill a process that saves checkpoints. Each time the newest one must load, and every file must be complete."""
     import torch
 
     rng, failed, last = random.Random(seed), 0, 0
@@ -98,7 +103,7 @@ def saver(count: int, seed: int) -> int:
 
 
 def files(count: int, seed: int) -> int:
-    """Kill a process that writes what the commands write; each file must be of one writing, whole."""
+    """Kill a process that writes files as the commands do. Each file must be complete, and from one write only."""
     rng, failed, last = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(count):
@@ -111,7 +116,7 @@ def files(count: int, seed: int) -> int:
 
 
 def phantom_manifest(folder: Path) -> Path:
-    """A manifest of eight little patients, two of them for validation."""
+    """Build a manifest of eight small patients, two of them for validation, and return its folder."""
     run: dict[str, Any] = {"capture_output": True, "cwd": ROOT}
     phantoms = ["pipeline.phantom", str(folder / "ph"), "--patients", "8", "--size", "48", "--slices", "8"]
     subprocess.run([sys.executable, "-W", "ignore", "-m", *phantoms], check=True, **run)
@@ -124,14 +129,14 @@ def phantom_manifest(folder: Path) -> Path:
 def training_command(
     bundle: Path, manifest: Path, *, workers: int = 0, processes: int = 1, epochs: int = 4
 ) -> list[str]:
-    """A training of seconds, without its folder.
+    """The command of a training that takes seconds, without its output folder.
 
     Args:
-        bundle: its folder.
-        manifest: of little patients.
-        workers: processes that load batches.
-        processes: that train together, by gloo.
-        epochs: of the training.
+        bundle: The folder of the bundle.
+        manifest: The folder of a manifest of small patients.
+        workers: The number of processes that load batches.
+        processes: The number of processes that train together, by gloo.
+        epochs: The number of epochs.
     """
     run, configs = [sys.executable, "-W", "ignore", "-m"], [bundle / "configs" / "train.json"]
     if processes > 1:
@@ -145,19 +150,24 @@ def training_command(
 
 
 def into(command: Sequence[str], out: Path, *more: str) -> list[str]:
-    """A training's command with its folder."""
+    """The command of a training with its output folder and more options."""
     return [*command, "--ckpt_dir", str(out), "--output_dir", str(out), *more]
 
 
 def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, processes: int = 1) -> int:
-    """Kill a training once at a random moment and resume it: weights and best weights must be an undisturbed one's.
+    """Kill a training at a random moment, resume it, and compare it with a training that was not killed.
+
+    Last and best weights must be equal, bit by bit.
 
     Args:
-        count: trainings.
-        seed: of the moments.
-        workers: processes that load batches.
-        bundle: its folder.
-        processes: that train together, by gloo.
+        count: The number of trainings.
+        seed: The random seed of the moments.
+        workers: The number of processes that load batches.
+        bundle: The folder of the bundle.
+        processes: The number of processes that train together, by gloo.
+
+    Returns:
+        The number of trainings that failed.
     """
     import torch
 
@@ -188,14 +198,14 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
                 wait_for(lambda out=out: any(out.glob("checkpoint_*.pt")), process)
                 time.sleep(rng.uniform(0, took))
                 kill_all(str(out))
-                if process.wait() == 0:  # it had ended before: not one of those that are counted
+                if process.wait() == 0:  # It ended before the kill, so it does not count.
                     shutil.rmtree(out)
                     continue
             number += 1
             if checkpoints_in(out):
                 subprocess.run(into(command, out, "--resume", "True"), check=True, **quiet)
             elif not (out / "training.json").is_file():
-                failed += 1  # nothing to go on from, and not ended
+                failed += 1  # It has no checkpoint to resume from, and it was not finished.
                 continue
             same = all(
                 torch.equal(one, torch.load(whole / file, weights_only=True)[key])
@@ -209,7 +219,7 @@ def training(count: int, seed: int, *, workers: int = 0, bundle: Path = BUNDLE, 
 
 
 def kill_all(word: str) -> None:
-    """Kill every process with this word in its command line, as a machine that goes down does."""
+    """Kill every process with this word in its command line, as if the machine went down."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if word.encode() in (folder / "cmdline").read_bytes():
@@ -217,10 +227,10 @@ def kill_all(word: str) -> None:
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[Any], most_s: float = 300) -> None:
-    """Wait until something has happened or the process has ended.
+    """Wait until ``happened`` returns true or the process ends.
 
     Raises:
-        TimeoutError: neither within ``most_s`` seconds.
+        TimeoutError: Neither happened within ``most_s`` seconds.
     """
     end = time.monotonic() + most_s
     while not happened() and process.poll() is None:
@@ -234,14 +244,18 @@ HARNESSES: dict[str, Callable[..., int]] = {"saver": saver, "files": files, "tra
 
 
 def main() -> int:
-    """Run one harness and print its line."""
+    """Run one harness, print its line, and return 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("harness", choices=list(HARNESSES))
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bundle", default="basic_unet", help="of a training")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load its batches")
-    parser.add_argument("--processes", type=int, default=1, help="that train together, by gloo")
+    parser.add_argument("--bundle", default="basic_unet", help="name of the bundle for training (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that load batches in training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that train together, by gloo (default: %(default)s)"
+    )
     args = parser.parse_args()
     options: dict[str, Any] = {}
     what = args.harness

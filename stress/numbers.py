@@ -1,8 +1,8 @@
-"""DSC against two implementations that know nothing of it, and what predicting nothing scores.
+"""Compare DSC with two independent implementations, and check the score of an empty prediction.
 
     python -m stress.numbers --count 1000 --seed 0 --manifest data_manifest
 
-prints a line for each: tried, failed.
+This prints one line for each kind of masks: tried, failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ NEAR = 1e-6
 
 
 def pair(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction and truth, (H, W, D) bool."""
+    """A random prediction and truth, both (H, W, D) of bool.
+
+    Args:
+        kind: ``random``, ``one voxel`` (one of the masks has one voxel) or ``empty`` (one of the masks is empty).
+        rng: The source of random numbers.
+    """
     shape = tuple(rng.integers(1, 9, 3))
     masks = [rng.random(shape) < rng.choice([0.01, 0.1, 0.5, 0.95]) for _ in range(2)]
     if kind == "one voxel":
@@ -35,7 +40,7 @@ def pair(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agrees(prediction: np.ndarray, truth: np.ndarray) -> bool:
-    """True where DSC is MedPy's and MONAI's; both empty has none, and MONAI counts it as 1."""
+    """Whether the DSC is equal to those of MedPy and MONAI. Two empty masks have no DSC, while MONAI gives 1."""
     own = score_volume("p", prediction, truth).dsc
     if not prediction.any() and not truth.any():
         return own is None
@@ -45,7 +50,7 @@ def agrees(prediction: np.ndarray, truth: np.ndarray) -> bool:
 
 
 def nothing_scores_0(volumes: list[Volume]) -> dict[str, tuple[int, int]]:
-    """Predicting nothing: 0 on every patient with a lesion, no DSC where there is none."""
+    """Score empty predictions: DSC must be 0 for each patient with a lesion, and missing for each one without."""
     failed = 0
     for volume in volumes:
         truth = load_label(volume.label)
@@ -54,11 +59,14 @@ def nothing_scores_0(volumes: list[Volume]) -> dict[str, tuple[int, int]]:
 
 
 def numbers(count: int, seed: int) -> dict[str, tuple[int, int]]:
-    """Kind of masks -> (tried, failed).
+    """Compare the DSC of random masks with two other implementations.
 
     Args:
-        count: of all kinds together.
-        seed: of the masks.
+        count: The number of pairs of masks, all kinds together.
+        seed: The random seed of the masks.
+
+    Returns:
+        Kind of masks -> (tried, failed).
     """
     rng, found = np.random.default_rng(seed), {}
     for kind in ("random", "one voxel", "empty"):
@@ -68,11 +76,11 @@ def numbers(count: int, seed: int) -> dict[str, tuple[int, int]]:
 
 
 def main() -> int:
-    """Run it and print the lines."""
+    """Run the harness, print one line for each kind, and return 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--manifest", type=Path, help="of patients for which nothing is predicted")
+    parser.add_argument("--manifest", type=Path, help="folder of a manifest, whose patients get an empty prediction")
     args = parser.parse_args()
     found = numbers(args.count, args.seed)
     if args.manifest:

@@ -1,11 +1,11 @@
-"""Every write point of every command: the disk refuses there, takes only a part, or the process is killed there.
+"""Disturb every write point of every command: the disk refuses, the write is cut short, or the process is killed.
 
     python -m stress.sabotage --count 200 --seed 0        (--count 0: every point in every way)
 
 A write point is a file opened for writing, a rename, a link, a new folder or an fsync below the command's folder. After
-the fault each file under a final name must be, whole, the one of before or the one that an undisturbed run writes; a
-refused command must say so in a line, without a traceback; and the same command must then end as if nothing had been.
-Prints a line for each command and way: tried, failed.
+the fault, three things must hold. Each file under a final name is complete: it is the earlier one, or the one that an
+undisturbed run writes. A command that fails says so in one line, without a traceback. The same command then succeeds
+when it runs again. This prints one line for each command and way: tried, failed.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from stress.kills import BUNDLE, into, training_command
 WAYS = ("refused", "cut short", "killed", "killed in the write")
 KILLS = WAYS[2:]
 FULL = "disk full"
-"""Not at a point: the folder is a little file system of its own (tmpfs), smaller than what the command writes."""
+"""Another way, without a point: the folder is a small file system (tmpfs) that cannot hold what the command writes."""
 VARYING = re.compile(r"events\.out\.tfevents\.|/run\.json$|/training\.json(\.sha256)?$")
-"""Files that say when, or whether a training was resumed."""
+"""Files that record times, or whether a training was resumed. They differ between runs."""
 
 
 class Saboteur:
-    """Counts the write points below a folder and spoils one of them, in this process.
+    """Counts the write points of this process below a folder, and spoils one of them.
 
     Args:
-        folder: only what lies below it counts.
-        number: of the point, from 0; None: only count.
-        way: of ``WAYS``.
-        most: bytes that a write still takes before it is cut short.
+        folder: The folder; write points outside it do not count.
+        number: The number of the point to spoil, from 0; None to count only.
+        way: How to spoil it, one of ``WAYS``.
+        most: The number of bytes that are written before a write is cut short.
     """
 
     def __init__(self, folder: Path, number: int | None, way: str, most: int) -> None:
@@ -58,7 +58,7 @@ class Saboteur:
         self.fsync = os.fsync
 
     def start(self) -> None:
-        """From here on the points count."""
+        """Start to count the points."""
         if self.way == "killed in the write":
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -102,7 +102,13 @@ class Saboteur:
 
 @dataclass
 class Ended:
-    """How a command ended: exit status (negative: the signal), what it printed, the points it passed."""
+    """How a command ended.
+
+    Args:
+        status: The exit status; a negative number is the signal that killed it.
+        text: What it printed.
+        points: The number of write points that it passed.
+    """
 
     status: int
     text: str
@@ -110,8 +116,8 @@ class Ended:
 
 
 def run(command: Callable[[], int], folder: Path, number: int | None, way: str, most: int) -> Ended:
-    """Run a command in a fork, with one write point below ``folder`` spoilt."""
-    (printed, printing), (counted, counting) = os.pipe(), os.pipe()  # pipes have no limit of size
+    """Run a command in a forked process and spoil one write point below ``folder``; arguments as for ``Saboteur``."""
+    (printed, printing), (counted, counting) = os.pipe(), os.pipe()  # The limit on file sizes does not apply to pipes.
     child = os.fork()
     if child == 0:
         status = 70
@@ -125,9 +131,12 @@ def run(command: Callable[[], int], folder: Path, number: int | None, way: str, 
                 status = command()
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 1
-            except BaseException:  # noqa: BLE001  # what ends a program by its hook
-                sys.excepthook(*sys.exc_info())
+            except BaseException:  # noqa: BLE001  # The exception hook of the program handles it.
                 status = 1
+                try:
+                    sys.excepthook(*sys.exc_info())
+                except SystemExit as end:
+                    status = end.code if isinstance(end.code, int) else 1
             saboteur.number = None
             sys.stdout.flush()
             sys.stderr.flush()
@@ -137,13 +146,13 @@ def run(command: Callable[[], int], folder: Path, number: int | None, way: str, 
     os.close(printing)
     os.close(counting)
     with os.fdopen(printed, "rb") as text, os.fdopen(counted, "rb") as number_of_points:
-        told, points = text.read().decode(errors="replace"), int(number_of_points.read() or 0)
+        said, points = text.read().decode(errors="replace"), int(number_of_points.read() or 0)
     _, wait = os.waitpid(child, 0)
-    return Ended(os.waitstatus_to_exitcode(wait), told, points)
+    return Ended(os.waitstatus_to_exitcode(wait), said, points)
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Name -> hash of every file under a final name."""
+    """Path -> SHA-256 of every file that has its final name."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -154,23 +163,24 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def hidden(folder: Path) -> set[str]:
-    """Files that are not under a final name."""
+    """The paths of hidden files, such as unfinished ones."""
     return {str(path.relative_to(folder)) for path in folder.rglob(".*")}
 
 
 @dataclass
 class Case:
-    """A command, what stands in its folder before, and what must hold after a fault.
+    """A command, the files in its folder before it, and what must be true after a fault.
 
     Args:
-        command: gives the exit status.
-        before: folder to start from, copied; None: nothing there.
-        keeps: after a refusal all is as it was.
-        whole: what else must hold of the folder after a fault; raises where it does not.
-        again: what goes on after a fault, where that is another command.
-        locks: its folder (but not a cache, which processes share), so that it can remove what killed runs have left.
-        after: tree that an undisturbed run leaves.
-        hidden: what else it leaves.
+        command: The command: it takes its folder and returns the exit status.
+        before: A folder that is copied as the start; None to start with an empty folder.
+        keeps: Whether a command that fails must leave all files as they were.
+        whole: Another check of the folder after a fault, which raises an exception if it fails.
+        again: The command that continues after a fault; None for the same command.
+        locks: Whether the command locks its folder, and so can remove what killed runs have left. Caches are shared
+            by processes and not locked.
+        after: The tree that an undisturbed run leaves.
+        hidden: The hidden files that an undisturbed run leaves.
     """
 
     command: Callable[[Path], int]
@@ -184,14 +194,17 @@ class Case:
 
 
 def faults_of(case: Case, folder: Path, number: int, way: str, most: int) -> list[str]:
-    """Spoil one point, look, run again undisturbed, look again.
+    """Spoil one point, check the folder, run the command again undisturbed, and check again.
 
     Args:
-        case: the command.
-        folder: where it writes; made anew.
-        number: of the point; of a full disk its KiB.
-        way: of ``WAYS``, or ``FULL``.
-        most: as for ``Saboteur``.
+        case: The command.
+        folder: The folder where it writes. It is made anew.
+        number: The number of the point; for ``FULL`` the free space of the disk in KiB.
+        way: One of ``WAYS``, or ``FULL``.
+        most: The number of bytes that are written before a write is cut short.
+
+    Returns:
+        The faults that were found, each as a line.
     """
     after = case.after
     fresh(case, folder, number if way == FULL else None)
@@ -200,13 +213,13 @@ def faults_of(case: Case, folder: Path, number: int, way: str, most: int) -> lis
     if way == FULL:
         mount(folder, "remount,size=1g")
     found, now = [], tree(folder)
-    told = "Traceback" not in ended.text and re.search(
-        r"error: .*(Free space|Choose another|Mend its|run again)", ended.text
+    explained = "Traceback" not in ended.text and re.search(
+        r"error: .*(Free space|Choose another|run again|(Correct|Change) its permissions)", ended.text
     )
     if ended.status == 0:
         found += [] if now == after else ["ended well, with other files"]
     elif ended.status > 0:
-        found += [] if told else [f"not told in a line: {ended.text[-1500:]}"]
+        found += [] if explained else [f"not explained in a line: {ended.text[-1500:]}"]
         found += ["not as it was"] if case.keeps and now != before else []
     elif way not in KILLS:
         found.append(f"ended by signal {-ended.status}")
@@ -228,22 +241,22 @@ def faults_of(case: Case, folder: Path, number: int, way: str, most: int) -> lis
 
 
 def holds(folder: Path, proof: str) -> bool:
-    """True for a file of hashes that has the one of the file beside it."""
+    """Whether ``proof`` is a file ``.sha256`` that holds the hash of the file beside it."""
     path = folder / proof.removesuffix(".sha256")
     return proof.endswith(".sha256") and hashlib.sha256(path.read_bytes()).hexdigest() in (folder / proof).read_text()
 
 
 MIXED = ("checkpoint.json", "summary.json")
-"""Files that change in the course of a run."""
+"""Files that change during a run."""
 
 
 def fresh(case: Case, folder: Path, kibibytes: int | None = None) -> None:
-    """The folder as the command finds it.
+    """Make the folder as the command finds it.
 
     Args:
-        case: the command.
-        folder: removed first.
-        kibibytes: that are free in it, a file system of its own then.
+        case: The command.
+        folder: The folder, whose earlier content is removed.
+        kibibytes: The free space in KiB, for a folder that is its own file system; None for a plain folder.
     """
     if folder.is_mount():
         subprocess.run(["umount", str(folder)], check=True)
@@ -254,16 +267,16 @@ def fresh(case: Case, folder: Path, kibibytes: int | None = None) -> None:
     if case.before:
         shutil.copytree(case.before, folder, symlinks=True, dirs_exist_ok=True)
     if kibibytes is not None:
-        mount(folder, f"remount,size={max(used_kib(folder) + kibibytes, 4)}k")  # 0 would be without limit
+        mount(folder, f"remount,size={max(used_kib(folder) + kibibytes, 4)}k")  # A size of 0 means no limit.
 
 
 def mount(folder: Path, options: str) -> None:
-    """A tmpfs; needs root."""
+    """Mount a tmpfs on a folder, which needs root."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
 
 
 def may_mount() -> bool:
-    """True where a tmpfs can be mounted."""
+    """Whether this process can mount a tmpfs."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             mount(Path(folder), "size=4k")
@@ -274,21 +287,21 @@ def may_mount() -> bool:
 
 
 def used_kib(folder: Path) -> int:
-    """Of a file system."""
+    """The used space of a folder's file system, in KiB."""
     usage = shutil.disk_usage(folder)
     return usage.used // 1024
 
 
 IMPORTED = ("monai.bundle", "monai.engines", "monai.handlers", "monai.networks.nets", "torch.utils.tensorboard")
 IMPORTED += ("matplotlib.pyplot", "medpy.metric", "pandas", "scipy.ndimage", "skimage.measure", "PIL.Image")
-"""Here once, not in each fork. Nothing of them is run: PyTorch's threads do not outlive a fork."""
+"""Modules that are imported once, not in each fork. They must not compute: PyTorch's threads do not survive a fork."""
 
 
 def commands(folder: Path) -> dict[str, Case]:
-    """The commands that write, on two or three little patients.
+    """The commands that write files, by name, each on a few small patients.
 
     Args:
-        folder: for their inputs.
+        folder: A folder for their inputs.
     """
     for name in IMPORTED:
         importlib.import_module(name)
@@ -296,7 +309,7 @@ def commands(folder: Path) -> dict[str, Case]:
     from pipeline.command_line import run_cli
     from pipeline.pages import figures
 
-    figures.MAX_DRAWERS = 1  # spawned processes have no saboteur
+    figures.MAX_DRAWERS = 1  # Spawned processes have no saboteur, so this process draws.
     source = folder / "slices"
     phantom.main([str(source), "--patients", "4", "--size", "48", "--slices", "4"])
     split = ["--split", "random", "--validation-fraction", "0.5", "--folds", "2"]
@@ -356,12 +369,12 @@ def commands(folder: Path) -> dict[str, Case]:
 
 
 def sabotage(count: int, seed: int, names: Sequence[str] = ()) -> dict[tuple[str, str], tuple[int, int]]:
-    """Spoil points of the commands, drawn evenly, or every one.
+    """Spoil write points of the commands, drawn at random or all of them.
 
     Args:
-        count: how many in all; 0: every point in every way.
-        seed: of the choice.
-        names: of the commands; none: all.
+        count: The number of points, all commands together; 0 for every point in every way.
+        seed: The random seed of the choice.
+        names: The names of the commands; empty for all.
 
     Returns:
         (command, way) -> (tried, failed).
@@ -388,12 +401,12 @@ def sabotage(count: int, seed: int, names: Sequence[str] = ()) -> dict[tuple[str
                 print(f"{key}, point {number} {way}: {fault}", file=sys.stderr)
             tried, failed = found[key, way]
             found[key, way] = tried + 1, failed + bool(faults)
-        fresh(next(iter(cases.values())), folder)  # unmounted
+        fresh(next(iter(cases.values())), folder)  # This unmounts the folder.
     return dict(sorted(found.items()))
 
 
 def main() -> int:
-    """Run it and print the lines."""
+    """Run the harness, print one line for each command and way, and return 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

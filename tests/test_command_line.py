@@ -1,4 +1,4 @@
-"""What every command shares: faults of the machine become one line, faults of the program keep their traceback."""
+"""What all commands share: errors of the machine become one line, errors of the program keep their traceback."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ sys.exit(run_cli(main, []))
 
 
 def shell(redirection: str, target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command that says much, run by a shell with its output led elsewhere."""
+    """Run a command that prints much in a shell that redirects its output."""
     command = f"{shlex.join([sys.executable, '-c', RUN, str(target)])} {redirection}"
     return subprocess.run(
         command, shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
@@ -149,7 +149,7 @@ def shell(redirection: str, target: Path, **environment: str) -> subprocess.Comp
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs a shell")
 @pytest.mark.parametrize(
-    ("redirection", "status", "told"),
+    ("redirection", "status", "shown"),
     [
         ("<&- >&- 2>&-", 0, ""),
         (">&-", 0, ""),
@@ -158,9 +158,9 @@ def shell(redirection: str, target: Path, **environment: str) -> subprocess.Comp
         ("| true; exit ${PIPESTATUS[0]}", 141, ""),
     ],
 )
-def test_no_output_ends_a_run(tmp_path: Path, redirection: str, status: int, told: str) -> None:
+def test_no_output_ends_a_run(tmp_path: Path, redirection: str, status: int, shown: str) -> None:
     done = shell(redirection, tmp_path / "x")
-    assert (done.returncode, done.stderr[: len(told)]) == (status, told)
+    assert (done.returncode, done.stderr[: len(shown)]) == (status, shown)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert (tmp_path / "x").read_text() == "the work is done"

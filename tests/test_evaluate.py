@@ -1,4 +1,4 @@
-"""The evaluate command: what its options ask for, and the lines that it prints."""
+"""The command that evaluates: what its options do, and the lines that it prints."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Pat
     evaluated(folder, manifest, out, *asked)
     assert "(0 of 2 patients drawn" in capsys.readouterr().out
     evaluated(folder, manifest, out)
-    assert not list((out / "figures").iterdir())  # they were of a mask and a map of before
-    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+    assert not list((out / "figures").iterdir())  # they showed an earlier mask and map
+    with pytest.raises(PipelineError, match="--uncertainty with one network"):
         evaluated(folder, manifest, out, "--uncertainty")
     with pytest.raises(PipelineError, match="--all-slices without --figures"):
         evaluated(folder, manifest, out, "--all-slices")
@@ -54,7 +54,7 @@ def test_warnings_are_printed_before_the_scores(trained, manifest, phantoms, tmp
         seen = evaluated(trained, other, tmp_path / "seen")["seen_in_training"]
         warning, _, table = capsys.readouterr().out.partition("\npatient ")
     assert seen
-    assert f"warning: {len(seen)} of 4 patients were trained on" in warning
+    assert f"warning: the weights were trained on {len(seen)} of 4 patients" in warning
     assert all(patient in warning for patient in seen)
     assert all(patient in table for patient in seen)
     assert "warning: " not in table
@@ -64,7 +64,7 @@ def test_warnings_are_printed_before_the_scores(trained, manifest, phantoms, tmp
 
 
 def test_a_foreign_bundle_runs_where_it_is_trusted(trained, manifest, tmp_path: Path) -> None:
-    """It would create a file as soon as its config is resolved; with ``--trust`` it does."""
+    """Its config creates a file when it is resolved, which only ``--trust`` allows."""
     bundle, out = trained
     foreign = shutil.copytree(bundle, tmp_path / "foreign", ignore=shutil.ignore_patterns("models"))
     config = foreign / "configs" / "inference.json"

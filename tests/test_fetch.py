@@ -28,7 +28,7 @@ def test_prints_licence_and_next_command_for_the_outer_folder(
     assert run_cli(main, []) == 0
     printed = capsys.readouterr().out
     outer = tmp_path / "cache" / "versions" / "2" / "kaggle_3m"
-    assert f"python -m pipeline.manifest {outer}\n" in printed
+    assert f"next: lgg-flair manifest {outer}\n" in printed
     assert "1 patients" in printed
     for word in ("CC BY-NC-SA 4.0", "Buda et al.", "Mazurowski et al."):
         assert word in printed
@@ -59,7 +59,7 @@ def test_a_copy_is_named_in_place_of_the_cache(
     make_old(kagglehub, archive(tmp_path / "cache"))
     dest = tmp_path / "new" / "dest"
     assert run_cli(main, ["--dest", str(dest)]) == 0
-    assert f"python -m pipeline.manifest {dest / 'kaggle_3m'}\n" in capsys.readouterr().out
+    assert f"next: lgg-flair manifest {dest / 'kaggle_3m'}\n" in capsys.readouterr().out
 
 
 def test_dest_that_is_a_file_is_refused_before_any_download(
@@ -67,7 +67,7 @@ def test_dest_that_is_a_file_is_refused_before_any_download(
 ) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     assert run_cli(main, ["--dest", str(tmp_path / "file")]) == 2
-    assert "is a file, expected a folder" in capsys.readouterr().err
+    assert "file: is a file (expected a folder)" in capsys.readouterr().err
     assert kagglehub.calls == []
 
 
@@ -76,7 +76,7 @@ def test_failures_are_one_message_with_a_remedy(
 ) -> None:
     make_old(kagglehub, archive(tmp_path / "cache", slices=False))
     assert run_cli(main, []) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'cache'}: found no folder kaggle_3m with slices")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'cache'}: no folder kaggle_3m with slices")
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     assert run_cli(main, []) == 2
     error = capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_a_sound_folder_is_told_in_five_lines(run: Any, out: Path) -> None:
         "files: 18 found = 18 used + 0 skipped + 0 refused",
         "warnings: none",
         f"manifest: {out}/manifest.json (research only, not for clinical use)",
-        f"next: python -m pipeline.train --manifest '{out}' --bundle basic_unet",
+        f"next: lgg-flair train --manifest '{out}' --bundle basic_unet",
     ]
 
 
@@ -78,7 +78,7 @@ def test_odd_but_usable_slices_are_counted(run: Any, root: Path) -> None:
 
 def test_without_training_patients_an_evaluation_is_next(run: Any, out: Path) -> None:
     _, printed, _ = run(split=("--split", "none"))
-    expected = f"next: python -m pipeline.evaluate --manifest '{out}' --bundle basic_unet --split test"
+    expected = f"next: lgg-flair evaluate --manifest '{out}' --bundle basic_unet --split test"
     assert printed.splitlines()[-1].startswith(expected)
 
 
@@ -140,7 +140,7 @@ def test_a_changed_split_is_warned_of(run: Any) -> None:
     run(split=("--split", "none"))
     status, _, complaints = run()
     assert status == 0
-    assert complaints.startswith("warning: split changed: 3 patients stand in another section")
+    assert complaints.startswith("warning: split changed: 3 patients are in another section")
 
 
 def test_verify_agrees_or_names_what_does_not(run: Any, root: Path, out: Path) -> None:
@@ -164,7 +164,7 @@ def test_verify_agrees_or_names_what_does_not(run: Any, root: Path, out: Path) -
 
 def test_scripts_get_one_document(run: Any, root: Path, out: Path) -> None:
     (root / "notes.txt").touch()
-    status, printed, told = run("--json")
+    status, printed, shown = run("--json")
     assert status == 0
     content = json.loads((out / "manifest.json").read_text())
     patients = {section: [item["patient"] for item in content[section]] for section in SECTIONS}
@@ -177,7 +177,7 @@ def test_scripts_get_one_document(run: Any, root: Path, out: Path) -> None:
         "warnings": [],
     }
     assert sum(map(len, patients.values())) == 3
-    assert "files: 19 found" in told
+    assert "files: 19 found" in shown
     assert not json.loads(run("--json", "--quiet")[1])["is_new"]
     status, printed, _ = run("--json", "--verify")
     assert status == 0

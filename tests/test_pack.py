@@ -16,7 +16,7 @@ from tests.conftest import BUNDLES
 
 def test_the_zip_and_its_hash_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(pack.main, [str(BUNDLES[0]), "--out", str(tmp_path)]) == 0
-    target = tmp_path / f"{BUNDLES[0].name}_v0.1.0.zip"
+    target = tmp_path / f"{BUNDLES[0].name}_v0.2.0.zip"
     assert zipfile.is_zipfile(target)
     size = target.stat().st_size / 1e6
     assert capsys.readouterr().out == f"{target}: {size:.1f} MB, SHA-256 {sha256_file(target)}\n"

@@ -30,7 +30,7 @@ def test_the_last_line_is_the_next_command(tmp_path: Path, capsys: pytest.Captur
     assert last.startswith(f"3 phantoms in {out / 'kaggle_3m'}; next: ")
     command = shlex.split(last.partition("next: ")[2])
     given = ["--split", "random", "--out", str(out / "manifest")]
-    assert command == ["python", "-m", "pipeline.manifest", str(out / "kaggle_3m"), *given]
+    assert command == ["lgg-flair", "manifest", str(out / "kaggle_3m"), *given]
     assert len(list((out / "kaggle_3m").iterdir())) == 3
 
 
@@ -61,7 +61,7 @@ def test_options(
 def test_refusals_are_one_message_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(phantom.main, [str(tmp_path / "out"), "--size", "31"]) == 2
     texts = capsys.readouterr()
-    assert texts.err == "error: size is 31, expected 32 to 1024. Pass another --size.\n"
+    assert texts.err == "error: --size 31 (expected 32 to 1024). Pass another --size.\n"
     assert texts.out == ""
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The command that predicts: its pictures, and what it leaves alone."""
+"""The command that predicts: its pictures, and the files that it does not replace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lively(trained: tuple[Path, Path], manifest: Path, tmp_path_factory: pytest.
 
 
 UNUSED = (BUNDLES[0], Path("no_weights"))
-"""For faults that are told before a bundle is read."""
+"""A bundle for errors that are reported before any bundle is read."""
 
 
 def run(lively: tuple[Path, Path], out: Path, *given: Path | str) -> dict[str, dict[str, object]]:
@@ -42,13 +42,13 @@ def test_what_is_there_stays_unless_asked(lively, manifest: Path, tmp_path: Path
     mask = tmp_path / "out" / "x_mask.nii.gz"
     mask.parent.mkdir()
     mask.write_bytes(b"drawn by hand")
-    with pytest.raises(PipelineError, match=r"x_mask.nii.gz: is there already.*--overwrite"):
+    with pytest.raises(PipelineError, match=r"x_mask.nii.gz: already exists.*--overwrite"):
         run(lively, mask.parent, tmp_path / "x_image.nii.gz")
     assert mask.read_bytes() == b"drawn by hand"
     run(lively, mask.parent, tmp_path / "x_image.nii.gz", "--overwrite", "--probability")
     assert load_label(mask).any()
     shutil.copy(tmp_path / "x_image.nii.gz", tmp_path / "y_image.nii.gz")
-    with pytest.raises(PipelineError, match=r"predictions.csv: is there already, with 1 more"):
+    with pytest.raises(PipelineError, match=r"predictions.csv: already exists, with 1 more"):
         run(lively, mask.parent, tmp_path / "y_image.nii.gz")
     run(lively, mask.parent, tmp_path / "x_image.nii.gz", "--overwrite")
     assert not (mask.parent / "x_probability.nii.gz").exists()

@@ -32,7 +32,7 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert len(text) > 40
     if not issubclass(type(found), type) or name == "Predictor":
         assert "Args:" in text
-        assert "Example:" in text
+        assert "Examples:" in text
         assert ">>>" in text
 
 

@@ -29,7 +29,7 @@ def test_the_page_goes_into_the_first_run_and_its_place_is_printed(
     page = first / "report.html"
     size = page.stat().st_size / 1e6
     *notes, last = capsys.readouterr().out.splitlines()
-    assert [note.split(" no DSC ")[0] for note in notes] == ["note: first, second:"]
+    assert [note.split(" no DSC,")[0] for note in notes] == ["note: first, second:"]
     assert last == f"Research only, not for clinical use. Open in a browser: {page} ({size:.1f} MB)"
     assert not (second / "report.html").exists()
     write_report([first, second], tmp_path / "again.html")
@@ -43,7 +43,7 @@ def test_out_names_and_viewers_are_taken(runs: list[Path], tmp_path: Path, capsy
     assert data_of(page)["runs"] == ["one", "other"]
     assert data_of(page)["order"] == ["7", "12", "3"]  # the worst, and the other examples
     *_, note, last = capsys.readouterr().out.splitlines()
-    assert note.startswith("note: slices of 3 of 4 patients")
+    assert note.startswith("note: the page shows slices of 3 of 4 patients")
     assert str(page) in last
     assert not (runs[0] / "report.html").exists()
 

@@ -1,4 +1,4 @@
-"""A few of each harness in ``stress/``; the counts of docs/reliability.md are ``make torture``'s."""
+"""A few runs of each harness in ``stress/``; ``make torture`` runs more, for docs/results/reliability.md."""
 
 from __future__ import annotations
 

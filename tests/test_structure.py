@@ -1,4 +1,4 @@
-"""Who may import whom, and what a command line may load before it is asked to work."""
+"""Which module may import which, and what a command may load before it works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYERS = (
     {"pages"},
     {"command_line", *CLIS},
 )
-"""From below: a package or module imports those of its own layer and of lower ones."""
+"""The layers, lowest first: a module imports only from its own layer and from lower ones."""
 HEAVY = {"torch", "monai", "ignite"}
 USE_TORCH = {
     "model.backends",
@@ -44,7 +44,7 @@ USE_TORCH = {
 
 
 def imports(name: str, *, top_only: bool = False) -> set[str]:
-    """Dotted names that a module imports, anywhere or before it is called; those for type checkers left out."""
+    """The dotted names that a module imports, or with ``top_only`` those that load with it, without type checking."""
     tree = ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text())
     nodes = [node for node in tree.body if not isinstance(node, ast.If)] if top_only else [*ast.walk(tree)]
     found = set()
@@ -122,7 +122,7 @@ def test_run_cli_turns_what_a_user_causes_into_a_status(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "error: a.tif: 0 bytes\na.tif: no mask\n"
     assert failing(KeyboardInterrupt()) == 130
     with pytest.raises(ZeroDivisionError):
-        failing(ZeroDivisionError())  # a fault of ours keeps its traceback
+        failing(ZeroDivisionError())  # an error of the program keeps its traceback
 
 
 def test_a_reader_that_goes_away_causes_no_traceback() -> None:
@@ -153,7 +153,7 @@ TESTED_ELSEWHERE = {
     "scripts.sequences": "cohort/test_sequences.py",
     "scripts.training": "end_to_end/test_training.py",
 }
-"""Modules whose tests stand where they are used."""
+"""Modules that are tested in the test file of another module."""
 
 
 def test_the_tests_are_the_tree_of_the_package() -> None:
@@ -186,7 +186,7 @@ def test_no_test_imports_a_private_name() -> None:
 
 
 def test_each_of_the_35_bad_inputs_has_its_test() -> None:
-    """Numbers of the list of bad inputs, in names of tests or of their parameters."""
+    """Each number of the list of bad inputs occurs in the name of a test or of a parameter."""
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.rglob("test_*.py") if path != here]
     found = {int(number) for text in texts for number in re.findall(r"(?:test_|\")case_(\d\d)_", text)}

@@ -1,4 +1,4 @@
-"""The command that trains: what it runs, refuses and says."""
+"""The command that trains: what it runs, what it refuses and what it prints."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_command_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp
     (tmp_path / "fold_0" / "training.json").unlink()
     capsys.readouterr()
     assert train.main([*given, "--fold", "0"]) == 0
-    assert "fold_0: nothing to resume, starts afresh" in capsys.readouterr().out
+    assert "fold_0: nothing to resume, so the training starts from the beginning" in capsys.readouterr().out
     assert train.main([*given, "--fold", "1"]) == 0
     assert "nothing to resume" not in capsys.readouterr().out
     assert ["--resume" in command for command in commands[4:]] == [False, True]
@@ -199,8 +199,8 @@ def test_the_last_line_says_how_to_score_and_show(commands, folded: Path, tmp_pa
     assert train.main(given) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
-        f"next: python -m pipeline.evaluate --manifest {folded} --bundle bundles/basic_unet --weights {out}/model.pt "
-        f"--out {out}/scores --figures && python -m pipeline.report {out}/scores"
+        f"next: lgg-flair evaluate --manifest {folded} --bundle bundles/basic_unet --weights {out}/model.pt "
+        f"--out {out}/scores --figures && lgg-flair report {out}/scores"
     )
     assert train.main([*given, "--fold", "1"]) == 0
     assert f"--folds {out} --fold 1 --out {out}/scores" in capsys.readouterr().out.splitlines()[-1]
@@ -235,7 +235,7 @@ def test_monais_warning_about_trust_is_for_bundles_of_others(monkeypatch: pytest
 
 @pytest.mark.slow
 def test_a_training_of_our_own_shows_no_warning(manifest: Path, tmp_path: Path) -> None:
-    """MONAI tells of the trust that a config needs and, with pydicom, of a decoder; no user can mend that."""
+    """MONAI warns of configs that run code and, with pydicom, of a decoder; no user can change either."""
     tiny = [f"--{key}={value}" for key, value in {**TINY, "max_epochs": 1}.items()]
     command = [sys.executable, "-m", "pipeline", "train", "--manifest", str(manifest), "--out", "läuft", *tiny]
     clean = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}

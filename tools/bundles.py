@@ -1,8 +1,8 @@
-"""Each bundle's configs, from bundles/template and its network.yaml; `make bundles` runs it.
+"""Write each bundle's configs from bundles/template and its network.yaml; `make bundles` runs it.
 
 Bundles share everything but the network, and each must work when its folder is copied elsewhere. So the shared part
-is written once, in ``bundles/template/*.yaml``, and merged here by MONAI's own ``ConfigParser`` into the standard
-JSON files that ``monai.bundle`` reads. The generated files are committed; ``--check`` fails when they drift.
+is written once, in ``bundles/template/*.yaml``. MONAI's own ``ConfigParser`` merges it into the standard JSON files
+that ``monai.bundle`` reads. The generated files are committed, and ``--check`` fails when one differs from its source.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ from pipeline.errors import PipelineError
 from pipeline.model.trust import KNOWN, code_hashes
 
 WORKFLOWS = ("train", "evaluate", "inference")
-"""Names of the configs that are ``common.yaml``, ``network.yaml``, what some share (``SHARED``) and ``<name>.yaml``
-merged, later files winning."""
+"""Names of the configs that are merged. Each is ``common.yaml``, ``network.yaml``, the files of ``SHARED`` and
+``<name>.yaml``, and later files override earlier ones."""
 SHARED = {
     "train": ("label.yaml",),
     "evaluate": ("label.yaml", "prediction.yaml"),
     "inference": ("prediction.yaml",),
 }
 NETWORK_KEYS = ("network_def", "metadata")
-"""What a bundle's ``network.yaml`` must say."""
+"""Keys that a bundle's ``network.yaml`` must have."""
 OPTIONAL_KEYS = ("normalize_head", "around")
-"""What it may say besides: what its weights saw of a slice, where that is not the template's way."""
+"""Keys that ``network.yaml`` may also have, where the weights need other inputs than the template's."""
 SCRIPTS = Path(__file__).parents[1] / "pipeline" / "scripts"
-"""The code that every bundle carries."""
+"""The code that is copied into every bundle."""
+WEIGHTS_LICENCE = "WEIGHTS_LICENSE.md"
+"""The licence of the weights, which is copied into every bundle's ``docs``, so that a packed zip holds it."""
 MAX_WIDTH = 119
-"""Characters of a line on which a whole list or component stands."""
+"""The largest number of characters of a line that holds a whole list or component."""
 DELTA = "multi_gpu_train"
-"""Config that is given to MONAI after ``train.json``; it holds only what differs."""
+"""Name of the config that MONAI reads after ``train.json``. It holds only the differences."""
 
 
 def bundle_folders(bundles: Path) -> list[Path]:
-    """Folders of ``bundles`` that hold a ``network.yaml``, sorted by name.
+    """The folders of all bundles, which hold a ``network.yaml``, sorted by name.
 
     Args:
-        bundles: the folder of the bundles and of ``template/``.
+        bundles: The folder that holds the bundles and ``template/``.
 
     Raises:
-        PipelineError: there is no template or no bundle.
+        PipelineError: There is no template or no bundle.
     """
     if not (bundles / "template" / "common.yaml").is_file():
         raise PipelineError(f"{bundles}: found no template/common.yaml. Name the repository's bundles folder.")
@@ -56,17 +58,17 @@ def bundle_folders(bundles: Path) -> list[Path]:
 
 
 def generated_files(bundle: Path) -> dict[Path, str]:
-    """Every file that the template makes for a bundle, without writing any.
+    """Path -> text of every generated file of a bundle. Nothing is written.
 
     Args:
-        bundle: folder with ``network.yaml``; its parent holds ``template/``.
+        bundle: The bundle's folder with ``network.yaml``. Its parent holds ``template/``.
 
     Returns:
-        path -> text of ``configs/{train,evaluate,inference,multi_gpu_train,metadata}.json``, ``configs/logging.conf``,
-        ``scripts/*.py`` that all bundles share, and ``LICENSE``.
+        Path -> text of ``configs/{train,evaluate,inference,multi_gpu_train,metadata}.json``, ``configs/logging.conf``,
+        ``scripts/*.py`` and ``LICENSE``, and of ``docs/WEIGHTS_LICENSE.md`` where the parent has a licence.
 
     Raises:
-        PipelineError: the network file lacks ``network_def`` or ``metadata``, or holds anything else.
+        PipelineError: ``network.yaml`` lacks ``network_def`` or ``metadata``, or has other keys.
     """
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
@@ -75,13 +77,13 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     network = ConfigParser.load_config_file(bundle / "network.yaml")
     missing = [key for key in NETWORK_KEYS if key not in network]
     if missing:
-        raise PipelineError(f"{bundle / 'network.yaml'}: {', '.join(missing)} missing. See a sibling bundle's file.")
+        raise PipelineError(f"{bundle / 'network.yaml'}: {', '.join(missing)} missing. See the file of another bundle.")
     foreign = [key for key in network if key not in NETWORK_KEYS + OPTIONAL_KEYS]
     if foreign:
         raise PipelineError(
             f"{bundle / 'network.yaml'}: found {', '.join(foreign)} (expected {' and '.join(NETWORK_KEYS)}, perhaps "
             f"{' and '.join(OPTIONAL_KEYS)}). "
-            "Bundles share the rest: change bundles/template, or override it when training."
+            "All bundles share the rest: change bundles/template, or override it when training."
         )
     own_metadata = network.pop("metadata")
     files = {}
@@ -99,6 +101,8 @@ def generated_files(bundle: Path) -> dict[Path, str]:
         merge_kv(metadata, key, value)
     files[bundle / "configs" / "metadata.json"] = _json(metadata) + "\n"
     copied = {template / "logging.conf": "configs/logging.conf", template / "LICENSE": "LICENSE"}
+    if (licence := bundle.parent / WEIGHTS_LICENCE).is_file():  # a folder of other people's bundles has none
+        copied[licence] = f"docs/{WEIGHTS_LICENCE}"
     copied |= {path: f"scripts/{path.name}" for path in SCRIPTS.glob("*.py")}
     for source, target in copied.items():
         files[bundle / target] = source.read_text(encoding="utf-8")
@@ -106,12 +110,12 @@ def generated_files(bundle: Path) -> dict[Path, str]:
 
 
 def known_bundles(bundles: Path) -> str:
-    """Text of ``pipeline/model/bundles.json``: the hashes by which each bundle is known as this project's own."""
+    """The text of ``pipeline/model/bundles.json``, with the hashes that identify each bundle of this project."""
     return _json({folder.name: code_hashes(folder) for folder in bundle_folders(bundles)}) + "\n"
 
 
 def _json(value: Any, indent: str = "", key: str = "") -> str:
-    """JSON of a value, a line an entry; a list or component that fits stands on one line."""
+    """JSON of a value, with one line for each entry. A list or component that fits is on one line."""
     start = f"{indent}{json.dumps(key, ensure_ascii=False)}: " if key else indent
     flat = json.dumps(value, ensure_ascii=False)
     items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -125,7 +129,7 @@ def _json(value: Any, indent: str = "", key: str = "") -> str:
 
 
 def drifted_files(bundles: Path) -> list[Path]:
-    """Generated files that are missing or differ from what the template makes now."""
+    """Paths of generated files that are missing or differ from their source."""
     drifted = []
     for bundle in bundle_folders(bundles):
         for path, text in generated_files(bundle).items():
@@ -135,16 +139,23 @@ def drifted_files(bundles: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the configs of every bundle, or check them.
+    """Write the generated files of every bundle, or check them.
+
+    Args:
+        argv: The arguments; None for those of the process.
 
     Raises:
-        PipelineError: no bundles, a broken source, or with ``--check`` a file that drifted.
+        PipelineError: There is no bundle, a source is wrong, or with ``--check`` a file differs from its source.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.bundles", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("bundles", nargs="?", type=Path, default=Path("bundles"), help="default: bundles")
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 2 if a file differs from its source")
+    parser.add_argument(
+        "bundles", nargs="?", type=Path, default=Path("bundles"), help="the folder of the bundles (default: bundles)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 2 if a file differs from its source"
+    )
     args = parser.parse_args(argv)
-    # The package vouches for the bundles it is developed with, not for those of another folder.
+    # Only the hashes of this repository's own bundles belong into the package, not those of another folder.
     own = args.bundles.resolve() == (Path(__file__).parents[1] / "bundles").resolve()
     if args.check:
         drifted = drifted_files(args.bundles)

@@ -1,6 +1,8 @@
-"""The wheel alone: built, installed into a fresh virtual environment, used from an empty folder; `make installed`.
+"""Build the wheel, install it into a fresh virtual environment and use it from an empty folder; `make installed`.
 
-Nothing of the checkout is on any path there. A FLAIR volume goes in; a mask on its grid must come out.
+No file of the checkout is on a path there. The check segments a FLAIR volume and expects a mask on its grid. `make
+release` adds ``--out``, which keeps the wheel and writes each bundle's zip beside it. Each zip must give the same mask
+where this package is not installed.
 """
 
 from __future__ import annotations
@@ -23,12 +25,16 @@ from pipeline.errors import PipelineError
 ROOT = Path(__file__).parents[1]
 LICENCE = "CC-BY-NC-SA-4.0"
 MIN_DSC = 0.8
-"""Of the phantom: the shipped weights reach 0.9."""
+"""The lowest DSC that the phantom's mask may have. The shipped weights reach 0.9."""
 
 
 def build_wheel(folder: Path) -> Path:
-    """The project's wheel, built into a folder by the build backend that runs this program."""
-    shutil.rmtree(ROOT / "build", ignore_errors=True)  # of an earlier build: its files would get into the wheel
+    """Path of the project's wheel, which is built into a folder.
+
+    Args:
+        folder: The folder for the wheel.
+    """
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # files of an earlier build would get into the wheel
     command = ["wheel", "--no-deps", "--no-build-isolation", str(ROOT), "--wheel-dir", str(folder)]
     run([sys.executable, "-m", "pip", *command, "--quiet"], ROOT)
     shutil.rmtree(ROOT / "build", ignore_errors=True)
@@ -36,9 +42,16 @@ def build_wheel(folder: Path) -> Path:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """A fresh virtual environment with the wheel and, in the versions of ``constraints.txt``, what it needs.
+    """Install the wheel into a fresh virtual environment, with the versions of ``constraints.txt``.
 
-    As in ``make env``, a torch that lies on this machine is taken before the index's.
+    As in ``make env``, a torch on this machine is preferred to the one of the package index.
+
+    Args:
+        wheel: The wheel.
+        folder: The folder of the new environment.
+
+    Returns:
+        The folder of the environment's programs.
     """
     venv.create(folder, with_pip=True)
     binaries = folder / ("Scripts" if os.name == "nt" else "bin")
@@ -52,7 +65,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 def flair_and_truth(folder: Path) -> tuple[Path, Path]:
-    """A phantom's FLAIR, alone, (H, W, D), and its label, as NIfTI files."""
+    """Paths of a phantom's FLAIR, (H, W, D), and of its label, as NIfTI files in a folder."""
     import nibabel as nib
     import numpy as np
 
@@ -70,7 +83,11 @@ def flair_and_truth(folder: Path) -> tuple[Path, Path]:
 
 
 def run(command: Sequence[str], folder: Path) -> str:
-    """What a command prints when run in a folder, the checkout on no path."""
+    """The output of a command that runs in a folder, without the checkout on any path.
+
+    Raises:
+        PipelineError: The exit status is not 0.
+    """
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     done = subprocess.run(command, cwd=folder, env=clean, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -79,7 +96,15 @@ def run(command: Sequence[str], folder: Path) -> str:
 
 
 def check(binaries: Path, folder: Path) -> float:
-    """DSC of the mask that the installed command writes, in an empty folder."""
+    """DSC of the mask that the installed command writes in an empty folder.
+
+    Args:
+        binaries: The folder of the environment's programs.
+        folder: A folder for inputs and results.
+
+    Raises:
+        PipelineError: The mask is missing, on another grid or poor, or the wheel does not name the licence.
+    """
     import numpy as np
 
     from pipeline.imaging.nifti import load_label
@@ -104,15 +129,71 @@ def check(binaries: Path, folder: Path) -> float:
     return dsc
 
 
+def check_zips(binaries: Path, folder: Path, out: Path) -> list[str]:
+    """Check that each bundle's zip gives the same mask without this package, which is uninstalled.
+
+    Call it after ``check``, whose FLAIR it segments again.
+
+    Args:
+        binaries: The folder of the environment's programs.
+        folder: The folder that ``check`` used.
+        out: The folder to which the zips are written.
+
+    Returns:
+        The names of the bundles.
+
+    Raises:
+        PipelineError: A zip gives another mask.
+    """
+    import numpy as np
+
+    from pipeline.imaging.nifti import load_label
+
+    names = json.loads((ROOT / "pipeline" / "model" / "bundles.json").read_text())
+    for name in names:
+        run([str(binaries / "lgg-flair"), "pack", name, "--out", str(out.resolve()), "--quiet"], folder)
+    expected = folder / "empty" / "each"
+    flair = folder / "flair.nii.gz"
+    for name in names:
+        run([str(binaries / "lgg-flair"), "predict", str(flair), "--bundle", name, "-o", str(expected / name)], folder)
+    run([str(binaries / "python"), "-m", "pip", "uninstall", "--quiet", "--yes", "lgg-flair-pipeline"], folder)
+    (folder / "images").mkdir()
+    shutil.copy(flair, folder / "images" / "flair_image.nii.gz")
+    for name in names:
+        shutil.unpack_archive(next(out.glob(f"{name}_v*.zip")), folder / "unpacked")
+        config = folder / "unpacked" / name / "configs" / "inference.json"
+        places = ["--dataset_dir", str(folder / "images"), "--output_dir", str(folder / "masks" / name)]
+        run([str(binaries / "python"), "-m", "monai.bundle", "run", "--config_file", str(config), *places], folder)
+        found = load_label(folder / "masks" / name / "flair_image_mask.nii.gz")
+        if not np.array_equal(found, load_label(expected / name / "flair_mask.nii.gz")):
+            raise PipelineError(f"{config}: another mask than that of predict.")
+    return list(names)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, install, predict; print one line."""
-    argparse.ArgumentParser(prog="python -m tools.installed", description=__doc__).parse_args(argv)
+    """Build, install and predict, and print a line with the result.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Raises:
+        PipelineError: A step fails, or a mask is wrong.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.installed", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="keep the wheel and the bundles' zips in this folder")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel = build_wheel(folder)
-        dsc = check(install(wheel, folder / "environment"), folder)
+        binaries = install(wheel, folder / "environment")
+        dsc = check(binaries, folder)
         size = wheel.stat().st_size / 1e6
         print(f"{wheel.name} ({size:.1f} MB): segments a phantom's FLAIR from an empty folder, DSC {dsc:.3f}")
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+            names = check_zips(binaries, folder, args.out)
+            shutil.copy(wheel, args.out)
+            print(f"{', '.join(names)}: the zips give the same masks without this package")
     return 0
 
 

@@ -1,13 +1,17 @@
-"""One table of results in docs/results -> the tables of README, docs and bundle docs; the shipped weights scored again.
+"""Write the tables of README, docs and bundle docs from docs/results, and check the claims of the shipped weights.
 
-``scores.csv`` holds a row for each result and patient, ``provenance.json`` what each result comes from. Results named
-``shipped/...`` are of the weights in ``bundles/*/models``. A page shows results between two comments:
+``scores.csv`` holds a row for each result and patient. ``provenance.json`` holds the weights and settings of each
+result. Results named ``shipped/...`` come from the weights in ``bundles/*/models``. A page shows results between two
+comments:
 
     <!-- summaries shipped/basic_unet_native shipped/basic_unet_reference -->
     <!-- end -->
 
-``summaries`` gives a row for each result, ``scores`` the table that an evaluation prints, ``compare`` the differences
-to the first result, patient by patient, and ``patients`` a column of DSC for each result.
+``summaries`` gives a row for each result. ``scores`` gives the table that an evaluation prints. ``compare`` gives the
+differences to the first result, patient by patient. ``patients`` gives a column of DSC for each result. ``pooled``
+joins results of different patients, such as the folds of a cross-validation, into one row. ``sizes`` groups their
+patients by the size of the lesion. A label for the table may follow a name, with ``~`` for spaces:
+``case_report/dice_native:Dice~loss``.
 """
 
 from __future__ import annotations
@@ -35,23 +39,29 @@ from pipeline.scripts.files import sha256_file, write_durably
 RESULTS, TABLE, PROVENANCE = "docs/results", "docs/results/scores.csv", "docs/results/provenance.json"
 COLUMNS = ("result", "patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "agreement")
 OF_BUNDLE, OF_TRAINING = ("name", "fold", "weights_sha256", "settings"), ("seed", "device", "amp", "config")
-"""What the provenance keeps of each bundle of an evaluation, and of the bundle's training."""
+"""Keys of the provenance about each bundle of an evaluation, and about the bundle's training."""
 WITHIN = 0.002
-"""By which a figure may differ when another machine or number format measures it again."""
-BLOCK = re.compile(r"<!-- (summaries|scores|compare|patients) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
-HALF = re.compile(r"<!--\s*(summaries|scores|compare|patients|end)\b")
+"""The largest allowed difference of a figure that another machine or number format measures again."""
+KINDS = "summaries|scores|compare|patients|pooled|sizes"
+BLOCK = re.compile(rf"<!-- ({KINDS}) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
+HALF = re.compile(rf"<!--\s*({KINDS}|end)\b")
+SIZES = {"under 8,000": (0, 8_000), "8,000 to 25,000": (8_000, 25_000), "25,000 and more": (25_000, math.inf)}
+"""Group of patients -> the range of voxels in the true lesion."""
+CHART, CHARTED = "docs/images/out_of_fold.svg", "out_of_fold/basic_unet_cpu_fold_"
+"""The file of the chart of lesion size against DSC, and the start of its results' names."""
+SUMMARY_HEAD = ("mean DSC (95 % interval)", "median", "lowest", "patients")
 Result = dict[str, Any]
-"""The provenance and the statistics of a result, its ``scores`` and, by patient, its ``dsc``."""
+"""A result: its provenance and statistics, its ``scores``, and ``dsc`` by patient."""
 
 
 def read_results(root: Path) -> dict[str, Result]:
     """All results by name.
 
     Args:
-        root: The repository.
+        root: The repository's folder.
 
     Raises:
-        PipelineError: The table or the provenance is unreadable, or they are not of the same results.
+        PipelineError: The table or the provenance is unreadable, or they hold different results.
     """
     scores = read_scores(root / RESULTS)
     try:
@@ -60,7 +70,9 @@ def read_results(root: Path) -> dict[str, Result]:
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"{root / RESULTS}: no readable results ({error}). Restore them.") from error
     if odd := {*names} ^ {*provenance}:
-        raise PipelineError(f"{', '.join(sorted(odd))}: stands in one of {TABLE} and {PROVENANCE} alone.")
+        raise PipelineError(
+            f"{', '.join(sorted(odd))}: found in only one of {TABLE} and {PROVENANCE}. Restore the other."
+        )
     if len({(name, score.patient) for name, score in zip(names, scores, strict=True)}) < len(names):
         raise PipelineError(f"{root / TABLE}: has a patient of one result twice.")
     parts = {name: [score for score, of in zip(scores, names, strict=True) if of == name] for name in provenance}
@@ -73,7 +85,7 @@ def _with_statistics(scores: Sequence[VolumeScore], provenance: Mapping[str, Any
 
 
 def _evaluated(folder: Path) -> tuple[Sequence[VolumeScore], dict[str, Any]]:
-    """The scores of an evaluation's folder and what its summary says that is no statistic of them."""
+    """The scores in an evaluation's folder, and those entries of its summary that are no statistics of them."""
     summary, scores = read_summary(folder), read_scores(folder)
     found = summarise(scores, summary["seed"])
     is_one = found["scored"] == summary["scored"] > 0 and math.isclose(found["dsc_mean"], summary["dsc_mean"])
@@ -93,7 +105,7 @@ def _kept(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _add(root: Path, name: str, folder: Path) -> None:
-    """Enter an evaluation's folder as a result, in place of an earlier one of that name."""
+    """Add an evaluation's folder as a result. It replaces an earlier one with the same name."""
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
         raise PipelineError(f"{name}: no name of a result (expected one like shipped/basic_unet_native).")
     new, entry = _evaluated(folder)
@@ -110,15 +122,24 @@ def _add(root: Path, name: str, folder: Path) -> None:
 
 
 def _with_tables(page: Path, results: Mapping[str, Result]) -> str:
-    """The text of a page with its tables as the results give them."""
+    """The text of a page with tables from the results."""
 
     def filled(block: re.Match[str]) -> str:
-        kind, names = block[1], block[2].split()
+        kind, parts = block[1], [name.partition(":") for name in block[2].split()]
+        names = [name for name, _, _ in parts]
         if unknown := [name for name in names if name not in results]:
             raise PipelineError(f"{page}: {', '.join(unknown)} is no result of {TABLE}.")
-        shown = {name: results[name] for name in names}
+        labels = {name: label.replace("~", " ") for name, _, label in parts}
+        shown = {labels[name] or name: results[name] | {"label": labels[name]} for name in names}
         if kind in ("compare", "patients") and len({frozenset(result["dsc"]) for result in shown.values()}) > 1:
             raise PipelineError(f"{page}: {', '.join(names)} are not of the same patients.")
+        if kind in ("pooled", "sizes"):
+            if len({patient for result in shown.values() for patient in result["dsc"]}) < sum(
+                result["scored"] for result in shown.values()
+            ):
+                raise PipelineError(f"{page}: {', '.join(names)} share patients.")
+            if len({(result["protocol"], result["tta"]) for result in shown.values()}) > 1:
+                raise PipelineError(f"{page}: {', '.join(names)} are not scored alike.")
         return f"<!-- {kind} {block[2]} -->\n{TABLES[kind](shown)}\n<!-- end -->"
 
     text = page.read_text(encoding="utf-8")
@@ -132,13 +153,42 @@ def _summaries(shown: Mapping[str, Result]) -> str:
     rows = []
     for name, result in shown.items():
         alike = f" (`{name}`)" if [*kinds.values()].count(kinds[name]) > 1 else ""
-        mean, median, lowest = _figures(result)
-        interval = " to ".join(f"{end:.4f}" for end in result["dsc_mean_95"])
-        rows.append([kinds[name] + alike, f"{mean} ({interval})", median, lowest, str(result["scored"])])
-    return _markdown(["", "mean DSC (95 % interval)", "median", "lowest", "patients"], *rows)
+        rows.append([kinds[name] + alike, *_row(result)])
+    return _markdown(["", *SUMMARY_HEAD], *rows)
+
+
+def _row(result: Result) -> list[str]:
+    mean, median, lowest = _figures(result)
+    interval = " to ".join(f"{end:.4f}" for end in result["dsc_mean_95"])
+    return [f"{mean} ({interval})", median, lowest, str(result["scored"])]
+
+
+def _pooled(shown: Mapping[str, Result]) -> str:
+    return _summaries({"pooled": _joined(shown)})
+
+
+def _joined(shown: Mapping[str, Result]) -> Result:
+    """Results of different patients as one result, with the first one's label, seed and protocol."""
+    first, *_ = shown.values()
+    scores = [score for result in shown.values() for score in result["scores"]]
+    bundles = [bundle for result in shown.values() for bundle in result["bundles"]]
+    return _with_statistics(scores, {**first, "bundles": bundles})
+
+
+def _sizes(shown: Mapping[str, Result]) -> str:
+    joined = _joined(shown)
+    rows = []
+    for name, (low, high) in SIZES.items():
+        scores = [score for score in joined["scores"] if low <= score.lesion_voxels < high]
+        group = _with_statistics(scores, {"seed": joined["seed"]})
+        if group["scored"]:
+            rows.append([name, *_row(group)])
+    return _markdown(["lesion, voxels", *SUMMARY_HEAD], *rows)
 
 
 def _kind(result: Result) -> str:
+    if result.get("label"):
+        return str(result["label"])
     folds = len({bundle["fold"] for bundle in result["bundles"] if "fold" in bundle})
     parts = [" + ".join(_names(result)), *[f"{folds} folds"] * bool(folds), f"{result['protocol']} protocol"]
     return ", ".join(parts + ["flips"] * result["tta"])
@@ -179,16 +229,37 @@ def _markdown(*rows: Sequence[str]) -> str:
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
-TABLES = {"summaries": _summaries, "scores": _printed, "compare": _compare, "patients": _patients}
+TABLES = {
+    "summaries": _summaries,
+    "scores": _printed,
+    "compare": _compare,
+    "patients": _patients,
+    "pooled": _pooled,
+    "sizes": _sizes,
+}
+
+
+def _write_chart(root: Path, results: Mapping[str, Result]) -> None:
+    """Write the chart of lesion size against DSC, in a gray that is readable on light and dark pages."""
+    from pipeline.pages.charts import sizes_svg
+
+    charted = {name: result for name, result in results.items() if name.startswith(CHARTED)}
+    if not charted:
+        return
+    joined = _joined(charted)
+    voxels = {score.patient: score.lesion_voxels for score in joined["scores"]}
+    chart = sizes_svg({f"{' + '.join(_names(joined))}, out of fold": joined["dsc"]}, voxels)
+    (root / CHART).parent.mkdir(parents=True, exist_ok=True)
+    write_durably(root / CHART, chart.replace("currentColor", "#7d8590").encode())
 
 
 def _pages(root: Path) -> list[Path]:
-    """README, docs and bundle docs."""
-    return [root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("bundles/*/docs/README.md"))]
+    """Paths of README, docs and bundle docs."""
+    return [root / "README.md", *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("bundles/*/docs/README.md"))]
 
 
 def _faults(root: Path) -> list[str]:
-    """What does not agree among results, pages, weights and metadata."""
+    """A message for each difference between results, pages, weights and metadata."""
     results, found = read_results(root), []
     for page in _pages(root):
         try:
@@ -218,7 +289,7 @@ def _shipped(results: Mapping[str, Result]) -> dict[str, Result]:
 
 
 def _measured_again(root: Path, data: Path) -> list[str]:
-    """Means, calibration errors and patients' DSC of the shipped weights that are off by more than ``WITHIN``."""
+    """A message for each figure of the shipped weights that differs from a new measurement by more than ``WITHIN``."""
     off, manifest = [], data.resolve()
     if not (shipped := _shipped(read_results(root))):
         raise PipelineError(f"{root / TABLE}: holds no result of shipped weights (expected shipped/NAME).")
@@ -255,22 +326,27 @@ def _run(root: Path, module: str, *options: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check, write, verify or add.
+    """Check the results, write the tables, measure again, or add a result.
 
     Args:
         argv: The arguments; None for those of the process.
 
     Raises:
-        PipelineError: Claims do not hold, each on a line, or an option names what is not there.
+        PipelineError: Claims are wrong, with a line for each, or an option names a missing file.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.results", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: the working directory)")
+    parser.add_argument(
+        "--root", type=Path, default=Path(), help="the repository's folder (default: the working directory)"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--write", action="store_true", help="write the tables of README, docs and bundle docs")
     what.add_argument(
-        "--verify", type=Path, metavar="DATA", help="score the shipped weights again on slices or manifest"
+        "--verify",
+        type=Path,
+        metavar="DATA",
+        help="score the shipped weights again on a folder of slices or a manifest",
     )
-    what.add_argument("--add", nargs=2, metavar=("NAME", "FOLDER"), help="enter an evaluation's folder as a result")
+    what.add_argument("--add", nargs=2, metavar=("NAME", "FOLDER"), help="add an evaluation's folder as a result")
     args = parser.parse_args(argv)
     if args.add:
         _add(args.root, args.add[0], Path(args.add[1]))
@@ -279,6 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = read_results(args.root)
         for page, text in [(page, _with_tables(page, results)) for page in _pages(args.root)]:
             write_durably(page, text.encode())
+        _write_chart(args.root, results)
     found = _faults(args.root) + (_measured_again(args.root, args.verify) if args.verify else [])
     if found:
         raise PipelineError("claims that do not hold:\n" + "\n".join(f"  {fault}" for fault in found))

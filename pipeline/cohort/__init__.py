@@ -1,1 +1,1 @@
-"""A folder of slices or volumes -> a manifest of volumes; splits, folds, pseudonyms and phantoms."""
+"""Build a manifest of volumes from a folder of slices or volumes, with splits, folds, pseudonyms and phantoms."""

@@ -1,8 +1,9 @@
-"""Drawing of synthetic skull-stripped heads for ``pipeline.phantom``: random anatomy and lesions, slice by slice.
+"""Draw synthetic skull-stripped heads for ``lgg-flair phantom``: random anatomy and lesions, slice by slice.
 
-Lesions are bright on FLAIR, slightly dark on T1 and sometimes ring-enhancing. Periventricular caps, small foci, coil
-hot spots, a bias field and a scanner gain that differs between institutions make a FLAIR threshold fail. Coarse random
-fields carry all shapes, so that a patient is the same at every size. Nothing is taken from a patient.
+Lesions are bright on FLAIR, slightly dark on T1 and sometimes ring-enhancing. A simple FLAIR threshold does not find
+them: the images also have periventricular caps, small foci, coil hot spots, a bias field, and a scanner gain that
+differs between institutions. Coarse random fields carry all shapes, so that a patient is the same at every size. No
+data of real patients are used.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ Image = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 SITE_GAINS = {"AA": 0.65, "AB": 0.85, "AC": 1.0, "AD": 1.2, "AE": 1.5}
-"""Institution token of a patient id -> FLAIR gain of its scanner."""
+"""FLAIR gain of the scanner, by the institution token of the patient id."""
 
 BRAIN_RADIUS = 0.84
-"""Radius of the brain in head units: positions are fractions of the head's radii, x right, y back, z up."""
+"""Radius of the brain in head units. Positions are fractions of the head's radii: x right, y back, z up."""
 
-# Brightness by tissue in the order of CHANNELS, at gain 1; chosen by eye to look like T1, FLAIR, T1 with contrast.
+# Brightness of tissues in the order of CHANNELS, at gain 1. It is chosen by eye to look like real images.
 WHITE, GREY, CSF, VESSEL = (84, 48, 86), (56, 63, 62), (22, 13, 25), (58, 40, 190)
 
 FIELDS = {"shape": 5, "fold": 26, "sulcus": 15, "texture": 26, "bend": 9, "fringe": 20, "bias_t1": 3, "bias_flair": 3}
-"""Random field -> its nodes along each axis."""
+"""Number of nodes along each axis, by random field."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,16 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A deformed ellipsoid: FLAIR ``gain`` above 1, T1 ``loss`` below 1, soft ``edge``, ring and core optional."""
+    """A lesion: a deformed ellipsoid with a soft edge, and perhaps a ring and a core.
+
+    Args:
+        body: The ellipsoid before it is deformed.
+        gain: Factor on FLAIR, above 1.
+        loss: Factor on both T1 sequences, below 1.
+        edge: Width of the soft edge, as a share of the radius.
+        ring: Factor of the enhancing ring on post-contrast T1; 1 for no ring.
+        core: Factor of the dark core on all sequences; 1 for no core.
+    """
 
     body: Ellipsoid
     gain: float
@@ -65,7 +75,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Head:
-    """Everything random about a patient except the noise of each slice."""
+    """All random properties of a patient, except the noise of each slice."""
 
     gains: tuple[float, float, float]
     radii: tuple[float, float]
@@ -84,20 +94,40 @@ class Head:
 
 
 def _random(seed: int, *key: int) -> np.random.Generator:
-    """The stream of one patient (or one block of patients), independent of how many patients are drawn."""
+    """The random stream of one patient or one block of patients. It does not depend on how many patients are drawn."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def patient_id(index: int, seed: int) -> str:
-    """Name of patient ``index`` (from 0), such as ``PHANTOM_AC_0001``; AC is the first draw of the patient's stream."""
+    """The id of a synthetic patient, such as ``PHANTOM_AC_0001``, where AC is the institution.
+
+    Args:
+        index: The patient's number, from 0.
+        seed: Seed of the whole dataset, 0 or more.
+
+    Examples:
+        >>> patient_id(0, seed=0)
+        'PHANTOM_AE_0001'
+    """
+    # The institution is the first draw of the patient's stream, and _draw_head draws it again.
     return f"PHANTOM_{_random(seed, index).choice(list(SITE_GAINS))}_{index + 1:04d}"
 
 
 def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool = True) -> tuple[Bytes, Bytes]:
-    """(D, H, W, 3) image in the order of CHANNELS and (D, H, W) mask of 0 and 255, H and W of ``size`` pixels.
+    """The image and mask of one synthetic patient; the same arguments give the same bytes.
 
-    The same arguments give the same bytes, and no patient depends on another. D is ``slices``, give or take 25 %. In
-    one patient of eight FLAIR stands in for post-contrast, or for both T1 sequences, as in the published data.
+    No patient depends on another. In one patient of eight FLAIR takes the place of post-contrast T1, or of both T1
+    sequences, as in the published data.
+
+    Args:
+        index: The patient's number, from 0.
+        size: Height and width of a slice in pixels.
+        slices: Mean number of slices. The patient's own number, D, differs by up to 25 %.
+        seed: Seed of the whole dataset, 0 or more.
+        lesion: Whether the patient has a lesion.
+
+    Returns:
+        The image, (D, H, W, 3) uint8 in the order of CHANNELS, and the mask, (D, H, W) uint8 of 0 and 255.
     """
     rng = _random(seed, index)
     head = _draw_head(rng, slices)
@@ -113,13 +143,13 @@ def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool 
 
 
 def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> Iterator[Lesion]:
-    """One lesion, or one with a satellite, centred on one of these heights and away from the ventricles."""
+    """One lesion, sometimes with a satellite. It is centred on one of ``heights`` and away from the ventricles."""
     side = float(rng.choice((-1, 1)))
     size = 0.19 * (0.46 / 0.19) ** rng.random()
     wanted = rng.uniform(-0.35, 0.5)
     for satellite in range(1 + int(rng.random() < 0.25)):
         radius = size * (0.55 if satellite else 1.0)
-        # Centred exactly on a slice: a small lesion between two distant slices would leave an empty mask.
+        # The centre lies exactly on a slice. A small lesion between two distant slices would leave an empty mask.
         z = min(heights, key=lambda height: abs(height - wanted))
         reach = math.sqrt(max(0.1, (0.75 * BRAIN_RADIUS) ** 2 - z * z))
         x = side * rng.uniform(min(0.26, 0.8 * reach), max(0.3, 0.9 * reach))
@@ -139,7 +169,7 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> Iterato
 
 
 def _scatter(rng: np.random.Generator, count: int, least: float, most: float, reach: float) -> Iterator[Ellipsoid]:
-    """Blobs of radius ``least`` to ``most``, up to ``reach`` from the head's centre."""
+    """``count`` blobs with radii from ``least`` to ``most``, at most ``reach`` away from the head's centre."""
     for _ in range(count):
         direction = rng.standard_normal(3)
         direction *= rng.uniform(0.4, 1.0) * reach / float(np.linalg.norm(direction))
@@ -148,7 +178,7 @@ def _scatter(rng: np.random.Generator, count: int, least: float, most: float, re
 
 
 def _draw_head(rng: np.random.Generator, slices: int) -> Head:
-    """Draw a patient's anatomy, lesions and scanner; the order of the draws is part of the recipe."""
+    """Draw a patient's anatomy, lesions and scanner. The order of the draws must not change: it decides the images."""
     site = rng.choice(list(SITE_GAINS))
     depth = max(3, round(slices * rng.uniform(0.75, 1.25)))
     heights = np.linspace(-0.92, 0.95, depth).tolist()
@@ -183,29 +213,29 @@ def _draw_head(rng: np.random.Generator, slices: int) -> Head:
 
 
 def end_margin(depth: int) -> int:
-    """Slices at either end of a volume that never hold lesion."""
+    """Number of slices without lesion at each end of a volume of ``depth`` slices."""
     return max(1, round(0.15 * depth))
 
 
 def _plane(field: Image, z: float, size: int) -> Plane:
-    """The plane of a coarse random field at height ``z``, smooth, about zero mean and unit variance."""
+    """A smooth plane of a coarse random field at height ``z``, with about zero mean and unit variance."""
     position = (z + 1) / 2 * (len(field) - 1)
     low = min(int(position), len(field) - 2)
     part = np.float32(position - low)
-    # Mixing two independent layers would lower the contrast halfway; the root restores unit variance.
+    # Mixing two independent layers lowers the contrast between them. The root restores unit variance.
     mixed = ((1 - part) * field[low] + part * field[low + 1]) / np.sqrt((1 - part) ** 2 + part**2)
     plane: Plane = ndimage.zoom(mixed, size / len(field), order=3, mode="nearest")
     return plane
 
 
 def _inside(distance: Plane, width: float) -> Plane:
-    """1 where ``distance`` is positive, 0 where negative, a ramp of ``width`` between (partial volume)."""
+    """1 where ``distance`` is positive, 0 where it is negative, and a ramp of ``width`` between (partial volume)."""
     ramp: Plane = np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
     return ramp
 
 
 def _paint(image: Image, weight: Plane, tissue: Sequence[float]) -> None:
-    """Cover the image with a tissue of given brightness a channel, by ``weight`` 0 to 1."""
+    """Cover the image with a tissue, given by its brightness in each channel, by ``weight`` 0 to 1."""
     image += weight[..., None] * (np.asarray(tissue, dtype=np.float32) - image)
 
 
@@ -215,7 +245,7 @@ def _brighten(image: Image, weight: Plane, factors: Sequence[float]) -> None:
 
 
 def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
-    """Draw slice ``number``, from 0, with noise from ``rng``: (H, W, 3) image and (H, W) mask of 0 and 255."""
+    """The (H, W, 3) image and the (H, W) mask of 0 and 255 of slice ``number``, from 0, with noise from ``rng``."""
     z = head.heights[number]
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None, :] / head.radii[0], axis[:, None] / head.radii[1]
@@ -236,7 +266,7 @@ def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) ->
         _paint(image, _inside(1 - nucleus.radius(x, y, z), 0.3) * brain, GREY)
     _brighten(image, brain * np.clip(0.5 * noise["texture"], -1, 1), (1.03, 1.2, 1.03))
 
-    # Bright on FLAIR alone and no lesion.
+    # These are bright only on FLAIR, but they are no lesions.
     for cap in head.caps:
         _brighten(image, _inside(1 - cap.radius(x, y, z) + 0.2 * noise["fringe"], 0.5) * brain, (1, head.cap_gain, 1))
     for spot in head.foci:
@@ -253,7 +283,7 @@ def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) ->
             distance += (0.2 * noise["bend"] + 0.09 * noise["fringe"]) * np.clip(1.2 - distance, 0, 1)
             inner = _inside(0.965 - deep, soft)
             weight = _inside(distance, item.edge) * inner
-            _paint(image, weight * 0.75, GREY)  # oedema hides the folds below it
+            _paint(image, weight * 0.75, GREY)  # edema hides the folds below it
             _brighten(image, weight * (1 + 0.07 * noise["texture"]), (item.loss, item.gain, item.loss))
             _brighten(image, _inside(distance - 0.5, 0.2) * inner, (item.core, item.core, item.core))
             _brighten(image, _inside(0.13 - np.abs(distance - 0.45), 0.15) * inner, (1, 1, item.ring))
@@ -268,7 +298,7 @@ def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) ->
 
 
 def _scan(image: Image, head: Head, noise: dict[str, Plane], rng: np.random.Generator) -> Bytes:
-    """Apply the scanner's gain, bias field and Rician noise (the background is never quite black)."""
+    """Apply the scanner's gain, bias field and Rician noise. The background is never completely black."""
     for channel, (gain, bias) in enumerate(zip(head.gains, ("bias_t1", "bias_flair", "bias_t1"), strict=True)):
         image[..., channel] *= gain * np.exp(0.2 * noise[bias])
     real, imaginary = head.noise * rng.standard_normal((2, *image.shape), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A folder of slices or volumes -> a manifest: list, read, judge, split, write, in this order."""
+"""Build a manifest from a folder of slices or volumes: list the files, read, check, split and write them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,17 @@ ABOUT_VOLUMES = {
     "reference": "that of the source folder",
     "licence": "that of the source folder",
 }
-"""What a manifest says of its data as a whole."""
+"""What a manifest says about its data as a whole."""
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The content of ``manifest.json``; ``is_new`` is False where nothing had changed, so that nothing was written."""
+    """The result of ``build_manifest``.
+
+    Args:
+        content: The content of ``manifest.json``.
+        is_new: Whether the manifest was written. False means that nothing had changed since the last call.
+    """
 
     content: dict[str, Any]
     is_new: bool
@@ -70,34 +75,39 @@ def build_manifest(
     pseudonymise: str | Path | None = None,
     rebuild: bool = False,
 ) -> BuildResult:
-    """Build a manifest and its volumes of a folder of slices or of volumes; every file is accounted for.
+    """Build a manifest and its volumes from a folder of slices or volumes.
 
-    Volumes keep affine, spacing and orientation. Their labels become 0 and 1 on the image's grid.
+    The manifest counts every file of the folder as used, skipped or refused. Volumes keep their affine, spacing and
+    orientation. Their labels become 0 and 1 on the image's grid.
 
     Args:
         source: The published folder, with ``<patient>_<number>.tif`` and ``<patient>_<number>_mask.tif``; or a folder
-            of image and mask volumes, whose layouts ``pipeline.cohort.cases`` lists.
-        out: The folder of ``manifest.json`` and ``volumes/``.
-        split: reference (ten published validation patients), random, stratified, none, or a JSON file of ids.
+            of image and mask volumes, named as by BraTS, BIDS, nnU-Net, Decathlon, or in pairs.
+        out: The folder for ``manifest.json`` and ``volumes/``. It must lie outside ``source``.
+        split: ``reference`` (the ten published validation patients), ``random``, ``stratified``, ``none`` (all patients
+            in the test section), or the path of a JSON file with lists of patient ids.
         seed: Seed of random and stratified splits and of folds, 0 or more.
-        validation_fraction: Share of the persons, for random and stratified splits.
-        test_fraction: Share of the persons, for random and stratified splits.
-        folds: Number of folds for the patients outside the test section; None for none.
+        validation_fraction: Share of persons for validation, from 0 to below 1, for random and stratified splits.
+        test_fraction: Share of persons for the test, from 0 to below 1, for random and stratified splits.
+        folds: Number of folds for the patients outside the test section, at least 2; None for no folds.
         allow_gaps: Accept missing slice numbers, with a warning.
-        skip_unpaired: Skip images without mask and masks without image.
-        skip_faulty: Leave out every patient with a fault.
-        label_values: The values of a label volume that are lesion; empty where a label holds one beside 0.
-        pseudonymise: A CSV of ids and pseudonyms outside source and out, read and extended; None keeps the ids.
-        rebuild: Take the folder as it is, whatever an earlier manifest says.
+        skip_unpaired: Skip images without a mask and masks without an image.
+        skip_faulty: Leave out every patient with an error, and build the manifest of the others.
+        label_values: Values in a label volume that mean lesion. They can be left empty if each label holds only 0 and
+            one other value.
+        pseudonymise: Path of a CSV of ids and pseudonyms, which is read and extended. It must lie outside ``source``
+            and ``out``. None keeps the ids.
+        rebuild: Replace an earlier manifest, even if files have changed or it belongs to another folder.
 
     Returns:
-        The manifest's content, and whether it is new.
+        The manifest's content, and whether it was written.
 
     Raises:
-        ManifestError: Faults of the folder, all of them.
-        PipelineError: Options that contradict each other, an earlier manifest of another folder, or the disk refuses.
+        ManifestError: Files in the folder have errors; the message lists all of them.
+        PipelineError: Options contradict each other, ``out`` holds the manifest of another folder, or a file cannot be
+            written.
 
-    Example:
+    Examples:
         >>> result = build_manifest("kaggle_3m", "data_manifest")
         >>> len(result.content["validation"])
         10
@@ -111,7 +121,7 @@ def build_manifest(
         check_place(key_path, source, out)
     choice = choose_split(str(split), seed, validation_fraction, test_fraction, folds)
     reading = {"allow_gaps": allow_gaps, "skip_unpaired": skip_unpaired, "skip_faulty": skip_faulty}
-    # What decides the content of the manifest; no path is among it.
+    # These options decide the content of the manifest. They hold no path, so that a moved folder gives the same one.
     options = {
         **reading,
         "split": choice.method,
@@ -127,7 +137,7 @@ def build_manifest(
     }
     staging = out / STAGING
     if not rebuild and unchanged(out, options, listing):
-        if staging.exists():  # of a run that was killed when it had written all
+        if staging.exists():  # left by a run that was killed after it had written everything
             with locked(out):
                 shutil.rmtree(staging, ignore_errors=True)
         return BuildResult(json.loads((out / MANIFEST_NAME).read_bytes()), is_new=False)
@@ -153,7 +163,7 @@ def build_manifest(
             except PipelineError as error:
                 error.add_note(counts_line(counts))
                 raise
-            # Lists for tuples, as the file is read back.
+            # JSON turns tuples into lists, so that the content is the same as when the file is read.
             about = ABOUT_VOLUMES if found.has_volumes else ABOUT_SLICES
             manifest = json.loads(json.dumps(_content(content, counts, options, division, about)))
             key = key_for(key_path, found.names) if key_path else {}
@@ -173,7 +183,7 @@ def build_manifest(
 
 
 def _earlier_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
-    """The manifest that stands there; None without one, or where ``rebuild`` may replace an unreadable one."""
+    """The manifest in ``out``; None if there is none, or if it is unreadable and ``rebuild`` may replace it."""
     try:
         return read_manifest(out) if (out / MANIFEST_NAME).is_file() else None
     except PipelineError as error:
@@ -185,7 +195,7 @@ def _earlier_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
 def _judge(
     source: Path, found: Found, faults: Mapping[str, list[str]], changed: Mapping[str, list[str]], skip_faulty: bool
 ) -> None:
-    """Refuse a folder without patients, with files that changed, or with faults that may not be skipped."""
+    """Refuse a folder without patients, with changed files, or with errors that may not be skipped."""
     if not found.files and not faults:
         raise PipelineError(
             f"{source}: no slice among {len(found.skipped)} file(s), and no volume with its mask (expected "
@@ -200,12 +210,12 @@ def _judge(
 
 
 def _warn_of_moves(earlier: Manifest, manifest: Mapping[str, Any]) -> None:
-    """Warn where patients stand in another section than before."""
+    """Warn if patients are in another section than before."""
     before = {volume.patient: volume.section for volume in earlier.volumes}
     now = {item["patient"]: section for section in SECTIONS for item in manifest[section]}
     moved = sum(before.get(patient, section) != section for patient, section in now.items())
     if moved:
-        logger.warning("split changed: %d patients stand in another section; weights may have seen them", moved)
+        logger.warning("split changed: %d patients are in another section; weights may be trained on them", moved)
 
 
 def _content(
@@ -215,7 +225,7 @@ def _content(
     division: Division,
     about: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of manifest.json: no time, no host, no absolute path, so that two builds agree byte for byte."""
+    """The content of manifest.json. It has no time, host or absolute path, so that two builds agree byte for byte."""
     lists: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     patients: dict[str, Any] = {}
     warnings: list[dict[str, str | None]] = []

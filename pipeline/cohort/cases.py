@@ -1,16 +1,16 @@
-"""Volume files of a folder -> patients with image and mask, told from names, folders and ``dataset.json``.
+"""Find the patients, each with image and mask, among volume files by names, folders and ``dataset.json``.
 
-What is known:
+These layouts are known:
 
 - BraTS: ``X-t2f`` or ``X_flair``, T1 beside it, ``X-seg``.
-- BIDS: ``sub-X_FLAIR``, masks (``_mask``, ``_dseg``) beside it or in ``derivatives/``; one that names what it is of,
-  as by ``label-``, names lesion, tumor, abnormality or FLAIR.
-- nnU-Net: ``imagesTr/X_0000``, ``labelsTr/X``; ``channel_names`` in ``dataset.json`` say which channel is FLAIR.
+- BIDS: ``sub-X_FLAIR``, with masks (``_mask``, ``_dseg``) beside it or in ``derivatives/``. If the name of a mask says
+  what it shows, for example with ``label-``, it must name lesion, tumor, abnormality or FLAIR.
+- nnU-Net: ``imagesTr/X_0000`` and ``labelsTr/X``. ``channel_names`` in ``dataset.json`` say which channel is FLAIR.
 - Decathlon: pairs that ``dataset.json`` lists.
 - Pairs by name: ``X_image`` and ``X_label`` or ``X_mask``; ``images/X`` and ``labels/X``.
 
-Files of one patient lie in one folder, or in folders of the same BIDS data set, or in ``images`` and ``labels``.
-What cannot be told is a fault, never guessed.
+All files of a patient lie in one folder, in folders of the same BIDS data set, or in ``images`` and ``labels``. Names
+that are not clear are reported as errors. The program does not guess.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ _OTHER_CHANNEL = "channel {}, not FLAIR or T1"
 _LABEL = re.compile(r"(?:(?P<case>.+?)[-_. ])?(?:seg|dseg|segmentation|mask|labels?)", re.IGNORECASE)
 _LESION = re.compile(r"(?:lesion|tumou?r)(?!fill)|abnormal", re.IGNORECASE)
 _OF_THE_IMAGE = {"sub", "ses", "acq", "ce", "rec", "run", "space", "res", "den", "part", "echo", "inv", "flip", "mt"}
-"""Entities of BIDS that tell of the image, not what a mask is of."""
+"""Entities of BIDS that describe the image. All others say what a mask shows."""
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Case:
-    """The files of one patient, paths below the source folder.
+    """The files of one patient. All paths are relative to the source folder.
 
     Args:
-        files: ``flair``, ``pre``, ``post`` and ``label`` -> path; ``image`` where one file holds all sequences.
-        paths: Every file of the patient, also the data of headers that stand in files of their own.
-        channels: Names of the channels of ``image``, empty where nothing tells them.
-        fault: Why the patient cannot be used, empty where it can.
+        files: Path by role: ``flair``, ``pre``, ``post`` and ``label``, or ``image`` if one file holds all sequences.
+        paths: Every file of the patient, including separate files with the voxels of a header.
+        channels: Names of the channels of ``image`` by number; empty if they are not known.
+        fault: Why the patient cannot be used; empty if it can.
     """
 
     files: Mapping[str, str]
@@ -75,9 +75,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Patient -> files; path -> why a file is not used; path -> what is wrong with a file.
+    """The patients that ``find_cases`` found in a folder. All paths are relative to it.
 
-    ``owners`` is path -> patient and what the file is to the patient, such as ``_flair.nii.gz``.
+    Args:
+        cases: Files of each patient, by patient id.
+        skipped: Why a file is not used, by path.
+        faults: What is wrong with a file, by path.
+        owners: Patient id and the file's role as the end of a name, such as ``_flair.nii.gz``, by path.
     """
 
     cases: Mapping[str, Case] = field(default_factory=dict)
@@ -88,7 +92,7 @@ class Cases:
 
 @dataclass(frozen=True)
 class _Told:
-    """What is known of one file."""
+    """What is known about one file."""
 
     path: str
     patient: str
@@ -98,16 +102,16 @@ class _Told:
 
 
 HEADER_SUFFIXES = (".mhd", ".nhdr")
-"""Of headers whose voxels are in a file of their own."""
+"""Suffixes of headers whose voxels lie in a separate file."""
 
 
 def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> Cases:
-    """The patients among the volume files of a folder; of the files only headers and ``dataset.json`` are opened.
+    """The patients among the volume files of a folder. Only headers and ``dataset.json`` are opened.
 
     Args:
-        root: The folder.
-        listing: Its files.
-        skip_unpaired: Skip images without mask and masks without image.
+        root: The source folder.
+        listing: All files of the source folder.
+        skip_unpaired: Skip images without a mask and masks without an image.
     """
     free = [path for path, reason in listing.skipped.items() if reason == NOT_A_SLICE]
     volumes = {path for path in free if is_volume_name(path)}
@@ -131,7 +135,14 @@ def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> 
 
 @dataclass(frozen=True)
 class _Described:
-    """What all ``dataset.json`` tell: files, path -> why one is not used, faults of theirs, folder -> channels."""
+    """The content of all files ``dataset.json``.
+
+    Args:
+        told: The files that they list.
+        skipped: Why a file is not used, by path.
+        faults: What is wrong with a ``dataset.json``, by its path.
+        channels: Names of the channels, by folder.
+    """
 
     told: list[_Told] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -173,20 +184,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _listed(
     content: Mapping[str, Any], folder: str, volumes: Collection[str], channels: Channels
 ) -> tuple[list[_Told], dict[str, str]]:
-    """Files that a Decathlon datalist names; path -> why one of them is not used."""
+    """The files that a Decathlon datalist names, and why a file is not used, by path."""
     told: list[_Told] = []
     skipped: dict[str, str] = {}
     for section in SECTIONS:
         items = content.get(section, [])
         if not isinstance(items, list):
-            raise PipelineError(f"{section!r} is no list (expected one of image and label). Mend the file.")
+            raise PipelineError(f"{section!r} is not a list (expected a list of image and label). Correct the file.")
         for item in items:
             pair = item if isinstance(item, dict) else {"image": item}
             image: Any = pair.get("image")
             label: Any = pair.get("label")
             names: list[Any] = image if isinstance(image, list) else [image]
             if not names or not all(isinstance(name, str) for name in (*names, "" if label is None else label)):
-                raise PipelineError(f"{shown(item)[:100]} in {section!r} (expected image and label). Mend the file.")
+                raise PipelineError(f"{shown(item)[:100]} in {section!r} (expected image and label). Correct the file.")
             images = [path for name in names for path in _existing(folder, name, volumes)]
             if label is None:
                 skipped |= dict.fromkeys(images, f"listed in {section!r} without label")
@@ -209,7 +220,7 @@ def _listed(
 
 
 def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
-    """The file of a name in a datalist, or nnU-Net's files of its channels."""
+    """The file that a datalist names, or one file for each channel as in nnU-Net."""
     path = posixpath.normpath(posixpath.join(folder, name))
     if path in volumes:
         return [path]
@@ -217,12 +228,12 @@ def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
     numbered = [f"{stem}_{number:04d}{path[len(stem) :]}" for number in range(100)]
     found = [each for each in numbered if each in volumes]
     if not found or found != numbered[: len(found)]:
-        raise PipelineError(f"names {shown(name)}, which is not in the folder. Restore it, or mend the file.")
+        raise PipelineError(f"names {shown(name)}, which is not in the folder. Restore it, or correct the file.")
     return found
 
 
 def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> tuple[list[_Told], dict[str, str]]:
-    """Patient and role of each file by its name and folder; path -> why a file is passed over."""
+    """Patient and role of each file by its name and folder, and why a file is skipped, by path."""
     told: list[_Told] = []
     others: list[PurePosixPath] = []
     skipped: dict[str, str] = {}
@@ -252,33 +263,39 @@ def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> t
 
 
 def _part_of(path: PurePosixPath) -> str:
-    """The entities of a BIDS name that tell what a mask is of, such as ``label-GM``; else empty."""
+    """The entities of a BIDS name that say what a mask shows, such as ``label-GM``; empty if there are none."""
     stem = stem_of(path.name)
     entities = [part for part in stem.split("_") if "-" in part] if BIDS_ID.match(stem) else []
     return "_".join(part for part in entities if part.split("-")[0].lower() not in _OF_THE_IMAGE)
 
 
 def _names_lesion(path: PurePosixPath) -> bool:
-    """Whether those entities name a lesion; FLAIR in ``desc-`` may be the image that another ``label-`` is of."""
+    """Whether the name of a mask says that it shows a lesion.
+
+    FLAIR counts only in ``label-`` if there is one. In ``desc-`` it may name the image that the mask was drawn on.
+    """
     part = _part_of(path).lower()
     label = next((entity for entity in part.split("_") if entity.startswith("label-")), part)
     return bool(_LESION.search(part)) or "flair" in label
 
 
 def _folders(path: PurePosixPath) -> list[PurePosixPath | str]:
-    """The folders of a path, the nearest first, the source folder as an empty text."""
+    """The folders of a path, the nearest one first. The source folder is an empty text."""
     return [*list(path.parents)[:-1], ""]
 
 
 def _folder_of(path: PurePosixPath) -> tuple[str, str]:
-    """What the nearest telling folder holds (image, label or mask) and of which part, such as ``tr``; else empty."""
+    """What a file is by its folders: image, label or mask, and the part, such as ``tr``; empty texts if unknown.
+
+    The nearest folder whose name says it decides.
+    """
     matches = (FOLDER.fullmatch(part) for part in reversed(path.parts[:-1]))
     match = next(filter(None, matches), None)
     return (match["kind"].lower(), (match["part"] or "").lower()) if match else ("", "")
 
 
 def _patient(path: PurePosixPath) -> str:
-    """The patient of a file that a mask may be named after: ``X`` of ``X``, ``X_flair`` and ``X_image``."""
+    """The patient of an image file: ``X`` for the names ``X``, ``X_flair`` and ``X_image``."""
     stem = stem_of(path.name)
     if bids := BIDS_ID.match(stem):
         return bids[0]
@@ -287,7 +304,7 @@ def _patient(path: PurePosixPath) -> str:
 
 
 def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], channels: Channels) -> _Told | str:
-    """What an image file is to whom, or why it is passed over."""
+    """The patient and role of an image file, or why it is skipped."""
     stem = stem_of(path.name)
     kind, part = _folder_of(path)
     place = place_of(path)
@@ -301,19 +318,19 @@ def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], ch
     elif told:
         found = _Told(str(path), *told, place)
     elif is_t1_flair(stem):
-        found, reason = None, "its name tells T1 beside FLAIR"
+        found, reason = None, "its name says both T1 and FLAIR"
     elif kind == "image" or case_of(stem) != stem or stem.lower() == "image":
         patient = path.parent.name if stem.lower() == "image" else _patient(path)
         found = _Told(str(path), patient, "image", place, channels)
     else:
-        found, reason = None, "its name tells neither FLAIR, T1 nor a mask"
+        found, reason = None, "its name says neither FLAIR, T1 nor mask"
     if found and part in ("ts", "test") and (place, found.patient) not in labelled:
         return "test image without label"
     return found or reason
 
 
 def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, Case], dict[str, str]]:
-    """Files as patients; path -> why a file is not used."""
+    """Files grouped by patient, and why a file is not used, by path."""
     channels = {each.path: each.channels for each in told}
     files = ((each.patient, each.place, each.role, PurePosixPath(each.path)) for each in told)
     cases: dict[str, Case] = {}
@@ -336,7 +353,7 @@ def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, C
 
 
 def _case_of(patient: str, roles: Mapping[str, Sequence[PurePosixPath]]) -> tuple[Case, str, dict[str, str]]:
-    """The files of one place as a case, what it lacks, and path -> why a file is not used."""
+    """The files of one place as a case, what the case lacks, and why a file is not used, by path."""
     chosen: dict[str, list[str]] = {}
     skipped: dict[str, str] = {}
     for role, paths in roles.items():
@@ -357,7 +374,7 @@ def _case_of(patient: str, roles: Mapping[str, Sequence[PurePosixPath]]) -> tupl
 
 
 def _in_several_folders(patient: str, found: Sequence[Case]) -> Case:
-    """Two patients of one name, or one whose files no rule joins."""
+    """A faulty case: two patients have one name, or the files of one patient lie in unrelated folders."""
     first = sorted(case.paths[0] for case in found)
     paths = tuple(sorted(path for case in found for path in case.paths))
     listed = [*first[:3], f"{len(first) - 3} more"] if len(first) > 4 else first
@@ -374,19 +391,19 @@ def _odd_name(patient: str) -> str:
 
 
 def _naming_fault(patient: str, roles: Mapping[str, Sequence[str]], files: Mapping[str, str]) -> str:
-    """Why the names do not tell which file is which, empty where they do."""
+    """Why the names do not show which file is which; empty if they do."""
     if odd := _odd_name(patient):
         return odd
     if unknown := [role for role in files if role.startswith("channel")]:
         return (
-            f"{', '.join(unknown)} of one patient, and nothing says which is FLAIR. "
+            f"{', '.join(unknown)} of one patient, and nothing shows which is FLAIR. "
             f'Write {DATASET_NAME} with channel_names, such as {{"channel_names": {{"0": "FLAIR"}}}}.'
         )
     rivals = [paths for paths in roles.values() if len(paths) > 1]
     if "image" in files and {"flair", "pre", "post"} & files.keys():
         rivals.append([path for role, path in files.items() if role != "label"])
     if rivals:
-        return f"which file is which cannot be told: {' and '.join(rivals[0])}. Rename or remove all but one."
+        return f"it is not clear which file is which: {' and '.join(rivals[0])}. Rename or remove all but one."
     return ""
 
 
@@ -397,7 +414,7 @@ def _lacking(files: Mapping[str, str]) -> str:
 
 
 def _with_data_files(root: Path, case: Case, listing: Listing) -> Case:
-    """The case with the files that MHD and NHDR headers name for their voxels."""
+    """The case, extended by the files with the voxels of MHD and NHDR headers."""
     more = [
         data
         for path in case.paths
@@ -407,12 +424,17 @@ def _with_data_files(root: Path, case: Case, listing: Listing) -> Case:
 
 
 def data_file(root: Path, path: str) -> str:
-    """The file of the voxels of a header, a path below ``root``; empty where it names none."""
+    """The path, relative to ``root``, of the file with the voxels of a header; empty if the header names none.
+
+    Args:
+        root: The source folder.
+        path: The header's path, relative to ``root``.
+    """
     try:
         with (root / path).open("rb") as file:
             named = _DATA_FILE.search(file.read(2**16))
     except OSError:
-        return ""  # told when it is read
+        return ""  # the error is reported when the file is read
     return (
         posixpath.normpath(posixpath.join(posixpath.dirname(path), named[1].decode(errors="replace"))) if named else ""
     )

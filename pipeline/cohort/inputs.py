@@ -1,4 +1,4 @@
-"""What is given to be predicted -> one image volume a patient: files, folders, DICOM, slices, manifests."""
+"""Find one image volume for each patient in the inputs of ``predict``: files, folders, DICOM, slices, manifests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUILT_MARK = ".built_volumes"
-"""Stands beside ``volumes/`` from before the first volume is built: what lies in it is no input."""
+"""File beside ``volumes/`` that marks volumes built by the program, so that they are not read as inputs."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Source:
     """Where a patient's image comes from.
 
     Args:
-        image: The NIfTI volume that the networks read; built first where one of the others is given.
-        sequences: FLAIR and T1 in files of their own, or FLAIR in a format other than NIfTI.
+        image: The NIfTI volume that the networks read. It is built first from ``sequences`` or ``dicom``, if given.
+        sequences: FLAIR and T1 in separate files, or FLAIR in a format other than NIfTI.
         dicom: A folder or zip that holds a DICOM series.
-        series: The files of the FLAIR series, by their paths in ``dicom``.
+        series: The files of the FLAIR series, as paths relative to ``dicom``.
     """
 
     image: Path
@@ -52,26 +52,26 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All paths that an error may name."""
+        """All paths that an error message may name."""
         parts = (self.sequences.flair, self.sequences.pre, self.sequences.post) if self.sequences else ()
         return tuple(path for path in (*parts, self.dicom, self.image) if path)
 
     @property
     def is_built(self) -> bool:
-        """Whether the NIfTI volume is made of something else."""
+        """Whether the NIfTI volume is built from other files."""
         return self.sequences is not None or self.dicom is not None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The patients that were found.
+    """The patients that ``find_inputs`` found.
 
     Args:
-        sources: Patient -> where the image comes from.
-        slice_folders: Folders of slices, which are still to be built.
-        skipped: File -> why it is not used.
-        refused: Patient -> why it cannot be told which file or series is which. Up to the first colon the message tells
-            nothing that a header or a file's name holds.
+        sources: Where the image comes from, by patient.
+        slice_folders: Folders of slices whose volumes are not yet built.
+        skipped: Why a file is not used, by file.
+        refused: Why it is not clear which file or series is which, by patient. Up to the first colon, the message holds
+            no text of a header or file name, and so no patient data.
     """
 
     sources: Mapping[str, Source]
@@ -81,24 +81,23 @@ class Inputs:
 
 
 def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> Inputs:
-    """The volumes that paths stand for.
+    """The patients in files and folders, and where the image of each patient comes from.
 
     Args:
-        paths: Volume files, zips of DICOM, folders of volumes, DICOM or slices, manifests or their folders, other
+        paths: Volume files, zips of DICOM, folders of volumes, DICOM or slices, manifests or their folders, or other
             Decathlon datalists.
-        out: The folder of the results, in which volumes are built.
-        series: A SeriesNumber or SeriesInstanceUID to take for FLAIR.
+        out: The folder for the results, in which volumes are built.
+        series: A SeriesNumber or SeriesInstanceUID to use as FLAIR; None to find FLAIR by headers.
 
     Raises:
-        PipelineError: Nothing is found, two volumes have one name, or it cannot be told which file holds what, of no
-            patient.
+        PipelineError: No volume is found, two volumes have one name, or no patient has clear names.
     """
     contents = [_content_of(path, out, series) for path in paths]
     found = [one for content in contents for one in content.found]
     refused = [(name, *told) for content in contents for name, told in content.refused.items()]
     uids = set().union(*(content.uids for content in contents))
     if series and is_uid(series) and uids and series not in uids:
-        raise PipelineError(f"--series {series}: no series of this UID (found {len(uids)} others). Check the UID.")
+        raise PipelineError(f"--series {series}: no series with this UID (found {len(uids)} others). Check the UID.")
     _refuse_names(
         [*((name, _origin(source)) for name, source in found), *((name, place) for name, place, _ in refused)]
     )
@@ -124,7 +123,7 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
     if is_volume_name(path.name):
         told = sequence_of(stem_of(path.name))
         if is_t1_flair(stem_of(path.name)) or (told and told[1] != "flair"):
-            raise PipelineError(f"{path}: by its name a T1 (expected FLAIR). Give FLAIR, or rename the file.")
+            raise PipelineError(f"{path}: T1 by its name (expected FLAIR). Give FLAIR, or rename the file.")
         return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
     raise PipelineError(
         f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of DICOM, a "
@@ -133,9 +132,19 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
 
 
 def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, out: Path) -> Inputs:
-    """FLAIR, pre- and post-contrast T1 as they are named, of one patient."""
+    """The one patient whose FLAIR, pre- and post-contrast T1 are given as separate files.
+
+    Args:
+        given: A sequence with only the FLAIR file.
+        pre: The pre-contrast T1 file; None without one.
+        post: The post-contrast T1 file; None without one.
+        out: The folder for the results, in which the volume is built.
+
+    Raises:
+        PipelineError: There is not exactly one FLAIR file, a file does not exist, or the name is not allowed.
+    """
     if len(given) != 1 or not is_volume_name(given[0].name):
-        raise PipelineError("T1 of its own goes with one FLAIR file (expected one). Give --flair FILE.")
+        raise PipelineError("a separate T1 file needs exactly one FLAIR file. Give --flair FILE.")
     flair = given[0]
     name = stem_of(flair.name)
     found = [(name, _source(name, Sequences(flair, pre, post), out))]
@@ -147,7 +156,10 @@ def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, o
 
 
 def build_volume(source: Source) -> list[str]:
-    """Build the NIfTI volume of a source that has none yet; a line for each sequence that FLAIR stands in for.
+    """Build the NIfTI volume of a source, if it is not a NIfTI volume already.
+
+    Returns:
+        A line for each T1 sequence whose place FLAIR takes.
 
     Raises:
         PipelineError: A file cannot be read, or the series does not make one volume.
@@ -170,10 +182,14 @@ def build_volume(source: Source) -> list[str]:
 
 
 def build_one(path: Path, folder: Path) -> Path:
-    """The NIfTI volume of the one patient that a path stands for, built in ``folder`` where it is not there yet.
+    """The NIfTI volume of the only patient in a file or folder, built if it is not a NIfTI volume already.
+
+    Args:
+        path: The file or folder of one patient.
+        folder: The folder in which the volume is built.
 
     Raises:
-        PipelineError: The path stands for no patient, or for several.
+        PipelineError: The path holds no patient, or several.
     """
     from pipeline.cohort.reading import build_images
 
@@ -190,17 +206,26 @@ def build_one(path: Path, folder: Path) -> Path:
 
 
 def write_segmentation_of(source: Source, mask: NDArray[Any], path: Path) -> None:
-    """Write a mask, on the grid of ``source.image``, as DICOM SEG of the series that the image was made of."""
+    """Write a mask as DICOM SEG for the series that the image was built from.
+
+    Args:
+        source: The source of the image, with a DICOM series.
+        mask: (I, J, K), values 0 and 1, on the grid of ``source.image``.
+        path: The file to write, whose name ends in ``.dcm``.
+
+    Raises:
+        PipelineError: The source is not DICOM, or its headers lack something that DICOM SEG needs.
+    """
     from pipeline.imaging.dicom_seg import write_segmentation
 
     if source.dicom is None:
-        raise PipelineError(f"{source.image}: not made of DICOM (expected a DICOM series). Leave --dicom-seg out.")
+        raise PipelineError(f"{source.image}: not built from DICOM (expected a DICOM series). Leave --dicom-seg out.")
     with series_of(source.dicom, source.series) as series:
         write_segmentation(path, mask, open_nifti(source.image).affine, series)
 
 
 def _source(name: str, sequences: Sequences, out: Path) -> Source:
-    """A NIfTI file that stands alone is read as it is."""
+    """The source of one patient. A NIfTI file without T1 files is read as it is. Others are converted."""
     alone = not sequences.pre and not sequences.post and sequences.flair.name.lower().endswith(NIFTI_SUFFIXES)
     return Source(sequences.flair) if alone else Source(_built(out, name), sequences=sequences)
 
@@ -210,7 +235,7 @@ def _built(out: Path, name: str) -> Path:
 
 
 def _refuse_names(found: Sequence[tuple[str, Path]]) -> None:
-    """Refuse names that are no ids, and one that two patients have; ``found`` is name and where it comes from."""
+    """Refuse names that are not valid ids, and a name that two patients have. ``found`` holds names and origins."""
     for name, origin in found:
         fault = id_fault(name)
         if fault:
@@ -221,11 +246,11 @@ def _refuse_names(found: Sequence[tuple[str, Path]]) -> None:
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
         files = ", ".join(str(origin) for name, origin in found if name == twice[0])
-        raise PipelineError(f"two volumes of the name {twice[0]} ({files}). Rename one, or predict them apart.")
+        raise PipelineError(f"two volumes are named {twice[0]} ({files}). Rename one, or predict them separately.")
 
 
 def _origin(source: Source) -> Path:
-    """The file, or the folder of the series, that the name comes from."""
+    """The file, or the folder of the DICOM series, that gives the patient its name."""
     if source.sequences:
         return source.sequences.flair
     return (source.dicom / source.series[0]).parent if source.dicom else source.image
@@ -233,10 +258,14 @@ def _origin(source: Source) -> Path:
 
 @dataclass(frozen=True)
 class _Content:
-    """What one path stands for.
+    """The content of one path that the user gave.
 
-    ``found`` are name and source of each patient, ``refused`` name -> place and message. ``skipped`` is file -> why it
-    is not used. ``uids`` are those of all DICOM series.
+    Args:
+        found: Name and source of each patient.
+        skipped: Why a file is not used, by file.
+        refused: Place and message of each patient that is not clear, by name.
+        uids: SeriesInstanceUIDs of all DICOM series.
+        is_of_slices: Whether the path is a folder of slices.
     """
 
     found: list[tuple[str, Source]]
@@ -251,7 +280,7 @@ def _name_of(path: Path) -> str:
 
 
 def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
-    """What a folder holds: volumes, or DICOM, or slices; a mixture is refused."""
+    """The content of a folder of volumes, DICOM or slices. A mixture of these is refused."""
     from pipeline.cohort.reading import slices_by_patient
 
     listing = list_files(folder)
@@ -276,15 +305,13 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
         raise ManifestError({shown(path): [fault] for path, fault in faults.items()})
     if not several and others:
         names = shortened([path.name for path in others])
-        raise PipelineError(
-            f"{folder}: no file's name tells that it is FLAIR (found {names}). Give the FLAIR files themselves."
-        )
+        raise PipelineError(f"{folder}: no file name says FLAIR (found {names}). Give the FLAIR files themselves.")
     if not several:
         raise PipelineError(f"{folder}: no volume, DICOM or PATIENT_NUMBER.tif in it. Check the path.")
     if dicom:
         content = _of_dicom(folder, rest, out, series)
         return replace(content, skipped=skipped | others | content.skipped)
-    if sliced:  # build_images counts every file
+    if sliced:  # build_images counts the other files
         skipped = {path: reason for path, reason in skipped.items() if is_volume_name(path.name)}
         return _Content([(name, Source(_built(out, name))) for name in sliced], skipped | others, is_of_slices=True)
     found = [(_name_of(path), _source(_name_of(path), Sequences(path), out)) for path in images]
@@ -292,18 +319,18 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     headers = [name for name in listing.stamps if name.lower().endswith(HEADER_SUFFIXES)]
     voxels = {data_file(folder, name) for name in headers}
     skipped |= others | {path: "not a volume" for name, path in rest.items() if name not in voxels}
-    advice = "Name them by --flair, --pre and --post, or remove all but one"
+    advice = "Name them with --flair, --pre and --post, or remove all but one"
     refused = {
-        name: (folder, f"which file is which cannot be told: {files}. {advice}.") for name, files in unclear.items()
+        name: (folder, f"it is not clear which file is which: {files}. {advice}.") for name, files in unclear.items()
     }
     return _Content(found, skipped, refused)
 
 
 def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], dict[Path, str]]:
-    """The files below a folder that may be an input; file -> why another is not.
+    """The files in a folder that may be an input, and why a file is skipped, by file.
 
-    What a prediction built is passed over. A link that leads out of the folder, or to nothing, is refused, and so is
-    what cannot be read; a link to a volume in the folder is a volume.
+    Results of a prediction are skipped. A link to a volume in the folder counts as a volume. A link that leads out of
+    the folder or to nothing is refused, and so is a file that cannot be read.
     """
     used: list[Path] = []
     skipped: dict[Path, str] = {}
@@ -318,7 +345,7 @@ def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], di
         if passed_over[path.parent]:
             continue
         if _is_junk(name):
-            skipped[path] = "hidden, or of an operating system"
+            skipped[path] = "hidden, or written by an operating system"
         elif is_volume_name(name) and _is_link_within(path, folder):
             used.append(path)
         elif name in listing.faults:
@@ -338,7 +365,7 @@ def _is_link_within(path: Path, folder: Path) -> bool:
 
 
 def _is_result(path: Path, folder: Path) -> bool:
-    """Whether a file lies in a folder of results that is ``folder`` or below it."""
+    """Whether a file lies in ``folder`` or below, inside a folder with results of a prediction."""
     places = [folder / part for part in path.relative_to(folder).parents]
     return any((place / FINISHED).is_dir() or (place / BUILT_MARK).is_file() for place in places)
 
@@ -346,13 +373,13 @@ def _is_result(path: Path, folder: Path) -> bool:
 def _of_zip(path: Path, out: Path, wanted: str | None) -> _Content:
     """The FLAIR series of each study in a zip."""
     with unpacked(path) as files:
-        junk = {path / name: "hidden, or of an operating system" for name in files if _is_junk(name)}
+        junk = {path / name: "hidden, or written by an operating system" for name in files if _is_junk(name)}
         content = _of_dicom(path, {name: file for name, file in files.items() if path / name not in junk}, out, wanted)
         return replace(content, skipped=junk | content.skipped)
 
 
 def _of_dicom(place: Path, files: Mapping[str, Path], out: Path, wanted: str | None) -> _Content:
-    """The FLAIR series of each study in a folder or zip; ``files`` is path in ``place`` -> file."""
+    """The FLAIR series of each study in a folder or zip. ``files`` maps paths inside ``place`` to files on the disk."""
     studies = find_studies(place, files, wanted)
     return _Content(
         [(name, Source(_built(out, name), dicom=place, series=series)) for name, series in studies.flair.items()],

@@ -1,4 +1,4 @@
-"""Every file below a folder listed once, without opening or following any."""
+"""List every file in a folder once, without opening files or following links."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.errors import PipelineError
 from pipeline.scripts.files import content_of, sha256_bytes, sha256_file
 
 MAX_FILE_BYTES = 256 * 2**20
-"""A slice of 4096 x 4096 RGB pixels takes 48 MiB uncompressed; far larger files are refused unread."""
+"""Largest size of a slice file. A slice of 4096 x 4096 RGB pixels takes 48 MiB; larger files are refused unread."""
 
 
-LINK = "link to a file or folder that is counted itself"
+LINK = "link to a file or folder that is already counted"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Every file below a folder, each in exactly one of ``slices``, ``skipped`` and ``faults``.
+    """Every file in a folder, each in exactly one of ``slices``, ``skipped`` and ``faults``.
 
     Args:
-        stamps: Path of every file -> (size in bytes, mtime in ns); (0, 0) for what cannot be examined.
-        slices: Paths of TIFF files, sorted.
-        skipped: Path -> why the file is not used.
-        faults: Path -> why the file cannot be used.
+        stamps: Size in bytes and modification time in ns of every file, by path; (0, 0) if they cannot be read.
+        slices: Paths of the files that may be slices, sorted.
+        skipped: Why a file is not used, by path.
+        faults: Why a file cannot be used, by path.
     """
 
     stamps: Mapping[str, tuple[int, int]]
@@ -37,10 +37,14 @@ class Listing:
 
 
 def list_files(root: Path) -> Listing:
-    """All files below ``root``, in a fixed order."""
+    """All files in a folder and its subfolders, in a fixed order.
+
+    Raises:
+        PipelineError: The folder does not exist.
+    """
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing there"
-        raise PipelineError(f"{root}: {found} (expected the folder with the slices). Check the path.")
+        raise PipelineError(f"{root}: {found} (expected a folder with slices or volumes). Check the path.")
     real_root = Path(os.path.realpath(root))
     stamps: dict[str, tuple[int, int]] = {}
     skipped: dict[str, str] = {}
@@ -55,7 +59,7 @@ def list_files(root: Path) -> Listing:
             path, entries = folder or ".", []
             stamps[path] = (0, 0)
             junk = skip_reason(PurePosixPath(folder, "x.tif"))
-            fault = f"the folder cannot be read ({error.strerror}). Mend its permissions."
+            fault = f"the folder cannot be read ({error.strerror}). Correct its permissions."
             (skipped if junk else faults)[path] = junk or fault
         for entry in entries:
             path = str(PurePosixPath(folder, entry.name))
@@ -77,11 +81,11 @@ def list_files(root: Path) -> Listing:
 
 
 def _examined(entry: os.DirEntry[str], real_root: Path) -> tuple[tuple[int, int], str]:
-    """(size, mtime) of a file, link or special file, and why it cannot be used; empty where it can."""
+    """Size and modification time of a directory entry, and why it cannot be used; empty if it can."""
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError as error:
-        return (0, 0), f"cannot be examined ({error.strerror}). Mend its permissions."
+        return (0, 0), f"cannot be examined ({error.strerror}). Correct its permissions."
     fault = ""
     if stat.S_ISLNK(status.st_mode):
         fault = _link_fault(Path(entry.path), real_root)
@@ -91,7 +95,7 @@ def _examined(entry: os.DirEntry[str], real_root: Path) -> tuple[tuple[int, int]
 
 
 def _link_fault(link: Path, real_root: Path) -> str:
-    """Why a symbolic link is refused, empty for one whose target lies inside the source folder."""
+    """Why a symbolic link is refused; empty if its target lies inside the source folder and is counted."""
     try:
         target = Path(os.path.realpath(link, strict=True))
     except FileNotFoundError:
@@ -99,44 +103,52 @@ def _link_fault(link: Path, real_root: Path) -> str:
     except OSError as error:
         return f"symbolic link that cannot be followed ({error.strerror}). Remove the link."
     if not target.is_relative_to(real_root):
-        return "symbolic link out of the source folder (not followed). Replace it by the file itself."
+        return "symbolic link out of the source folder (not followed). Replace it with the file itself."
     below = "any_1.tif" if target.is_dir() else ""
     if below and Path(os.path.realpath(link.parent)).is_relative_to(target):
-        return "symbolic link loop: it leads to a folder that holds it. Remove the link."
+        return "symbolic link loop: it leads to a folder that contains it. Remove the link."
     reason = skip_reason(PurePosixPath(target.relative_to(real_root), below))
     if reason and reason != skip_reason(PurePosixPath(link.name, below)):
-        return f"symbolic link to what is not counted itself ({reason}). Replace it by the file itself."
+        return f"symbolic link to a file that is not counted ({reason}). Replace it with the file itself."
     return ""
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
-    """The invariant of every run in one line."""
+    """One line with the numbers of found, used, skipped and refused files."""
     return "files: {found} found = {used} used + {skipped} skipped + {refused} refused".format(**counts)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a slice file."""
+    """The content of a slice file, up to ``MAX_FILE_BYTES``.
+
+    Raises:
+        PipelineError: The file cannot be read.
+    """
     try:
         return content_of(path, MAX_FILE_BYTES)
     except OSError as error:
         raise PipelineError(
-            f"cannot be read ({error.strerror or error}). Replace the file, or mend its permissions or the disk."
+            f"cannot be read ({error.strerror or error}). Replace the file, correct its permissions, or check the disk."
         ) from error
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a source file, whatever the size of a volume; a TIFF as ``read_bytes`` reads it."""
+    """The SHA-256 of a source file. Slices have the size limit of ``read_bytes``; volumes have none.
+
+    Raises:
+        PipelineError: The file cannot be read.
+    """
     if not skip_reason(PurePosixPath(path.name)):
         return sha256_bytes(read_bytes(path))
     try:
         return sha256_file(path)
     except OSError as error:
         raise PipelineError(
-            f"cannot be read ({error.strerror or error}). Replace it, or mend its permissions."
+            f"cannot be read ({error.strerror or error}). Replace it, or correct its permissions."
         ) from error
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """(size in bytes, mtime in ns) of a file, to see cheaply that it has not been touched."""
+    """Size in bytes and modification time in ns of a file. They show cheaply that a file has not changed."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""The manifest: read and checked, its volumes by section, and written with them."""
+"""Read, check and write a manifest, and select its volumes by section."""
 
 from __future__ import annotations
 
@@ -22,18 +22,25 @@ logger = logging.getLogger(__name__)
 
 _STATE_NAME = ".state.json"
 STAGING = ".building"
-"""Folder in which volumes wait until all are finished."""
+"""Folder in which volumes are written until all are finished."""
 _TESTING = "testing"
-"""Section of images without label, in MONAI's Auto3DSeg."""
-_REBUILD = "Build it again with python -m pipeline.manifest."
+"""Section of images without labels in datalists of MONAI's Auto3DSeg."""
+_REBUILD = "Build it again with lgg-flair manifest."
 
 
 @dataclass(frozen=True)
 class PatientRecord:
-    """What the manifest tells of one patient, in the order of the file.
+    """What the manifest records about one patient, in the order of the file.
 
-    ``shape`` is (H, W, D). ``missing_sequences`` repeat FLAIR, or are a pair ``a=b`` of two others. ``warnings`` are
-    ``kind: message``, ``sources`` path below the source folder -> SHA-256. A volume that was not written has no hash.
+    Args:
+        shape: Shape of the volumes, (H, W, D).
+        lesion_voxels: Number of lesion voxels in the label.
+        missing_sequences: Sequences that repeat FLAIR, or ``a=b`` for two other sequences that are equal.
+        mask_values: Values that the masks held before they became 0 and 1.
+        warnings: What is unusual about the patient, each as ``kind: message``.
+        sources: SHA-256 of each source file, by path in the source folder.
+        image_sha256: SHA-256 of the image volume; empty if it was not written.
+        label_sha256: SHA-256 of the label volume; empty if it was not written.
     """
 
     shape: tuple[int, ...]
@@ -48,9 +55,17 @@ class PatientRecord:
 
 @dataclass(frozen=True)
 class Volume:
-    """One patient of a manifest: image and label volume, NIfTI files of one grid; the hashes are of when it was built.
+    """One patient of a manifest, with the paths of the image and the label.
 
-    Of a datalist that ``pipeline.manifest`` did not build neither hashes (empty) nor ``lesion_voxels`` are known.
+    Args:
+        patient: The patient's id.
+        image: Path of the image, a NIfTI file.
+        label: Path of the label, a NIfTI file on the same grid as the image.
+        section: The patient's section: ``training``, ``validation`` or ``test``.
+        fold: Number of the patient's fold, from 0; None without folds.
+        lesion_voxels: Number of lesion voxels; None if another program wrote the datalist.
+        image_sha256: SHA-256 of the image when the manifest was built; empty if another program wrote the datalist.
+        label_sha256: SHA-256 of the label when the manifest was built; empty if another program wrote the datalist.
     """
 
     patient: str
@@ -65,7 +80,15 @@ class Volume:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest: ``patients`` tells of each patient by id, ``raw`` is its content, ``sha256`` its file's."""
+    """A manifest that was read and checked.
+
+    Args:
+        path: The file ``manifest.json``, or another datalist.
+        sha256: SHA-256 of the file.
+        sections: The volumes of each section, ``training``, ``validation`` and ``test``.
+        patients: What the manifest records about each patient, by id; empty if another program wrote the datalist.
+        raw: The content of the file.
+    """
 
     path: Path
     sha256: str
@@ -75,29 +98,32 @@ class Manifest:
 
     @property
     def volumes(self) -> tuple[Volume, ...]:
-        """The volumes of all sections."""
+        """The volumes of all sections together."""
         return tuple(volume for section in self.sections.values() for volume in section)
 
     @property
     def folds(self) -> list[int]:
-        """Numbers of its folds, sorted; empty without folds."""
+        """The numbers of the folds, sorted; empty without folds."""
         return sorted({volume.fold for volume in self.volumes if volume.fold is not None})
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read and check a manifest; no volume is opened.
+    """Read and check a manifest. No volume is opened.
 
-    A Decathlon datalist that ``pipeline.manifest`` did not build will do. Its paths may be absolute, its patients are
-    named by the image files, and items without label are left out with a warning.
+    Decathlon datalists of other programs can be read too. Their paths may be absolute. Patients are named after the
+    image files, and items without a label are left out with a warning.
 
     Args:
         path: ``manifest.json``, the folder that holds it, or another datalist.
 
-    Raises:
-        PipelineError: The file is missing, no JSON or no datalist, has a person in two sections or a patient twice; or
-            one that ``pipeline.manifest`` built is not complete, or holds a path that leaves its folder.
+    Returns:
+        The manifest, with its volumes by section.
 
-    Example:
+    Raises:
+        PipelineError: The file is missing, is not JSON or not a datalist, or has a patient twice or a person in two
+            sections. A manifest of ``lgg-flair manifest`` must also be complete, with all paths in its folder.
+
+    Examples:
         >>> manifest = read_manifest("data_manifest")
         >>> [volume.patient for volume in manifest.sections["test"]]
         []
@@ -107,7 +133,7 @@ def read_manifest(path: str | Path) -> Manifest:
     if _is_of_others(raw):
         sections = {section: _listed(file, section, raw) for section in SECTIONS}
         manifest = Manifest(file, sha256, sections, {}, raw)
-        _refuse_twice(manifest, "Give each patient one section and an id, by the image's name or a key 'patient'.")
+        _refuse_twice(manifest, "Put each patient into one section. The id is the image's name, or a key 'patient'.")
         return manifest
     counts = raw.get("counts")
     if not (
@@ -116,7 +142,8 @@ def read_manifest(path: str | Path) -> Manifest:
         and isinstance(raw.get("patients"), dict)
     ):
         raise PipelineError(
-            f"{file}: no manifest (expected 'patients' and 'counts', or the lists of a Decathlon datalist). {_REBUILD}"
+            f"{file}: not a manifest (expected 'patients' and 'counts', or the lists of a Decathlon datalist). "
+            f"{_REBUILD}"
         )
     sections = {}
     for section in SECTIONS:
@@ -130,10 +157,13 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def read_images(path: Path) -> list[tuple[str, Path]]:
-    """Patient and image of every item of a manifest or another Decathlon datalist; it needs no labels.
+    """Patient and image path of every item of a manifest or another Decathlon datalist. Labels are not needed.
+
+    Args:
+        path: ``manifest.json``, the folder that holds it, or another datalist.
 
     Raises:
-        PipelineError: The file cannot be read, or an image is not the one of which the manifest was built.
+        PipelineError: The file cannot be read, or an image has changed since the manifest was built.
     """
     file = path / MANIFEST_NAME if path.is_dir() else path
     raw, _ = read_manifest_json(file)
@@ -154,10 +184,10 @@ def _is_of_others(raw: Mapping[str, Any]) -> bool:
 
 
 def _items(file: Path, section: str, raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Patient, and image, label and fold, of each item of a section of such a datalist; an image may stand alone."""
+    """Patient, and image, label and fold, of each item in a section of a datalist. Label and fold may be missing."""
     items = raw.get(section, [])
     if not isinstance(items, list):
-        raise PipelineError(f"{file}: {section!r} is no list (expected one of images). Mend the file.")
+        raise PipelineError(f"{file}: {section!r} is not a list (expected a list of images). Correct the file.")
     found = []
     for item in items:
         parts = {"label": None, "fold": None, **(item if isinstance(item, dict) else {"image": item})}
@@ -165,7 +195,7 @@ def _items(file: Path, section: str, raw: Mapping[str, Any]) -> list[tuple[str, 
         fits = isinstance(label, (str, type(None))) and type(fold) in (int, type(None))
         if not isinstance(image, str) or not fits:
             raise PipelineError(
-                f"{file}: {shown(item)[:100]} in {section!r} (expected image and label, each a path). Mend the file."
+                f"{file}: {shown(item)[:100]} in {section!r} (expected image and label, each a path). Correct the file."
             )
         patient = str(parts.get("patient") or case_of(stem_of(PurePath(image).name)))
         if fault := id_fault(patient):
@@ -177,7 +207,7 @@ def _items(file: Path, section: str, raw: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def _listed(file: Path, section: str, raw: Mapping[str, Any]) -> tuple[Volume, ...]:
-    """The volumes of a section of such a datalist that have a label."""
+    """The volumes with a label in a section of another program's datalist."""
     items = _items(file, section, raw)
     volumes = tuple(
         Volume(patient, file.parent / item["image"], file.parent / item["label"], section, item["fold"], None, "", "")
@@ -190,13 +220,13 @@ def _listed(file: Path, section: str, raw: Mapping[str, Any]) -> tuple[Volume, .
 
 
 def _refuse_twice(manifest: Manifest, remedy: str) -> None:
-    """Refuse a patient who stands twice and a person who stands in two sections."""
+    """Refuse a patient who is listed twice and a person who is in two sections."""
     patients: set[str] = set()
     persons: dict[str, Volume] = {}
     for volume in manifest.volumes:
         first = persons.setdefault(person(volume.patient), volume)
         if volume.patient in patients:
-            raise PipelineError(f"{manifest.path}: patient {shown(volume.patient)} stands twice. {remedy}")
+            raise PipelineError(f"{manifest.path}: patient {shown(volume.patient)} is listed twice. {remedy}")
         if first.section != volume.section:
             raise PipelineError(
                 f"{manifest.path}: one person in two sections: {shown(first.patient)} in {first.section}, "
@@ -206,7 +236,7 @@ def _refuse_twice(manifest: Manifest, remedy: str) -> None:
 
 
 def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Volume:
-    """One item of a section, joined with what the manifest tells of its patient."""
+    """One item of a section, joined with what the manifest records about its patient."""
     info = patients.get(str(item.get("patient"))) if isinstance(item, dict) else None
     found = {"fold": None, **info, **item} if isinstance(info, dict) else {}
     kinds = {"patient": str, "image": str, "label": str, "lesion_voxels": int, "image_sha256": str, "label_sha256": str}
@@ -231,7 +261,18 @@ def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Vo
 
 
 def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
-    """The volumes of a section, or of ``all``; at least one."""
+    """The volumes of one section, or of all.
+
+    Args:
+        manifest: The manifest to select from.
+        split: ``training``, ``validation``, ``test`` or ``all``.
+
+    Returns:
+        At least one volume.
+
+    Raises:
+        PipelineError: There is no such section, or it is empty.
+    """
     if split not in (*SECTIONS, "all"):
         raise PipelineError(f"split {split!r} (expected {', '.join(SECTIONS)} or all).")
     volumes = manifest.volumes if split == "all" else manifest.sections[split]
@@ -246,26 +287,30 @@ def select(manifest: Manifest, split: str) -> tuple[Volume, ...]:
 
 
 def verify_volume(volume: Volume) -> None:
-    """Recompute both hashes; of a volume without known hash nothing is checked."""
+    """Check that image and label still have the SHA-256 that the manifest records, if it records one.
+
+    Raises:
+        PipelineError: A file has changed or cannot be read.
+    """
     for path, sha256 in ((volume.image, volume.image_sha256), (volume.label, volume.label_sha256)):
         if sha256:
             refuse_changed_volume(path, sha256)
 
 
 def unchanged(folder: Path, options: Mapping[str, Any], listing: Listing) -> bool:
-    """True where options, every file of the source and every output are as the last run left them.
+    """Whether the options, all source files and all outputs are the same as after the last run.
 
-    Sizes and modification times are compared, no content: ``--verify`` does that.
+    Only sizes and modification times are compared. ``--verify`` compares the content.
     """
     try:
         known = json.loads((folder / _STATE_NAME).read_bytes())
         return bool(known == json.loads(_state(options, listing, {name: folder / name for name in known["outputs"]})))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False  # no usable state: check by content
+        return False  # without a usable record, the content is compared
 
 
 def _state(options: Mapping[str, Any], listing: Listing, outputs: Mapping[str, Path]) -> bytes:
-    """What ``unchanged`` compares; it names no file of the source. ``outputs`` is path in the folder -> file."""
+    """What ``unchanged`` compares. It names no source file. ``outputs`` maps paths in the folder to files."""
     state = {
         "options": dict(options),
         "listing_sha256": sha256_bytes(json.dumps([listing.stamps, listing.faults], sort_keys=True).encode()),
@@ -284,13 +329,23 @@ def write_manifest(
     staging: Path,
     earlier: Manifest | None = None,
 ) -> None:
-    """Put volumes and then ``manifest.json`` in place, all or none; then drop volumes that it no longer names.
+    """Put volumes and ``manifest.json`` in place, all or none, and remove volumes that are no longer named.
 
-    ``staged`` maps the path of each volume below ``out`` to its finished file. ``staging`` is on the same disk.
+    Args:
+        out: The folder of the manifest.
+        content: The content of ``manifest.json``.
+        staged: The finished file of each volume, by its path in ``out``.
+        options: The options that decide the content, for ``unchanged``.
+        listing: All files of the source folder.
+        staging: The folder with the finished files, on the same disk as ``out``.
+        earlier: The manifest that is replaced; None without one.
+
+    Raises:
+        PipelineError: A file cannot be written.
     """
     manifest, proof = out / MANIFEST_NAME, checksum_path(out / MANIFEST_NAME)
     data = (json.dumps(content, indent=1) + "\n").encode()
-    # Before anything of an earlier manifest is touched, the disk has taken all of this one.
+    # All of the new manifest is on the disk before any file of an earlier one is touched.
     with writing_errors(out):
         known = proof.read_bytes() if manifest.is_file() and proof.is_file() else b""
         write_with_checksum(staging / MANIFEST_NAME, data)
@@ -298,7 +353,7 @@ def write_manifest(
         write_durably(staging / _STATE_NAME, state)
         write_durably(staging / "both", sha256_bytes(data).encode() + b"\n" + known)
         (out / _STATE_NAME).unlink(missing_ok=True)
-    # For the moment of the change the hashes of both manifests hold.
+    # While the files are exchanged, the hashes of both manifests are valid.
     moves = {staging / "both": proof} if known else {}
     moves |= {source: out / name for name, source in sorted(staged.items())}
     moves |= {staging / MANIFEST_NAME: manifest}

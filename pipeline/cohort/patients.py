@@ -1,4 +1,4 @@
-"""The slice files of one patient -> its volumes, or every fault of them; with masks or without."""
+"""Stack the slice files of one patient into volumes, with or without masks, and report every error in them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ from pipeline.scripts.files import sha256_bytes
 from pipeline.scripts.manifest import CHANNELS, FLAIR, IMAGE_SUFFIX, LABEL_SUFFIX
 
 MAX_VOXELS = 2**28
-"""A volume of 2^28 voxels takes 1 GiB with its label; a patient of the published data takes 2^22."""
+"""Largest number of voxels of a volume. It takes 1 GiB with its label; a patient of the published data has 2^22."""
 
 Pairs = Sequence[tuple[SliceFile, SliceFile | None]]
-"""Image and mask of each slice, by ascending number; None where masks are not looked at."""
+"""Image and mask of each slice, by ascending number. The mask is None if masks are not read."""
 
 
 @dataclass(frozen=True)
 class PatientVolumes:
-    """One patient's slices, read and stacked; where there is a fault, without record and volumes.
+    """The files of one patient after reading. After an error, there are no record and no volumes.
 
-    ``faults`` is path or the patient's id -> messages, ``skipped`` path -> reason, ``hashes`` path -> SHA-256 of every
-    file that could be read. ``image`` is (H, W, D, 3) uint8 in the order of CHANNELS. ``label`` is (H, W, D) uint8 of 0
-    and 1, or None where masks are not looked at. ``record`` lacks the hashes of the volumes.
+    Args:
+        name: The patient's id.
+        faults: Error messages, by path or by the patient's id.
+        skipped: Why a file is not used, by path.
+        hashes: SHA-256 of every file that could be read, by path.
+        warnings: What is unusual about the patient, each as ``kind: message``.
+        record: What the manifest records about the patient. For slices it lacks the hashes of the volumes.
+        image: (H, W, D, 3) uint8 in the order of CHANNELS; None for patients that come as volumes.
+        label: (H, W, D) uint8, values 0 and 1; None if masks are not read, or for patients that come as volumes.
     """
 
     name: str
@@ -53,7 +59,19 @@ def read_patient(
     allow_gaps: bool = False,
     skip_unpaired: bool = False,
 ) -> PatientVolumes:
-    """Check, hash and decode a patient's files, and stack them; without ``masks``, ``files`` are one image or more."""
+    """The volumes of one patient, stacked from slice files that are checked, hashed and decoded.
+
+    Args:
+        root: The source folder.
+        name: The patient's id.
+        files: The patient's slice files. Without ``masks``, they are one image or more.
+        masks: Whether each image needs a mask.
+        allow_gaps: Accept missing slice numbers, with a warning.
+        skip_unpaired: Skip images without a mask and masks without an image.
+
+    Returns:
+        The patient, with volumes and record, or with errors.
+    """
     patient = PatientVolumes(name)
     winners, pixels = _without_copies(root, patient, files)
     images = {file.number: file for file in winners if file.kind == "image"}
@@ -69,7 +87,7 @@ def read_patient(
 def _without_copies(
     root: Path, patient: PatientVolumes, files: Sequence[SliceFile]
 ) -> tuple[list[SliceFile], dict[SliceFile, Pixels]]:
-    """Read every file; of equal copies the shallowest stays. The files that stay, and their pixels."""
+    """Read every file, and return the files to use and their pixels. Of equal copies, one is used."""
     groups: dict[tuple[int, str], list[SliceFile]] = defaultdict(list)
     for file in files:
         groups[file.number, file.kind].append(file)
@@ -92,7 +110,7 @@ def _without_copies(
 
 
 def _checked(data: bytes, file: SliceFile) -> Pixels:
-    """Decoded pixels; a mask comes back with 0 and its own positive value."""
+    """The decoded pixels. A mask keeps its values: 0, and 1 or 255."""
     pixels = decode_slice(data, file.kind)
     if file.kind == "mask":
         values = set(np.unique(pixels).tolist())
@@ -102,12 +120,12 @@ def _checked(data: bytes, file: SliceFile) -> Pixels:
 
 
 def _judge_copy(patient: PatientVolumes, first: SliceFile, other: SliceFile, what: str) -> None:
-    """Skip an equal copy; refuse a second spelling of the number, or another content."""
+    """Skip an equal copy. Refuse a second spelling of the number, or a copy with other content."""
     kept, path = str(first.path), str(other.path)
     names = {unicodedata.normalize("NFC", file.path.name) for file in (first, other)}
     hashes = {patient.hashes.get(kept), patient.hashes.get(path)}
     if len(names) == 2:
-        patient.faults[path].append(f"{what} stands twice, also as {kept}. Remove one of the two spellings.")
+        patient.faults[path].append(f"{what} exists twice, also as {kept}. Remove one of the two files.")
     elif len(hashes) == 1:
         patient.skipped[path] = f"duplicate: same content as {kept}"
     elif None not in hashes:
@@ -117,7 +135,7 @@ def _judge_copy(patient: PatientVolumes, first: SliceFile, other: SliceFile, wha
 def _paired(
     patient: PatientVolumes, images: dict[int, SliceFile], masks: dict[int, SliceFile], skip_unpaired: bool
 ) -> list[int]:
-    """Ascending numbers that have image and mask; the rest is skipped or refused."""
+    """The numbers with both image and mask, in ascending order. All other slices are skipped or refused."""
     for own, other, lacking, suffix in ((images, masks, "mask", "_mask"), (masks, images, "image", "")):
         for number in sorted(own.keys() - other.keys()):
             path = str(own[number].path)
@@ -138,7 +156,10 @@ def _paired(
 
 
 def _check_numbers(patient: PatientVolumes, numbers: list[int], present: set[int], allow_gaps: bool) -> None:
-    """Gaps and an odd first number; a gap that skipping made is a warning, as the user asked for it."""
+    """Check the slice numbers for gaps and an unusual first number.
+
+    A gap that comes from skipping is only a warning, because the user asked for it.
+    """
     gaps = missing_numbers(present)
     if gaps and not allow_gaps:
         patient.faults[patient.name].append(
@@ -153,7 +174,7 @@ def _check_numbers(patient: PatientVolumes, numbers: list[int], present: set[int
 
 
 def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixels]) -> None:
-    """All slices of one size, each mask of its image's size, the volume within ``MAX_VOXELS``."""
+    """Check that all slices and masks have one size, and that the volume has at most ``MAX_VOXELS``."""
     sizes = {file: "{} x {} px".format(*array.shape) for file, array in pixels.items()}
     first = pairs[0][0]
     for image, mask in pairs:
@@ -170,7 +191,7 @@ def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, 
 
 
 def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixels]) -> PatientVolumes:
-    """The patient with its volumes and record, and with what is odd but usable about them."""
+    """The patient with volumes and record, and with warnings about what is unusual but usable."""
     image: Pixels = np.stack([pixels.pop(file) for file, _ in pairs]).transpose(1, 2, 0, 3)
     masks = [mask for _, mask in pairs if mask]
     label: Pixels | None = None
@@ -201,7 +222,16 @@ def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixe
 
 
 def missing_sequences(image: Pixels) -> tuple[str, ...]:
-    """Sequences of an image (H, W, D, 3) that repeat another: the publishers put FLAIR in place of a missing one."""
+    """The sequences that are missing in an image, because another one is repeated in their place.
+
+    In the published data, FLAIR takes the place of a missing sequence.
+
+    Args:
+        image: (H, W, D, 3), in the order of CHANNELS.
+
+    Returns:
+        Names of the channels that repeat FLAIR, or ``pre-contrast=post-contrast`` if these two are equal.
+    """
     missing = tuple(CHANNELS[index] for index in (0, 2) if np.array_equal(image[..., index], image[..., FLAIR]))
     if not missing and np.array_equal(image[..., 0], image[..., 2]):
         return ("pre-contrast=post-contrast",)
@@ -209,5 +239,5 @@ def missing_sequences(image: Pixels) -> tuple[str, ...]:
 
 
 def volume_names(name: str) -> tuple[str, str]:
-    """File names of a patient's image and label volume."""
+    """The file names of a patient's image and label volume."""
     return f"{name}{IMAGE_SUFFIX}", f"{name}{LABEL_SUFFIX}"

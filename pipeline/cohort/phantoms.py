@@ -1,4 +1,4 @@
-"""A small synthetic dataset in the published folder layout, so that every command runs without the LGG download."""
+"""Write a small synthetic dataset in the published folder layout, to try every command without the LGG download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 
 RECIPE = 1
-"""Version of the drawing; raise it when the same seed gives other bytes, so that old and new are never mixed."""
+"""Version of the drawing. Raise it when the same seed gives other bytes, so that old and new files are never mixed."""
 
 
 def make_phantoms(
@@ -22,24 +22,24 @@ def make_phantoms(
     lesion_free: int = 0,
     force: bool = False,
 ) -> Path:
-    """Write a synthetic dataset in the published folder layout; the same arguments give the same files.
+    """Write a synthetic dataset in the published folder layout. The same arguments give the same files.
 
     Args:
-        out: The folder that receives ``kaggle_3m/``.
+        out: The folder in which ``kaggle_3m/`` is written.
         patients: Number of patients, 1 to 10,000.
         size: Height and width of a slice in pixels, 32 to 1024.
-        slices: Mean number of slices a patient, 4 to 200; a patient's own differs by up to 25 %.
-        seed: Seed of the whole dataset, 0 or more.
-        lesion_free: How many patients, the first ones, have no lesion.
-        force: Replace the phantoms of another call in ``out``.
+        slices: Mean number of slices per patient, 4 to 200. A single patient's number differs by up to 25 %.
+        seed: Seed of the whole dataset, from 0 to 2^32 - 1.
+        lesion_free: Number of patients without a lesion, from 0 to ``patients``. They are the first ones.
+        force: Replace phantoms in ``out`` that were made with other arguments.
 
     Returns:
         The folder ``kaggle_3m``.
 
     Raises:
-        PipelineError: An argument is out of its range, the folder holds something else, or the disk refuses.
+        PipelineError: An argument is out of its range, the folder holds other files, or a file cannot be written.
 
-    Example:
+    Examples:
         >>> make_phantoms("demo", patients=2, size=64, slices=8)
         PosixPath('demo/kaggle_3m')
     """
@@ -48,7 +48,7 @@ def make_phantoms(
     for name, (least, most) in {**ranges, "lesion_free": (0, patients)}.items():
         if not least <= call[name] <= most:
             option = name.replace("_", "-")
-            raise PipelineError(f"{option} is {call[name]}, expected {least} to {most}. Pass another --{option}.")
+            raise PipelineError(f"--{option} {call[name]} (expected {least} to {most}). Pass another --{option}.")
     from PIL import Image
 
     from pipeline.cohort.anatomy import make_patient, patient_id
@@ -67,7 +67,7 @@ def make_phantoms(
         folder = _prepared(out, stamp, force)
         for index in progress(range(patients), "phantoms", "patient"):
             patient = patient_id(index, seed)
-            if (folder / patient).is_dir():  # complete, because it was renamed into place
+            if (folder / patient).is_dir():  # an existing folder is complete, because it is renamed when finished
                 continue
             image, mask = make_patient(index, size=size, slices=slices, seed=seed, lesion=index >= lesion_free)
             partial = out / f".{patient}.partial"
@@ -82,15 +82,17 @@ def make_phantoms(
 
 
 def _prepared(out: Path, stamp: str, force: bool) -> Path:
-    """OUT/kaggle_3m, ready for the call of this stamp; a finished or interrupted run of the same call is kept."""
+    """The folder ``out/kaggle_3m``, ready for writing. Patients of an earlier run with the same ``stamp`` are kept."""
     folder, file = out / "kaggle_3m", out / "phantom.json"
     held = sorted(folder.iterdir()) if folder.is_dir() else []
     foreign = [entry.name for entry in held if not (entry.is_dir() and entry.name.startswith("PHANTOM_"))]
-    if foreign:  # not even --force deletes what may be somebody's real data
-        raise PipelineError(f"{folder} holds what is no phantom, such as {foreign[0]}. Choose another folder.")
+    if foreign:  # even --force must not delete what may be real data
+        raise PipelineError(f"{folder}: holds other files than phantoms, such as {foreign[0]}. Choose another folder.")
     if held and not force and not (file.is_file() and file.read_text(encoding="utf-8") == stamp):
-        raise PipelineError(f"{folder} holds phantoms of another call. Choose another folder or pass --force.")
-    if force:  # first, or a kill amid the removal would leave half patients that count as whole
+        raise PipelineError(
+            f"{folder}: holds phantoms that were made with other arguments. Choose another folder or pass --force."
+        )
+    if force:  # first, so that a kill during the removal leaves no incomplete patients that count as complete
         file.unlink(missing_ok=True)
     for entry in (*(held if force else ()), *out.glob(".PHANTOM_*.partial")):
         shutil.rmtree(entry)

@@ -1,4 +1,4 @@
-"""Patient id -> pseudonym by a key kept apart; a manifest with neither ids nor names of the source's files in it."""
+"""Replace patient ids by pseudonyms from a separate key, in a manifest without ids and names of source files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,35 @@ from pipeline.scripts.manifest import SECTIONS
 
 KEY_COLUMNS = ("patient", "pseudonym")
 OTHER = "other/"
-REFUSED = "the file's name is no slice's, or it cannot be read"
+REFUSED = "the file's name is not that of a slice, or the file cannot be read"
 
 
 def check_place(key: Path, *folders: Path) -> None:
-    """The key must not lie among what is handed on, or among the slices."""
+    """Refuse a key that lies in one of these folders.
+
+    The key must not lie in the folder that is shared, nor among the slices.
+
+    Args:
+        key: Path of the CSV with the pseudonyms.
+        folders: The source folder and the folder of the manifest.
+
+    Raises:
+        PipelineError: The key lies in one of the folders.
+    """
     for folder in folders:
         if Path(os.path.realpath(key)).is_relative_to(os.path.realpath(folder)):
-            raise PipelineError(f"--pseudonymise {key}: lies in {folder}. Keep the key apart, in a folder of its own.")
+            raise PipelineError(f"--pseudonymise {key}: lies in {folder}. Keep the key in a separate folder.")
 
 
 def read_key(path: Path) -> dict[str, str]:
-    """Patient id -> pseudonym, empty where there is no such file yet."""
+    """The pseudonym of each patient id in a key; empty if the file does not exist yet.
+
+    Args:
+        path: Path of the CSV, with the columns ``patient`` and ``pseudonym``.
+
+    Raises:
+        PipelineError: The file is not a valid key.
+    """
     wanted = ", ".join(KEY_COLUMNS)
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -45,15 +62,25 @@ def read_key(path: Path) -> dict[str, str]:
         ) from error
     faulty = any(id_fault(name) for row in rows for name in row)
     if tuple(columns) != KEY_COLUMNS or faulty or not len(rows) == len(key) == len(set(key.values())):
-        raise PipelineError(f"{path}: no key (expected the columns {wanted}, valid ids, none twice). Restore it.")
+        raise PipelineError(f"{path}: not a key (expected the columns {wanted}, valid ids, none twice). Restore it.")
     return key
 
 
 def key_for(path: Path, patients: Iterable[str]) -> dict[str, str]:
-    """The key with all of these patients in it, written for its owner's eyes alone; new pseudonyms tell no order."""
+    """The pseudonym of each patient id, after new patients are added to the key.
+
+    Only the owner may read the file. New pseudonyms are in random order, so that they do not reveal the order of ids.
+
+    Args:
+        path: Path of the CSV, which is written.
+        patients: Ids of the patients that need a pseudonym.
+
+    Raises:
+        PipelineError: The file is not a valid key, or cannot be written.
+    """
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with held(path.parent):  # no other run changes the key meanwhile
+    with held(path.parent):  # meanwhile, no other run can change the key
         key = read_key(path)
         new = list(set(patients) - set(key))
         random.SystemRandom().shuffle(new)
@@ -66,10 +93,15 @@ def key_for(path: Path, patients: Iterable[str]) -> dict[str, str]:
 
 
 def aliases(paths: Iterable[str], owners: Mapping[str, tuple[str, str]], key: Mapping[str, str]) -> dict[str, str]:
-    """Path of the source folder -> a path that tells no name.
+    """A path without names, for every path in the source folder.
 
-    A slice is ``PSEUDONYM/PSEUDONYM_NUMBER.tif``, a volume ``PSEUDONYM/PSEUDONYM_flair.nii.gz``. Copies stand in
-    ``copy_N``, what is no patient's in ``other``. ``owners`` is path -> patient and what the file is to the patient.
+    A slice becomes ``PSEUDONYM/PSEUDONYM_NUMBER.tif``, and a volume ``PSEUDONYM/PSEUDONYM_flair.nii.gz``. Copies are
+    put into ``copy_N``. Files that belong to no patient are put into ``other``.
+
+    Args:
+        paths: All paths in the source folder.
+        owners: Patient id and the file's role as the end of a name, such as ``_3_mask.tif``, by path.
+        key: Pseudonym by patient id.
     """
     known = [path for path in paths if path in owners and owners[path][0] in key]
     result: dict[str, str] = {}
@@ -84,12 +116,18 @@ def aliases(paths: Iterable[str], owners: Mapping[str, tuple[str, str]], key: Ma
 
 
 def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Any]:
-    """A manifest's content with pseudonyms for ids and aliases for paths, in an order that tells nothing either."""
-    # Longest first: a path holds an id, and an id may hold another. An underscore parts an id from a number.
+    """The content of a manifest with pseudonyms in place of ids, and in an order that reveals no ids.
+
+    Args:
+        manifest: The content of ``manifest.json``.
+        key: Pseudonym by patient id.
+        paths: The path without names that replaces each path in the source folder, as ``aliases`` gives it.
+    """
+    # The longest name comes first, because a path holds an id, and an id may hold another. "_" separates id and number.
     names = {**key, **paths}
     longest = sorted(names, key=len, reverse=True)
     known = re.compile(f"(?<![^\\W_])(?:{'|'.join(map(re.escape, longest))})(?![^\\W_])")
-    # Of a file whose name is no slice's the reason may tell a name that is in no key.
+    # If a file's name is not that of a slice, the reason may hold a name that is not in the key.
     nameless = {path for path, alias in paths.items() if alias.startswith(OTHER)}
 
     def told(text: str) -> str:

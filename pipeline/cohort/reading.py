@@ -1,4 +1,4 @@
-"""All files of a folder of slices or volumes -> one volume a patient, and a fate for every single file."""
+"""Read all files of a folder into one volume per patient, and record what happened to every file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderContent:
-    """The usable patients of a folder, by id, and what became of all other files.
+    """The usable patients of a folder, and what happened to all other files.
 
-    ``skipped`` and ``refused`` are path -> reason, ``faults`` path or patient id -> messages. ``faulty`` are the ids of
-    patients with a fault. ``hashes`` is path -> SHA-256 of every file of a patient that could be read.
+    Args:
+        records: What the manifest records about each usable patient, by id.
+        skipped: Why a file is not used, by path.
+        refused: Why a file cannot be used, by path.
+        faults: Error messages, by path or patient id.
+        faulty: Ids of the patients with an error.
+        hashes: SHA-256 of every file of a patient that could be read, by path.
     """
 
     records: Mapping[str, PatientRecord] = field(default_factory=dict)
@@ -43,14 +48,19 @@ class FolderContent:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     def without(self, subjects: Collection[str], reason: str) -> FolderContent:
-        """The same, with all used files refused of patients that bear one of these ids or hold one of these paths."""
+        """A copy without some patients, whose files become refused.
+
+        Args:
+            subjects: Ids of the patients, or paths of their files.
+            reason: Why the files are refused.
+        """
         out = [name for name, record in self.records.items() if not {name, *record.sources}.isdisjoint(subjects)]
         refused = {path: reason for name in out for path in self.records[name].sources}
         kept = {name: record for name, record in self.records.items() if name not in out}
         return replace(self, records=kept, refused={**self.refused, **refused})
 
     def counts(self, listing: Listing) -> dict[str, int]:
-        """Found, used, skipped and refused files; found is the sum of the other three."""
+        """The numbers of found, used, skipped and refused files. Found is the sum of the other three."""
         used = {path for record in self.records.values() for path in record.sources}
         counts = {"used": len(used), "skipped": len(self.skipped), "refused": len(self.refused)}
         found = len(listing.stamps)
@@ -61,16 +71,17 @@ class FolderContent:
 
 @dataclass(frozen=True)
 class Found:
-    """The patients of a folder, told from names alone, and how one of them is read.
+    """The patients of a folder, found only by names, and a function that reads one of them.
 
     Args:
-        files: Patient id -> its files.
-        read: Reads a patient of this id.
-        skipped: Path -> why a file is not used.
-        refused: Path -> what is wrong with a file that belongs to no patient who is read.
-        faulty: Ids of patients of whom a file is refused.
-        owners: Path -> patient id and what the file is to the patient, such as ``_3_mask.tif``, also of unused files.
-        has_volumes: Whether the patients come as volumes.
+        files: Paths of a patient's files, by patient id.
+        read: Function that reads the patient with the id it is given.
+        skipped: Why a file is not used, by path.
+        refused: What is wrong with a file, by path, for files that belong to no patient that is read.
+        faulty: Ids of patients with a refused file.
+        owners: Patient id and the file's role as the end of a name, such as ``_3_mask.tif``, by path. Files that are
+            not used are included.
+        has_volumes: Whether the patients come as volumes, not as slices.
     """
 
     files: Mapping[str, Sequence[str]]
@@ -83,7 +94,7 @@ class Found:
 
     @property
     def names(self) -> set[str]:
-        """Valid ids of all patients, of volumes also of those without a mask."""
+        """The valid ids of all patients. For volumes, patients without a mask are included."""
         others = {patient for patient, _ in self.owners.values() if not id_fault(patient)} if self.has_volumes else ()
         return {name for name in self.files if not id_fault(name)}.union(others)
 
@@ -97,10 +108,18 @@ def find_patients(
     skip_unpaired: bool = False,
     label_values: Sequence[float] = (),
 ) -> Found:
-    """The patients of a folder of slices with masks, or of volumes with masks.
+    """The patients in a folder of slices with masks, or of volumes with masks.
+
+    Args:
+        root: The source folder.
+        listing: All files of the source folder.
+        staging: Folder for the finished volumes of a patient that comes as volumes.
+        allow_gaps: Accept missing slice numbers, with a warning.
+        skip_unpaired: Skip images without a mask and masks without an image.
+        label_values: Values in a label volume that mean lesion; empty if each label holds only 0 and one other value.
 
     Raises:
-        PipelineError: The folder holds both.
+        PipelineError: The folder holds both slices and volumes.
     """
     cases = find_cases(root, listing, skip_unpaired=skip_unpaired)
     slices = find_slices(root, listing, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired)
@@ -114,7 +133,7 @@ def find_patients(
     if whole and masked:
         raise PipelineError(
             f"{root}: holds {len(masked)} patients in slices and {len(whole)} in volumes (expected one kind). "
-            "Give the folder of one."
+            "Give a folder with one kind."
         )
     if not whole and (slices.files or not (cases.cases or cases.faults)):
         return slices
@@ -124,7 +143,15 @@ def find_patients(
 def find_slices(
     root: Path, listing: Listing, *, masks: bool = True, allow_gaps: bool = False, skip_unpaired: bool = False
 ) -> Found:
-    """The patients of a folder of slices; without ``masks`` an image needs none and masks are passed over."""
+    """The patients in a folder of slices.
+
+    Args:
+        root: The source folder.
+        listing: All files of the source folder.
+        masks: Whether each image needs a mask. If not, masks are skipped.
+        allow_gaps: Accept missing slice numbers, with a warning.
+        skip_unpaired: Skip images without a mask and masks without an image.
+    """
     patients, refused, faulty = slices_by_patient(listing)
     files = {name: [file for file in group if masks or file.kind == "image"] for name, group in patients.items()}
     passed_over = [file for group in patients.values() for file in group if not masks and file.kind == "mask"]
@@ -133,7 +160,7 @@ def find_slices(
         lambda name: read_patient(
             root, name, files[name], masks=masks, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired
         ),
-        {**listing.skipped, **{str(file.path): "mask, not looked at" for file in passed_over}},
+        {**listing.skipped, **{str(file.path): "mask, not used" for file in passed_over}},
         refused,
         faulty,
         slice_owners(listing.stamps),
@@ -141,12 +168,12 @@ def find_slices(
 
 
 def owners_of(root: Path, listing: Listing) -> Mapping[str, tuple[str, str]]:
-    """Path -> patient id and what the file is to the patient, of all files whose names tell it."""
+    """Patient id and role, by path, of all files whose names show them. The role is the end of a name."""
     return find_patients(root, listing, root).owners
 
 
 def slice_owners(paths: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Path -> patient id and end of the name, of all paths whose names are those of slices."""
+    """Patient id and role, such as ``_3_mask.tif``, by path, of all paths with names of slices."""
     owners = {}
     for path in paths:
         with contextlib.suppress(PipelineError):
@@ -171,9 +198,14 @@ def _found_volumes(root: Path, listing: Listing, cases: Cases, staging: Path, la
 
 
 def read_patients(found: Found, staging: Path, *, skip_faulty: bool = False) -> FolderContent:
-    """Read every patient, and put the volumes into ``staging``; after a fault only with ``skip_faulty``.
+    """Read every patient of a folder, and write the volumes into ``staging``.
 
-    Faults are collected, not raised.
+    Errors in files are collected, not raised. After the first one, volumes are written only with ``skip_faulty``.
+
+    Args:
+        found: The patients of the folder.
+        staging: Folder for the finished volumes.
+        skip_faulty: Whether patients with an error are left out, so that volumes of the others are needed.
     """
     skipped, refused, faulty = dict(found.skipped), dict(found.refused), set(found.faulty)
     faults: dict[str, list[str]] = defaultdict(list)
@@ -197,13 +229,18 @@ def read_patients(found: Found, staging: Path, *, skip_faulty: bool = False) -> 
         else:
             faulty.add(name)
             for path in found.files[name]:
-                refused[path] = "; ".join(patient.faults.get(path, ())) or f"patient {name} was left out for a fault"
-        del patient  # its volumes, before the next one's are read
+                own = "; ".join(patient.faults.get(path, ()))
+                refused[path] = own or f"patient {name} was left out because of an error"
+        del patient  # free the memory of its volumes before the next patient is read
     return FolderContent(records, skipped, refused, dict(faults), frozenset(faulty), hashes)
 
 
 def slices_by_patient(listing: Listing) -> tuple[dict[str, list[SliceFile]], dict[str, str], set[str]]:
-    """Slices by patient id; path -> fault of the name or link; ids of patients with slices that have such a fault."""
+    """The slices of a folder by patient id, with the files that are refused because of their name or link.
+
+    Returns:
+        Slices by patient id, what is wrong with a file by path, and the ids of patients with such a file.
+    """
     patients: dict[str, list[SliceFile]] = defaultdict(list)
     refused: dict[str, str] = {}
     faulty: set[str] = set()
@@ -222,7 +259,7 @@ def slices_by_patient(listing: Listing) -> tuple[dict[str, list[SliceFile]], dic
 
 
 def _staged(patient: PatientVolumes, record: PatientRecord, staging: Path) -> PatientRecord:
-    """The record of a patient with the hashes of its stacked slices, which are written into ``staging``."""
+    """Write a patient's stacked slices into ``staging``, and return the record with their hashes."""
     hashes: dict[str, Any] = {}
     volumes = {"image_sha256": patient.image, "label_sha256": patient.label}
     for (key, volume), file in zip(volumes.items(), volume_names(patient.name), strict=True):
@@ -234,16 +271,25 @@ def _staged(patient: PatientVolumes, record: PatientRecord, staging: Path) -> Pa
 
 
 def build_images(root: Path, target: Path, *, allow_gaps: bool = False, names: Mapping[str, str] | None = None) -> None:
-    """Build ``NAME_image.nii.gz``, (H, W, D, 3) uint8, of every patient in a folder; masks there are passed over.
+    """Build the image volume ``NAME_image.nii.gz``, (H, W, D, 3) uint8, of every patient in a folder of slices.
 
-    After a fault ``target`` stays as it was. ``names`` is patient id -> the name of its volume, where that is another.
+    Masks in the folder are skipped. After an error, ``target`` stays as it was.
+
+    Args:
+        root: The folder of slices.
+        target: The folder for the volumes.
+        allow_gaps: Accept missing slice numbers, with a warning.
+        names: Name of the volume by patient id, if it differs from the id.
+
+    Raises:
+        ManifestError: Files in the folder have errors; the message lists all of them.
     """
     listing, staging = list_files(root), target / STAGING
     try:
         content = read_patients(find_slices(root, listing, masks=False, allow_gaps=allow_gaps), staging)
         if content.faults:
             error = ManifestError(content.faults)
-            error.add_note(counts_line(content.without(content.records, "another file has a fault").counts(listing)))
+            error.add_note(counts_line(content.without(content.records, "another file has an error").counts(listing)))
             raise error
         named = {name: (names or {}).get(name, name) for name in content.records}
         volumes = {staging / volume_names(old)[0]: target / volume_names(new)[0] for old, new in named.items()}

@@ -1,4 +1,4 @@
-"""Which sequence a volume file holds, told from its name: BraTS, BIDS and plain names; which files are of one exam."""
+"""Find the sequence, patient and exam of a volume file by its name: BraTS, BIDS and plain names."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ DERIVATIVES = "derivatives"
 FOLDER = re.compile(
     r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE
 )
-"""Folders that hold images or masks alone, such as ``imagesTr`` and ``labelsTr``."""
+"""Names of folders that hold only images or only masks, such as ``imagesTr`` and ``labelsTr``."""
 
 Place = tuple[str, ...]
-"""What files that may be of one exam have in common beside the patient."""
+"""What files of one exam have in common, apart from the patient."""
 File = TypeVar("File")
 FilePath = TypeVar("FilePath", bound=PurePath)
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """The sequences of one patient, each a volume file; None for one that is not there."""
+    """The sequences of one patient, each in one volume file.
+
+    Args:
+        flair: Path of the FLAIR file.
+        pre: Path of the pre-contrast T1 file; None without one.
+        post: Path of the post-contrast T1 file; None without one.
+    """
 
     flair: Path
     pre: Path | None = None
@@ -37,21 +43,21 @@ class Sequences:
 
     @property
     def missing(self) -> list[str]:
-        """A line where one T1 is there and the other is not."""
+        """A line of text if exactly one T1 is missing, else nothing."""
         absent = [name for name, path in ((CHANNELS[0], self.pre), (CHANNELS[2], self.post)) if not path]
-        return [f"no {absent[0]} T1: FLAIR stands in for it"] if len(absent) == 1 else []
+        return [f"no {absent[0]} T1: FLAIR is used instead"] if len(absent) == 1 else []
 
 
 def role_of(path: Path) -> tuple[str, str] | None:
-    """Patient and sequence that a file's name tells, such as ``("BraTS-GLI-00001-000", "flair")``.
+    """The patient and sequence in a file's name, such as ``("BraTS-GLI-00001-000", "flair")``.
 
     Args:
-        path: The file. The folder names the patient where the name tells the sequence alone, as ``flair.nii.gz``.
+        path: The file. If its name says only the sequence, as in ``flair.nii.gz``, the folder names the patient.
 
     Returns:
-        The patient, and ``flair``, ``pre`` or ``post``; None where the name tells no sequence of these.
+        The patient, and ``flair``, ``pre`` or ``post``; None if the name says none of these.
 
-    Example:
+    Examples:
         >>> role_of(Path("sub-01/anat/sub-01_ce-gadolinium_T1w.nii.gz"))
         ('sub-01', 'post')
     """
@@ -60,10 +66,10 @@ def role_of(path: Path) -> tuple[str, str] | None:
 
 
 def place_of(path: PurePath) -> Place:
-    """The place of a file, the same for files of one patient that may be of one exam.
+    """The place of a file. Files of one patient with the same place may belong to one exam.
 
-    That is the folder, but one for the raw and derived files of a BIDS data set, whose names and folders tell subject
-    and session, and one for folders such as ``imagesTr`` and ``labelsTr``, or ``images`` and ``labels``.
+    In general the place is the folder. Raw and derived files of one BIDS data set share a place, because their names
+    and folders say subject and session. Folders such as ``imagesTr`` and ``labelsTr`` also share a place.
     """
     folders = path.parts[:-1]
     data_set = _data_set_of(folders, stem_of(path.name))
@@ -76,7 +82,7 @@ def place_of(path: PurePath) -> Place:
 
 
 def _data_set_of(folders: Place, stem: str) -> Place | None:
-    """The BIDS data set of a file; None where it lies neither in ``derivatives`` nor as BIDS has it."""
+    """The BIDS data set of a file; None if the file lies neither in ``derivatives`` nor in a folder as in BIDS."""
     named = BIDS_ID.match(stem)
     entity = [folder.lower().startswith(("sub-", "ses-")) for folder in folders]
     first = next((i for i, folder in enumerate(folders) if entity[i] or folder == DERIVATIVES), None)
@@ -89,7 +95,11 @@ def _data_set_of(folders: Place, stem: str) -> Place | None:
 
 
 def exams(files: Iterable[tuple[str, Place, str, File]]) -> dict[str, dict[Place, dict[str, list[File]]]]:
-    """Patient -> place -> role -> files, of (patient, place, role, file): the files of one place may be of one exam."""
+    """Files grouped by patient, place and role. The files of one patient and place may belong to one exam.
+
+    Args:
+        files: Patient, place, role and file of each file.
+    """
     found: dict[str, dict[Place, dict[str, list[File]]]] = {}
     for patient, place, role, file in files:
         found.setdefault(patient, {}).setdefault(place, {}).setdefault(role, []).append(file)
@@ -97,27 +107,35 @@ def exams(files: Iterable[tuple[str, Place, str, File]]) -> dict[str, dict[Place
 
 
 def without_derived(paths: Sequence[FilePath]) -> tuple[list[FilePath], dict[FilePath, str]]:
-    """The raw image of several, all where there is none or more than one; path -> why it is not used."""
+    """The one raw image among several files, or all files if there is not exactly one.
+
+    Returns:
+        The files to use, and why a file is not used, by file.
+    """
     return preferred(paths, [path for path in paths if DERIVATIVES not in path.parts], "derived from a raw image")
 
 
 def preferred(
     paths: Sequence[FilePath], chosen: Sequence[FilePath], reason: str
 ) -> tuple[list[FilePath], dict[FilePath, str]]:
-    """The one chosen, all paths where it is not one; path -> why it is not used."""
+    """The file in ``chosen`` if there is exactly one, else all ``paths``.
+
+    Returns:
+        The files to use, and why a file is not used, by file.
+    """
     if len(chosen) != 1:
         return list(paths), {}
     return list(chosen), {path: f"{reason}, {chosen[0]} is used" for path in paths if path != chosen[0]}
 
 
 def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str], dict[str, str]]:
-    """Volume files as patients.
+    """The sequences of each patient, found by the names of volume files.
 
     Args:
-        paths: Volume files.
+        paths: The volume files.
 
     Returns:
-        Patient -> sequences; file -> why it is not used; patient -> why its files do not tell which is which.
+        Sequences by patient, why a file is not used by file, and the files that are not clear by patient.
     """
     files = sorted(paths)
     base = os.path.commonpath([path.parent for path in files]) if files else ""
@@ -127,7 +145,7 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
         role = role_of(Path(folder_name(path.parent), path.name))
         if role is None:
             mixed = is_t1_flair(stem_of(path.name))
-            skipped[path] = "its name tells T1 beside FLAIR" if mixed else "its name tells neither FLAIR nor T1"
+            skipped[path] = "its name says both T1 and FLAIR" if mixed else "its name says neither FLAIR nor T1"
         else:
             told.append((role[0], place_of(path.relative_to(base)), role[1], path))
     patients: dict[str, Sequences] = {}

@@ -1,4 +1,4 @@
-"""Patients -> sections and folds. Persons, not exams, are what is divided: no one stands on two sides."""
+"""Divide patients into sections and folds. All exams of one person get the same section and fold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ DRAWN = ("random", "stratified")
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """What the user asked for: method is reference, random, stratified, none or file; fractions are of the persons."""
+    """The split that the user asked for.
+
+    Args:
+        method: ``reference``, ``random``, ``stratified``, ``none`` or ``file``.
+        seed: Seed of random and stratified splits and of folds, 0 or more.
+        validation_fraction: Share of persons for validation, from 0 to below 1.
+        test_fraction: Share of persons for the test, from 0 to below 1.
+        folds: Number of folds; None for no folds.
+        listed: Patient ids by section, for ``reference`` and ``file``.
+    """
 
     method: str
     seed: int = 0
@@ -31,12 +40,17 @@ class SplitChoice:
     test_fraction: float = 0.0
     folds: int | None = None
     listed: dict[str, list[str]] = field(default_factory=dict)
-    """Section -> patient ids, for reference and file."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """Patient id -> section, patient id -> fold from 0 (empty without folds), and what is odd about the split."""
+    """The section and fold of each patient.
+
+    Args:
+        sections: Section by patient id.
+        folds: Fold, from 0, by patient id; empty without folds.
+        warning: What is unusual about the split; empty if nothing is.
+    """
 
     sections: dict[str, str]
     folds: dict[str, int]
@@ -46,7 +60,18 @@ class Division:
 def choose_split(
     split: str, seed: int = 0, validation_fraction: float = 0.1, test_fraction: float = 0.0, folds: int | None = None
 ) -> SplitChoice:
-    """What is asked for, checked, with the lists of ids where there are any."""
+    """The checked options of a split, with the lists of ids if the split has them.
+
+    Args:
+        split: ``reference``, ``random``, ``stratified``, ``none``, or the path of a JSON file with lists of ids.
+        seed: Seed of random and stratified splits and of folds, 0 or more.
+        validation_fraction: Share of persons for validation, from 0 to below 1.
+        test_fraction: Share of persons for the test, from 0 to below 1.
+        folds: Number of folds; None for no folds.
+
+    Raises:
+        PipelineError: A number is out of its range, or the file cannot be read.
+    """
     fractions = validation_fraction, test_fraction
     if not (all(0 <= fraction < 1 for fraction in fractions) and sum(fractions) < 1):
         raise PipelineError(
@@ -54,7 +79,7 @@ def choose_split(
             "(expected 0 or more each, together below 1). Leave some patients for training."
         )
     if seed < 0:
-        raise PipelineError(f"--seed {seed} (expected 0 or more).")
+        raise PipelineError(f"--seed {seed} (expected 0 or more). Pass another --seed.")
     if split in (*DRAWN, "none"):
         return SplitChoice(split, seed, *fractions, folds)
     method, path = (split, REFERENCE) if split == "reference" else ("file", Path(split))
@@ -62,7 +87,14 @@ def choose_split(
 
 
 def read_split(path: Path) -> dict[str, list[str]]:
-    """Read ``{"validation": [ids], "test": [ids], "training": [ids]}``; ``description`` is allowed beside them."""
+    """The lists of patient ids in a JSON file, by section.
+
+    The file holds ``{"validation": [ids], "test": [ids], "training": [ids]}``, or some of these. A text with the key
+    ``description`` is ignored.
+
+    Raises:
+        PipelineError: The file cannot be read, or is not such a file.
+    """
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -72,20 +104,33 @@ def read_split(path: Path) -> dict[str, list[str]]:
     lists = {key: value for key, value in raw.items() if key != "description"} if isinstance(raw, dict) else {}
     faulty = [ids for ids in lists.values() if not (ids and isinstance(ids, list) and all(type(i) is str for i in ids))]
     if not lists or faulty or not lists.keys() <= set(SECTIONS):
-        raise PipelineError(f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}. Mend it.")
+        raise PipelineError(
+            f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}. Correct the file."
+        )
     lists = {section: [unicodedata.normalize("NFC", item) for item in ids] for section, ids in lists.items()}
     counts = Counter(item for ids in lists.values() for item in ids)
     twice = [shown(item) for item, count in counts.items() if count > 1]
     if twice:
-        raise PipelineError(f"{path}: listed twice (expected once): {', '.join(twice[:20])}. Keep one of the two.")
+        raise PipelineError(f"{path}: listed twice (expected once): {', '.join(twice[:20])}. Keep one entry of each.")
     return lists
 
 
 def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: Iterable[str] = ()) -> Division:
-    """Assign each patient a section and, where folds are asked for, a fold."""
+    """The section of each patient and, if the user asked for folds, the fold.
+
+    Args:
+        records: What the manifest records about each patient, by id.
+        choice: The options of the split.
+        refused: Ids of patients that are left out because of errors.
+
+    Raises:
+        PipelineError: A section would be empty, or ids of the split do not fit the patients.
+    """
     if choice.method == "none":
         if choice.folds is not None:
-            raise PipelineError("--folds with --split none: every patient is in the test section. Drop one of the two.")
+            raise PipelineError(
+                "--folds with --split none: every patient is in the test section. Pass only one of the two."
+            )
         return Division(dict.fromkeys(records, "test"), {})
     warning, wanted = "", {"training", *choice.listed}
     if choice.method in DRAWN:
@@ -107,7 +152,7 @@ def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: I
 
 
 def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: set[str]) -> tuple[dict[str, str], str]:
-    """Sections by the lists; whoever is in none trains, unless the training list is given too."""
+    """Sections by the lists of ids. Patients in no list are for training, unless there is a training list."""
     listed = {patient: section for section, ids in choice.listed.items() for patient in ids}
     absent = sorted(set(listed) - set(records) - refused)
     left_out = sorted(set(listed) & refused)
@@ -116,7 +161,7 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
         if len(absent) == len(listed):
             raise PipelineError(
                 f"none of the {len(listed)} validation patients of the reference split is in the folder "
-                "(expected the published LGG data). Pass --split random, or --split none for a test section alone."
+                "(expected the published LGG data). Pass --split random, or --split none for only a test section."
             )
         warnings.append(f"{len(absent)} of the {len(listed)} reference patients not in the folder: {', '.join(absent)}")
     elif absent:
@@ -134,12 +179,12 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
         places[person(patient)].add(section)
     split = [f"{patient} in {sections[patient]}" for patient in sorted(records) if len(places[person(patient)]) > 1]
     if split:
-        raise PipelineError(f"one person in two sections: {', '.join(split)}. Put all exams of a person into one.")
+        raise PipelineError(f"one person in two sections: {', '.join(split)}. Put all exams of a person into one list.")
     return sections, "; ".join(warnings)
 
 
 def _folds(records: Mapping[str, PatientRecord], sections: Mapping[str, str], choice: SplitChoice) -> dict[str, int]:
-    """Folds for the patients outside the test section, stratified except under ``--split random``."""
+    """Folds for the patients outside the test section. They are stratified, except with ``--split random``."""
     if choice.folds is None:
         return {}
     pool = {patient: record for patient, record in records.items() if sections[patient] != "test"}
@@ -154,10 +199,11 @@ def _folds(records: Mapping[str, PatientRecord], sections: Mapping[str, str], ch
 def _draw(
     records: Mapping[str, PatientRecord], method: str, seed: Sequence[int], sizes: Mapping[Any, int]
 ) -> dict[str, Any]:
-    """Person -> group, for groups of these sizes; persons left over are not in it.
+    """The group of each person, for groups of given sizes. Persons that are left over have no group.
 
-    A random draw shuffles the persons, any other orders them by institution and lesion voxels of all exams. Each group
-    takes one person from each of ``size`` consecutive blocks, of nearly equal length, of the persons who are left.
+    A random draw shuffles the persons. All others sort them by institution and by lesion voxels of all exams. For each
+    group, the remaining persons are cut into as many blocks as the group has members, of nearly equal length. One
+    person is drawn from each block.
     """
     import numpy as np
 

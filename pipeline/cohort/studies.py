@@ -1,4 +1,4 @@
-"""The FLAIR series of each DICOM study in a folder or zip; studies are named by folders, doubtful ones refused."""
+"""Find the FLAIR series of each DICOM study in a folder or zip. Studies that are not clear are refused."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Parts = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Studies:
-    """The studies of a folder or zip; all files are paths in it.
+    """The DICOM studies in a folder or zip. All files are paths inside it.
 
     Args:
-        flair: Name of a study -> the files of its FLAIR series.
-        skipped: File -> why it is not used.
-        refused: Name of a study -> why it has no series that may be used.
+        flair: Files of the FLAIR series, by name of the study.
+        skipped: Why a file is not used, by file.
+        refused: Why a study has no usable series, by name of the study.
         uids: SeriesInstanceUIDs of all series.
     """
 
@@ -35,16 +35,16 @@ class Studies:
 
 
 def find_studies(place: Path, files: Mapping[str, Path], wanted: str | None = None) -> Studies:
-    """The FLAIR series of each study.
+    """The FLAIR series of each DICOM study in a folder or zip.
 
-    One study is named by the folder or zip. Several are named by their folders, never by a header: below those that all
-    share, as few as tell a study from the others. A study is refused whose FLAIR cannot be told, or beside whose FLAIR
-    lie copies or damaged files: a file that is named as DICOM files are may be a slice.
+    A single study is named after the folder or zip. Several studies are named after the folders that distinguish them,
+    never after a header. A study is refused if its FLAIR is not clear. It is also refused if copies or damaged files
+    lie beside its FLAIR, because a damaged file with a DICOM name may be a slice.
 
     Args:
         place: The folder or zip.
-        files: Path in ``place`` -> file.
-        wanted: A SeriesNumber to take for FLAIR, or the SeriesInstanceUID of the one study that has it.
+        files: Each file on the disk, by its path in ``place``.
+        wanted: A SeriesNumber to use as FLAIR, or the SeriesInstanceUID of one study; None to find FLAIR by headers.
 
     Raises:
         PipelineError: There is no DICOM image, or a SeriesNumber is given for several studies.
@@ -67,7 +67,7 @@ def find_studies(place: Path, files: Mapping[str, Path], wanted: str | None = No
         )
     damaged = {names[file]: reason for file, reason in found.damaged.items()}
     surely = {name for name in damaged if files[name] in begun or _is_named_dicom(name)}
-    skipped = {name: "no DICOM" for file, name in names.items() if file not in begun}
+    skipped = {name: "not DICOM" for file, name in names.items() if file not in begun}
     skipped |= {name: f"damaged, {damaged[name]}" for name in surely}
     skipped |= {names[file]: reason for file, reason in found.others.items()}
     paths = {uid: [names[file] for one in study for file in one.files] for uid, study in studies.items()}
@@ -80,8 +80,8 @@ def find_studies(place: Path, files: Mapping[str, Path], wanted: str | None = No
         number = max(folders[uid].studies, alike[folders[uid].name])
         if number > 1:
             refused[name] = (
-                f"{number} studies that do not lie in a folder each: sort them into folders, one a study. The results "
-                "bear the folders' names, joined by '_'."
+                f"{number} studies without a folder each (expected one study per folder). Sort them into folders. The "
+                "results are named after the folders, joined by '_'."
             )
             continue
         try:
@@ -100,26 +100,31 @@ def find_studies(place: Path, files: Mapping[str, Path], wanted: str | None = No
 
 
 def is_uid(series: str) -> bool:
-    """Whether ``--series`` is a SeriesInstanceUID; a SeriesNumber has no dot."""
+    """Whether the value of ``--series`` is a SeriesInstanceUID. A SeriesNumber has no dot."""
     return "." in series
 
 
 def _wanted_of(study: Sequence[Series], wanted: str | None) -> str | None:
-    """What ``--series`` asks of a study: nothing where it is the UID of another one's series."""
+    """The series that ``--series`` names in this study; None if it is the UID of a series in another study."""
     if wanted and is_uid(wanted) and wanted not in {one.uid for one in study}:
         return None
     return wanted
 
 
 class _Folders(NamedTuple):
-    """The folders that name a study, joined by ``_``, and how many studies there are in them."""
+    """The folders that name a study.
+
+    Args:
+        name: Names of the folders, joined by ``_``.
+        studies: Number of studies in these folders.
+    """
 
     name: str
     studies: int
 
 
 def _study_folders(files: Mapping[str, Iterable[str]]) -> dict[str, _Folders]:
-    """Study -> the folders that tell it from the others."""
+    """The folders that distinguish each study from the others, by study."""
     parents = {study: {PurePosixPath(path).parent.parts for path in paths} for study, paths in files.items()}
     start = len(_shared({parts for own in parents.values() for parts in own}))
     studies: dict[Parts, set[str]] = defaultdict(set)
@@ -136,13 +141,13 @@ def _study_folders(files: Mapping[str, Iterable[str]]) -> dict[str, _Folders]:
 
 
 def _shared(folders: Collection[Parts]) -> Parts:
-    """The folders that all paths begin with."""
+    """The folders with which all paths begin."""
     levels = zip(*folders, strict=False)
     return tuple(parts[0] for parts in itertools.takewhile(lambda parts: len({*parts}) == 1, levels))
 
 
 def _lost(damaged: Collection[str], readable: Sequence[str]) -> dict[str, str]:
-    """Folders in which there is DICOM, but none that can be read: each may be a patient."""
+    """Messages about folders in which all DICOM files are damaged, by folder. Each folder may be a patient."""
     start = len(_shared({PurePosixPath(name).parts[:-1] for name in (*damaged, *readable)}))
     tops = {PurePosixPath(name).parts[start] for name in readable}
     lost: dict[str, list[str]] = defaultdict(list)
@@ -157,25 +162,25 @@ def _lost(damaged: Collection[str], readable: Sequence[str]) -> dict[str, str]:
 
 
 def _refuse_damaged(series: Sequence[str], damaged: Mapping[str, str]) -> None:
-    """Refuse a series beside which lies a file that may be a slice of it and cannot be read."""
+    """Refuse a series if a damaged file, which may be a slice of it, lies in the same folder."""
     folders = {PurePosixPath(name).parent for name in series}
     beside = [f"{name} ({why})" for name, why in damaged.items() if PurePosixPath(name).parent in folders]
     if beside:
         raise PipelineError(
             f"{len(beside)} damaged file(s) beside the series: {shortened(beside)}. Export the series again, or remove "
-            "what is no slice."
+            "the files that are not slices."
         )
 
 
 def _refuse_copies(names: Sequence[str], series: Series) -> None:
-    """Refuse a series of which an image is there twice."""
+    """Refuse a series that holds an image twice."""
     images: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, header in zip(names, series.headers, strict=True):
         images[str(header.get("SOPInstanceUID") or name), str(header.get("ImagePositionPatient"))].append(name)
     twice = [group for group in images.values() if len(group) > 1]
     if twice:
         raise PipelineError(
-            f"{len(twice)} image(s) are there twice: for example {' and '.join(twice[0][:2])}. Remove one copy."
+            f"{len(twice)} image(s) exist twice: for example {' and '.join(twice[0][:2])}. Remove one copy."
         )
 
 
@@ -184,6 +189,6 @@ def _is_named_dicom(name: str) -> bool:
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Whether a file's name is one that DICOM files have: with their suffix, without any, or a UID."""
+    """Whether DICOM files may have this name: it ends in a DICOM suffix, in no suffix or in a number as UIDs do."""
     suffix = PurePosixPath(name).suffix
     return _is_named_dicom(name) or not suffix or suffix[1:].isdigit()

@@ -1,4 +1,4 @@
-"""The volume files of one patient -> image and label on one grid, or every fault of them."""
+"""Read the volume files of one patient, and write image and label on one grid."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ from pipeline.scripts.volumes import check_image, check_label, label_fault, open
 
 @dataclass(frozen=True)
 class VolumeRecord(PatientRecord):
-    """What the manifest tells of a patient whose volumes keep their grid.
+    """What the manifest records about a patient that comes as volumes, in addition to ``PatientRecord``.
 
-    ``shape`` and ``spacing_mm`` are of rows, columns and slices as the networks see them, whatever the orientation of
-    the file. ``spacing_mm`` and ``lesion_ml`` are None where the file tells no spacing.
+    ``shape`` and ``spacing_mm`` are in the order rows, columns, slices as the networks see them. They do not depend on
+    the orientation of the file.
+
+    Args:
+        spacing_mm: Distance of rows, columns and slices in mm; None if the file gives no spacing.
+        lesion_ml: Volume of the lesion in ml; None if the file gives no spacing.
     """
 
     spacing_mm: tuple[float, float, float] | None = None
@@ -37,17 +41,17 @@ class VolumeRecord(PatientRecord):
 
 
 def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Collection[float] = ()) -> PatientVolumes:
-    """Check and hash a patient's files, and put image and label into ``staging``.
+    """Check and hash a patient's files, and write image and label into ``staging``.
 
     Args:
         root: The source folder.
         name: The patient's id.
         case: The patient's files.
-        staging: The folder of the volumes. The image keeps affine and orientation; the label is 0 and 1, on its grid.
-        label_values: The values of a label that are lesion; empty where a label holds one beside 0.
+        staging: Folder for the volumes. The image keeps its affine and orientation. The label is 0 and 1 on its grid.
+        label_values: Values in the label that mean lesion; empty if it holds only 0 and one other value.
 
     Returns:
-        The patient with its record, hashes of the volumes among it, or with faults.
+        The patient with a record, which has the hashes of the volumes, or with errors.
     """
     patient = PatientVolumes(name)
     for path in () if case.fault else case.paths:
@@ -66,7 +70,7 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
         values, lesion_voxels = _save_label(root / case.files["label"], image, label, label_values)
     except PipelineError as error:
         text = str(error).replace(str(image), main)
-        for path in case.paths:  # without the place of the source folder
+        for path in case.paths:  # messages name files by their path in the source folder
             text = text.replace(str(root / path), path)
         subject = next((path for path in case.paths if text.startswith(f"{path}: ")), name)
         patient.faults[subject].append(text.removeprefix(f"{subject}: "))
@@ -84,7 +88,7 @@ def read_case(root: Path, name: str, case: Case, staging: Path, label_values: Co
 
 
 def _save_image(root: Path, case: Case, target: Path) -> tuple[tuple[int, ...], tuple[str, ...], list[str]]:
-    """Write FLAIR alone, or with T1 on its grid, as ``predict`` takes it in; its shape, missing sequences, remarks."""
+    """Write FLAIR, with T1 on its grid if there is one. Returns the shape, the missing sequences and remarks."""
     files = {role: root / path for role, path in case.files.items()}
     remarks: list[str] = []
     if "image" in files:
@@ -100,14 +104,14 @@ def _save_image(root: Path, case: Case, target: Path) -> tuple[tuple[int, ...], 
 
 
 def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
-    """Of a volume with named channels FLAIR, and T1 where it is there; of another all channels."""
+    """FLAIR and, if present, T1 of a volume with named channels. A volume without names keeps all channels."""
     image = read_volume(path)
     if not channels or (len(image.shape) == 3 and len(channels) == 1):
         return image
     if image.shape[3:] != (len(channels),) or max(channels) >= len(channels):
         raise PipelineError(
             f"{path}: shape {image.shape}, but dataset.json names {len(channels)} channels, "
-            f"{', '.join(map(str, channels))} (expected numbers from 0). Mend the file."
+            f"{', '.join(map(str, channels))} (expected numbers from 0). Correct the file."
         )
     numbers = {channel_role(name): number for number, name in channels.items()}
     chosen = [numbers.get(role, numbers["flair"]) for role in ROLES]
@@ -119,7 +123,7 @@ def _picked(path: Path, channels: Channels) -> nib.Nifti1Image:
 def _save_label(
     path: Path, image: Path, target: Path, label_values: Collection[float]
 ) -> tuple[tuple[float, ...], int]:
-    """Write a label, 0 and 1, on the image's grid; the values that it held, and its lesion voxels."""
+    """Write a label of 0 and 1 on the image's grid. Returns the values it held, and the number of lesion voxels."""
     label = read_volume(path)
     label = label.slicer[..., 0] if label.shape[3:] == (1,) else label
     if len(label.shape) != 3:
@@ -155,13 +159,13 @@ def _values_of(voxels: NDArray[Any], path: Path, label_values: Collection[float]
 
 
 def _measured(record: VolumeRecord, source: Path, image: Path, remarks: Sequence[str]) -> VolumeRecord:
-    """A record with spacing, lesion volume and warnings, by the image as it is handed on; ``source`` is of FLAIR."""
+    """A record with spacing, lesion volume and warnings of the written image. ``source`` is the file with FLAIR."""
     known = spacing_mm(image)
-    # NIfTI holds 32 bits: what they add to 0.9 is left out.
+    # NIfTI stores 32 bits, so that 0.9 is read as 0.89999998. Rounding removes this.
     spacing = (round(known[0], 6), round(known[1], 6), round(known[2], 6)) if known else None
     is_nifti = source.name.lower().endswith(NIFTI_SUFFIXES)
     warnings = [f"geometry: {line}" for line in (*remarks, *oddities(source if is_nifti else image))]
-    warnings += ["spacing: the file tells none"] * (spacing is None)
+    warnings += ["spacing: the file gives none"] * (spacing is None)
     warnings += [f"missing sequence: {sequence}" for sequence in record.missing_sequences]
     warnings += ["no lesion: the label is empty"] * (not record.lesion_voxels)
     return replace(

@@ -1,1 +1,1 @@
-"""TIFF slices and NIfTI volumes: read, checked, written."""
+"""Read, check and write slices, volumes and DICOM series."""

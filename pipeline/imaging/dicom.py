@@ -1,4 +1,4 @@
-"""DICOM series: FLAIR told from the others, geometry judged, converted to NIfTI."""
+"""Find the FLAIR series among DICOM files, check its geometry, and convert it to NIfTI."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_ZIP_BYTES = 8 * 2**30
-"""Unpacked size of a zip: a study of several thousand slices."""
+"""Largest unpacked size of a zip. It is enough for a study of several thousand slices."""
 FLAIR_WORDS = ("flair", "dark fluid", "dark-fluid", "darkfluid", "tirm")
-"""What manufacturers write into the description of a FLAIR series."""
+"""Words that manufacturers write into the description of a FLAIR series."""
 NOT_FLAIR_WORDS = {"t1", "t1w", "adc", "map", "mip", "sub", "subtraction", "mask", "seg"}
-"""Words beside FLAIR that name another contrast, or what was computed of it."""
+"""Words that exclude a series, because they name another contrast or a computed image."""
 FLAIR_INVERSION_MS = (1500.0, 3200.0)
 """Inversion times that suppress cerebrospinal fluid at 1.5 to 7 T."""
 MIN_FLAIR_ECHO_MS = 60.0
-"""FLAIR is T2-weighted; an inversion-prepared T1 has an echo time of a few ms."""
+"""Shortest echo time of FLAIR, which is T2-weighted. T1 with inversion has an echo time of a few ms."""
 SPACING_TOLERANCE = 0.01
-"""Share of the slice distance by which single distances may differ from it."""
+"""Largest difference of a single slice distance, as a share of the median distance."""
 SHIFT_TOLERANCE = 0.1
-"""Share of a pixel by which slices may lie beside the line through the first one: headers round positions."""
+"""Largest sideways shift of a slice, as a share of a pixel. It is not 0, because headers round positions."""
 _PREAMBLE = 132
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber",
@@ -59,16 +59,16 @@ _TAGS = [
 _ZIP_ERRORS = (
     OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
 )  # fmt: skip
-"""What zipfile raises for damaged files."""
+"""Errors that zipfile raises for damaged files."""
 _GRAY = "MONOCHROME2"
 _REMARKS = (
     "Chris Rorden", "v1.", "Found ", "Convert ", "Warning: Patient Position", "Warning: Instance Number"
 )  # fmt: skip
-"""What dcm2niix prints before it comes to a fault."""
+"""Beginnings of lines that dcm2niix prints before it reports an error."""
 REVERSED = [2, 1, 0, 3]
-"""Columns of an affine: highdicom counts slices, rows, columns."""
+"""Order of the columns of an affine for highdicom, which counts slices, rows, columns."""
 _ENCRYPTED = 1
-"""Bit of a zip entry's flags."""
+"""Bit in the flags of a zip entry that marks an encrypted file."""
 _NO_IMAGES = ("SR", "PR", "KO", "SEG", "RTSTRUCT")
 
 
@@ -77,13 +77,13 @@ class Series:
     """One DICOM series.
 
     Args:
-        uid: SeriesInstanceUID.
-        study: StudyInstanceUID.
-        number: SeriesNumber, as text; empty where the header has none.
-        description: SeriesDescription, or else ProtocolName.
-        is_flair: Whether description or parameters are those of a FLAIR.
-        files: Its files, sorted by name.
-        headers: Their headers without pixels, in the same order.
+        uid: SeriesInstanceUID of the series.
+        study: StudyInstanceUID of the series.
+        number: SeriesNumber as text; empty if the header has none.
+        description: SeriesDescription, or ProtocolName if there is no SeriesDescription.
+        is_flair: Whether description or parameters are those of FLAIR.
+        files: The files of the series, sorted by name.
+        headers: The header of each file without pixels, in the order of ``files``.
     """
 
     uid: str
@@ -95,17 +95,17 @@ class Series:
     headers: tuple[Dataset, ...]
 
     def __str__(self) -> str:
-        """Number, description and size, for a list that a person chooses from."""
+        """The number, description and number of files, for a list that the user chooses from."""
         return f"{self.number or '-'} ({shown(self.description) or 'no description'}, {len(self.files)} files)"
 
 
 class Found(NamedTuple):
-    """What DICOM files hold.
+    """The content of a set of DICOM files.
 
     Args:
-        series: The image series, by number.
-        others: File that is no image -> what it is.
-        damaged: File that cannot be read, or that ends within the header -> why.
+        series: The image series, sorted by study and number.
+        others: What a file is that is not an image, by file.
+        damaged: Why a file cannot be read, by file.
     """
 
     series: list[Series]
@@ -114,7 +114,7 @@ class Found(NamedTuple):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is a file that begins as DICOM does: 128 bytes of anything, then ``DICM``."""
+    """Whether a path is a file that begins as DICOM does: 128 bytes with any content, then ``DICM``."""
     if not path.is_file():
         return False
     try:
@@ -126,11 +126,11 @@ def is_dicom(path: Path) -> bool:
 
 @contextmanager
 def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[str, Path]]:
-    """A zip's files by their names in it, in a folder that is removed at the end.
+    """The files of a zip by their names in it, unpacked into a folder that is removed at the end.
 
     Args:
-        path: The zip.
-        names: The files to unpack; None for all.
+        path: The zip file.
+        names: Names of the files to unpack; None for all.
 
     Raises:
         PipelineError: The zip is damaged, encrypted or too large.
@@ -141,12 +141,16 @@ def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[
             with zipfile.ZipFile(path) as file:
                 entries = sorted((one for one in file.infolist() if not one.is_dir()), key=lambda one: one.filename)
                 if sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
-                    raise PipelineError(f"{path}: unpacks to more than {MAX_ZIP_BYTES >> 30} GB. Unpack it yourself.")
+                    raise PipelineError(
+                        f"{path}: more than {MAX_ZIP_BYTES >> 30} GB when unpacked. Unpack it, and give the folder."
+                    )
                 if any(entry.flag_bits & _ENCRYPTED for entry in entries):
-                    raise PipelineError(f"{path}: holds encrypted files. Unpack it with its password; give the folder.")
+                    raise PipelineError(
+                        f"{path}: holds encrypted files. Unpack it with its password, and give the folder."
+                    )
                 for entry in entries:
                     if names is None or entry.filename in names:
-                        # Names in a zip may lead out of the folder, or be one name to this system: numbers are neither.
+                        # Files get numbers, because names in a zip may lead out of the folder or differ only in case.
                         target = files.setdefault(entry.filename, Path(folder, f"{len(files):06}"))
                         with file.open(entry) as source, target.open("wb") as copy:
                             shutil.copyfileobj(source, copy)
@@ -157,25 +161,29 @@ def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[
 
 @contextmanager
 def series_of(place: Path, names: Sequence[str]) -> Iterator[Series]:
-    """The series that some files of a folder or zip make; no other file is opened.
+    """The series that consists of given files in a folder or zip. No other file is opened.
 
     Args:
-        place: The folder or zip; the files of a zip are there until the end.
-        names: The files, by their paths in ``place``.
+        place: The folder or zip. Files of a zip are unpacked until the end of the ``with`` statement.
+        names: Paths of the files, relative to ``place``.
 
     Raises:
-        PipelineError: The zip is damaged, or the files are not there any more.
+        PipelineError: The zip is damaged, or the files do not exist any more.
     """
     own = {name: place / name for name in names}
     with unpacked(place, names) if place.is_file() else nullcontext(own) as files:
         found = find_series([*files.values()]).series
         if len(found) != 1 or len(found[0].files) != len(names):
-            raise PipelineError(f"{place}: the series is not there any more. Give the folder again.")
+            raise PipelineError(f"{place}: the files of the series have changed or are missing. Give the folder again.")
         yield found[0]
 
 
 def find_series(files: Sequence[Path]) -> Found:
-    """The image series among files, those that are no images, and those that are damaged."""
+    """The image series among files, with the files that are not images or are damaged.
+
+    Args:
+        files: The files to read. Only their headers are read.
+    """
     import pydicom
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import UID
@@ -186,9 +194,9 @@ def find_series(files: Sequence[Path]) -> Found:
     for path in sorted(files):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            list(header.iterall())  # a value that cannot be read raises when it is first asked for
+            list(header.iterall())  # pydicom reads a value at its first use, so that an error shows only then
         except header_errors() as error:
-            why = "it does not begin as DICOM does" if isinstance(error, InvalidDicomError) else shown(error)
+            why = "it does not begin as a DICOM file does" if isinstance(error, InvalidDicomError) else shown(error)
             damaged[path] = why if path.stat().st_size else "0 bytes"
             continue
         modality, meta = str(header.get("Modality", "")), header.file_meta
@@ -206,7 +214,7 @@ def find_series(files: Sequence[Path]) -> Found:
 
 
 def header_errors() -> tuple[type[Exception], ...]:
-    """What pydicom and highdicom raise for damaged headers, and for those that lack something."""
+    """The errors that pydicom and highdicom raise for damaged or incomplete headers."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     own = (BytesLengthException, InvalidDicomError)
@@ -228,7 +236,7 @@ def _series(uid: str, found: Sequence[tuple[Path, Dataset]]) -> Series:
 
 
 def _is_flair(header: Dataset, description: str) -> bool:
-    """By description or parameters, which must not contradict it; never a T1 FLAIR, a map or a localizer."""
+    """Whether a series is FLAIR by description or parameters. T1 FLAIR, maps and localizers are not."""
     text = f"{description} {header.get('ProtocolName') or ''}".lower()
     words = set(re.split(r"[^a-z0-9]+", text))
     if str(header.get("Modality", "MR")) != "MR" or "LOCALIZER" in {*(header.get("ImageType") or ())}:
@@ -260,12 +268,12 @@ def choose_flair(series: Sequence[Series], wanted: str | None = None, *, by_uid:
     """The FLAIR series of one study.
 
     Args:
-        series: All series.
-        wanted: A SeriesNumber or SeriesInstanceUID to take instead of looking for FLAIR.
-        by_uid: Whether the message tells UIDs to choose from, since numbers are those of several studies.
+        series: All series of the study.
+        wanted: A SeriesNumber or SeriesInstanceUID to use instead; None to find FLAIR by headers.
+        by_uid: Whether the error message shows UIDs. Numbers are not unique if there are several studies.
 
     Raises:
-        PipelineError: There is none, or there are several; the message lists all series.
+        PipelineError: There is no such series, or there are several. The message lists the series.
     """
     found = [one for one in series if wanted in (one.number, one.uid)] if wanted else [s for s in series if s.is_flair]
     if len(found) == 1:
@@ -279,11 +287,11 @@ def choose_flair(series: Sequence[Series], wanted: str | None = None, *, by_uid:
 
 
 class Grid(NamedTuple):
-    """Where the voxels of a series lie, by its headers.
+    """The positions of the voxels of a series, by its headers.
 
     Args:
-        shape: Columns, rows, slices.
-        affine: (4, 4), voxel to right, anterior, superior in mm.
+        shape: Numbers of columns, rows and slices.
+        affine: (4, 4), from voxel to right, anterior, superior in mm.
     """
 
     shape: tuple[int, int, int]
@@ -294,8 +302,8 @@ def grid_of(series: Series) -> Grid:
     """The grid of a series whose slices make one volume.
 
     Raises:
-        PipelineError: Sizes, orientations or pixel spacings differ, a position is missing or taken twice, slices lie
-            beside each other, or the headers tell no position.
+        PipelineError: Slices differ in size, orientation or pixel spacing, a slice is missing or exists twice, slices
+            are shifted sideways, or the headers give no position.
     """
     name = f"series {series.number}"
     sizes, turns, spacings, positions = _geometry(series)
@@ -306,14 +314,14 @@ def grid_of(series: Series) -> Grid:
             raise PipelineError(f"{name}: slices of several {what} (expected one volume). Choose another --series.")
     along, down = turns[0, :3], turns[0, 3:]
     normal = np.cross(along, down)
-    normal /= np.linalg.norm(normal) or 1.0  # rounded directions are not quite of length 1
+    normal /= np.linalg.norm(normal) or 1.0  # rounded directions do not have exactly length 1
     positions = positions[np.argsort(positions @ normal)]
     places = positions @ normal
     steps = np.diff(places)
     if (steps < 0.01).any():
         raise PipelineError(
-            f"{name}: {int((steps < 0.01).sum())} slices lie where another does: several volumes in one series, "
-            "such as time points or echoes. Export one of them alone."
+            f"{name}: {int((steps < 0.01).sum())} slices lie in the place of another: several volumes in one series, "
+            "such as time points or echoes. Export only one of them."
         )
     step = float(np.median(steps)) if len(steps) else 1.0
     wide = np.flatnonzero(np.abs(steps - step) > max(SPACING_TOLERANCE * step, 0.01))
@@ -326,8 +334,8 @@ def grid_of(series: Series) -> Grid:
     aside = np.linalg.norm(positions - positions[0] - np.outer(places - places[0], normal), axis=1)
     if aside.max() > SHIFT_TOLERANCE * spacings[0].min():
         raise PipelineError(
-            f"{name}: slices lie up to {aside.max():.3g} mm beside each other (expected a straight stack, without tilt "
-            "or shift). Resample the series to one volume, and give that."
+            f"{name}: slices lie up to {aside.max():.3g} mm off a straight line (expected a straight stack, "
+            "without tilt or shift). Resample the series to one volume, and give this volume."
         )
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along * spacings[0, 1], down * spacings[0, 0]
@@ -354,7 +362,7 @@ def _geometry(series: Series) -> list[NDArray[np.float64]]:
 
 
 def _frames(header: Dataset) -> list[tuple[Any, Any, Any, Any]]:
-    """Size, orientation, pixel spacing and position of each frame; one of a classic file, many of an enhanced one."""
+    """Size, orientation, pixel spacing and position of each frame. Enhanced files have many frames."""
     size = (int(header.Rows), int(header.Columns))
     if "PerFrameFunctionalGroupsSequence" not in header:
         turn, spacing, position = (
@@ -373,14 +381,14 @@ def _frames(header: Dataset) -> list[tuple[Any, Any, Any, Any]]:
 
 
 def _thickness(header: Dataset) -> float:
-    """Of a single slice in mm; 1 where the header does not tell it."""
+    """The thickness of a single slice in mm; 1 if the header does not give it."""
     frame = (header.get("PerFrameFunctionalGroupsSequence") or [None])[0]
     found = _number(header.get("SliceThickness") or _of_group(header, frame, "PixelMeasuresSequence", "SliceThickness"))
     return found if math.isfinite(found) and found > 0 else 1.0
 
 
 def _of_group(header: Dataset, frame: Dataset | None, group: str, name: str) -> Any:
-    """A value of an enhanced file's functional group: the frame's own, or else that of all frames; None without."""
+    """A value in a functional group of an enhanced file: the frame's, else the one of all frames; None if missing."""
     for place in (frame, *(header.get("SharedFunctionalGroupsSequence") or ())):
         if place is not None and place.get(group):
             return place[group].value[0].get(name)
@@ -388,16 +396,17 @@ def _of_group(header: Dataset, frame: Dataset | None, group: str, name: str) -> 
 
 
 def convert(series: Series, folder: Path) -> Path:
-    """A series as one NIfTI volume; no field of the headers comes into it.
+    """The path of a series that is converted to one NIfTI volume, without any text of the DICOM headers.
 
-    dcm2niix reads slices in files of their own, highdicom a file of many frames.
+    dcm2niix reads series with one file per slice. highdicom reads a file of many frames.
 
     Args:
-        series: The series.
+        series: The series to convert.
         folder: The folder for the NIfTI file.
 
     Raises:
-        PipelineError: The slices make no volume, or their pixels cannot be read, or the volume has another grid.
+        PipelineError: The slices do not make one volume, their pixels cannot be read, or the converted volume has
+            another grid than the headers.
     """
     grid = grid_of(series)
     kinds = {str(header.get("PhotometricInterpretation") or _GRAY) for header in series.headers}
@@ -425,7 +434,8 @@ def _convert_slices(series: Series, folder: Path) -> nib.Nifti1Image:
         target.mkdir()
         for number, path in enumerate(series.files):
             with writing_errors(target):
-                shutil.copyfile(path, source / f"{number:06}.dcm")  # the folder may hold other series
+                # The slices get a folder of their own, because theirs may hold other series.
+                shutil.copyfile(path, source / f"{number:06}.dcm")
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
         done = subprocess.run(  # noqa: S603
             [dcm2niix.bin, *options], capture_output=True, encoding="utf-8", errors="replace", check=False
@@ -444,7 +454,10 @@ def _convert_slices(series: Series, folder: Path) -> nib.Nifti1Image:
 
 
 def _convert_frames(series: Series) -> nib.Nifti1Image:
-    """dcm2niix goes by the frames' numbers, and where they are compressed by their order; highdicom by their places."""
+    """Read a file of many frames with highdicom, which sorts them by position.
+
+    dcm2niix sorts frames by number, and compressed frames by their order in the file.
+    """
     import highdicom as hd
 
     if len(series.files) > 1:
@@ -465,9 +478,9 @@ def _convert_frames(series: Series) -> nib.Nifti1Image:
 
 
 def _save_on_grid(series: Series, image: nib.Nifti1Image, grid: Grid, path: Path) -> None:
-    """Write a converted volume in the order of the slices' own columns and rows, where the headers say it lies.
+    """Write a converted volume at the position in the headers, in the order of the slices' own columns and rows.
 
-    dcm2niix takes the first two slices for the distance of all, and turns the rows.
+    This is needed because dcm2niix takes the distance of all slices from the first two, and reverses the rows.
     """
     turn = ornt_transform(io_orientation(image.affine), io_orientation(grid.affine))
     image = image.as_reoriented(turn)

@@ -1,4 +1,4 @@
-"""Masks as DICOM SEG that refer to the series they were made from."""
+"""Write masks as DICOM SEG files that refer to their DICOM series."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float64], series: Series) -> None:
-    """Write a mask as DICOM SEG that refers to the series it was made from.
+    """Write a mask as a DICOM SEG file that refers to the series it was made from.
 
-    DICOM demands the patient's identity in the file: it is copied from the series.
+    The patient's identity is copied from the series into the file, because DICOM requires it.
 
     Args:
-        path: The file, whose name ends in ``.dcm``.
-        mask: (I, J, K), 0 and 1, on the grid of the converted series.
-        affine: (4, 4), voxel of the mask to right, anterior, superior in mm.
-        series: The series.
+        path: The file to write, whose name ends in ``.dcm``.
+        mask: (I, J, K), values 0 and 1, on the grid of the converted series.
+        affine: (4, 4), from voxel of the mask to right, anterior, superior in mm.
+        series: The DICOM series that the mask was made from.
 
     Raises:
-        PipelineError: The headers lack what DICOM SEG demands, as those of anonymised series may do.
+        PipelineError: The headers lack something that DICOM SEG needs. This can happen with anonymised series.
     """
     try:
         data = _segmentation(mask, affine, series)
@@ -43,7 +43,7 @@ def write_segmentation(path: Path, mask: NDArray[Any], affine: NDArray[np.float6
 
 
 def _segmentation(mask: NDArray[Any], affine: NDArray[np.float64], series: Series) -> bytes:
-    """The DICOM SEG file."""
+    """The content of the DICOM SEG file."""
     import highdicom as hd
     import pydicom
     from pydicom.sr.codedict import codes
@@ -88,7 +88,7 @@ def _segmentation(mask: NDArray[Any], affine: NDArray[np.float64], series: Serie
 
 
 def _share_groups(header: Dataset) -> None:
-    """Name what is the same in all frames of an enhanced file once, where highdicom looks for it."""
+    """Copy values of an enhanced file's first frame to the group of all frames, where highdicom looks for them."""
     if "PerFrameFunctionalGroupsSequence" in header:
         shared, frame = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
         for group in ("PlaneOrientationSequence", "PixelMeasuresSequence"):

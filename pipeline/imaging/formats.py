@@ -1,4 +1,4 @@
-"""Volume files of several formats, and sequences in files of their own -> one NIfTI image."""
+"""Read volume files of several formats, and join sequences in separate files, as one NIfTI image."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from pipeline.scripts.volumes import (
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *_ITK_READERS)
-"""Ends of the names of files that hold a volume, in lower case."""
+"""Suffixes of volume files, in lower case."""
 MIN_COVER = 0.95
-"""Share of the head in FLAIR that T1 must cover, else FLAIR stands in for it. A choice: half a head was measured."""
+"""Share of the head that T1 must cover, else FLAIR is used instead. Only T1 of half a head was measured."""
 LPS = np.diag([-1.0, -1, 1, 1])
-"""ITK and DICOM count to the patient's left and to posterior, NIfTI to the right and to anterior."""
+"""Converts between ITK or DICOM axes, to left and posterior, and NIfTI axes, to right and anterior."""
 
 
 def is_volume_name(name: str) -> bool:
-    """Whether a file's name ends as that of a volume does, in capitals or not."""
+    """Whether a file name has the suffix of a volume, in upper or lower case."""
     return name.lower().endswith(VOLUME_SUFFIXES)
 
 
@@ -46,24 +46,24 @@ def stem_of(name: str) -> str:
 
 
 def case_of(stem: str) -> str:
-    """``X`` of an image's name ``X_image``, in capitals or not; any other name as it is."""
+    """The name ``X`` of an image ``X_image``, in upper or lower case. Any other name is returned as it is."""
     return stem[: -len("_image")] if stem.lower().endswith("_image") else stem
 
 
 def read_volume(path: Path) -> nib.Nifti1Image:
-    """A volume of any format in ``VOLUME_SUFFIXES``, voxels as stored, the affine to right, anterior, superior.
+    """A volume file as a NIfTI image, with voxels as stored and an affine to right, anterior, superior.
 
     Args:
-        path: The file; (I, J, K) or (I, J, K, C).
+        path: A file in a format of ``VOLUME_SUFFIXES``, of shape (I, J, K) or (I, J, K, C).
 
     Raises:
-        PipelineError: The file is missing, damaged, too large, or no volume.
+        PipelineError: The file is missing, damaged, too large, or not a volume.
     """
     if not is_volume_name(path.name):
-        raise PipelineError(f"{path}: no volume by its name (expected {', '.join(VOLUME_SUFFIXES)}). Convert it.")
+        raise PipelineError(f"{path}: not a volume by its name (expected {', '.join(VOLUME_SUFFIXES)}). Convert it.")
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         image, voxels = open_nifti(path), read_voxels(path)
-        if voxels.ndim == 5 and voxels.shape[3] == 1:  # ITK's channels, behind time
+        if voxels.ndim == 5 and voxels.shape[3] == 1:  # ITK writes channels as the fifth axis, after time
             voxels = voxels[..., 0, :]
         return nib.Nifti1Image(voxels, image.affine, image.header)
     return _nifti(*_read_itk(path), "mm")
@@ -108,20 +108,19 @@ def _of_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> tuple[nib.Nifti1Image, list[str]]:
-    """FLAIR and T1 in files of their own as one volume on FLAIR's grid, and what a person wants to know of it.
+    """FLAIR and T1 from separate files as one volume on the grid of FLAIR.
 
-    Pre- and post-contrast T1 are interpolated linearly onto FLAIR's grid by the files' affines. They are not
-    registered. FLAIR stands in for a missing one, as in the published data, and for one that covers too little of the
-    head.
+    T1 is interpolated linearly onto the grid of FLAIR by the affines of the files. The images are not registered. FLAIR
+    takes the place of a missing T1, as in the published data. It also replaces a T1 that covers too little of the head.
 
     Args:
-        flair: The FLAIR volume, (I, J, K); or, where it is alone, all three sequences, (I, J, K, 3).
-        pre: The pre-contrast T1 volume, on any grid.
-        post: The post-contrast T1 volume, on any grid.
+        flair: The FLAIR file, (I, J, K). Without T1 files, it may also hold all three sequences, (I, J, K, 3).
+        pre: The pre-contrast T1 file, on any grid; None without one.
+        post: The post-contrast T1 file, on any grid; None without one.
 
     Returns:
-        (I, J, K, 3) float32, pre-contrast, FLAIR, post-contrast, or the file's volume where ``flair`` is alone; a line
-        for each T1 that covers too little, in general none.
+        The volume, (I, J, K, 3) float32, as pre-contrast, FLAIR, post-contrast, and a line of text for each T1 that
+        covers too little. Without T1 files, the volume is that of the FLAIR file.
 
     Raises:
         PipelineError: A file cannot be read, holds several volumes, or a T1 does not overlap FLAIR.
@@ -139,7 +138,7 @@ def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> tuple[ni
             else:
                 remarks.append(
                     f"{CHANNELS[number]} T1 covers {100 * covered:.0f} % of the head in FLAIR (expected at least "
-                    f"{100 * MIN_COVER:.0f} %): FLAIR stands in for it. Leave it out, or give one of the whole head"
+                    f"{100 * MIN_COVER:.0f} %): FLAIR is used instead. Leave T1 out, or give one of the whole head"
                 )
     joined = nib.Nifti1Image(np.stack(channels, axis=-1), image.affine)
     joined.header.set_xyzt_units(image.header.get_xyzt_units()[0])
@@ -147,14 +146,14 @@ def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> tuple[ni
 
 
 def _checked(path: Path, expected: str, channels: Sequence[tuple[int, ...]] = ((),)) -> nib.Nifti1Image:
-    """A volume of one sequence, or of other ``channels`` that may stand behind (I, J, K), without NaN and Inf."""
+    """A volume without NaN and Inf. ``channels`` are the shapes that may follow (I, J, K); by default one sequence."""
     image = read_volume(path)
     if image.shape[3:] == (1,):
         image = image.slicer[..., 0]
     if len(image.shape) < 3 or image.shape[3:] not in channels:
         raise PipelineError(f"{path}: shape {image.shape} (expected {expected}). Split the file.")
     if not np.isfinite(image.dataobj).all():
-        raise PipelineError(f"{path}: NaN or Inf among the voxels. Replace them, by 0 outside of the head.")
+        raise PipelineError(f"{path}: NaN or Inf among the voxels. Replace them, with 0 outside of the head.")
     return image
 
 
@@ -173,30 +172,31 @@ def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> tuple[NDArray[np
 
 
 def _cover(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> float:
-    """The share of the voxels of the head in FLAIR, which is ``grid``, that lie in another volume."""
+    """The share of the head in FLAIR, which is ``grid``, that lies inside another volume."""
     own = np.asarray(grid.dataobj)
-    head = own >= 0.1 * min(own.max(), 4 * np.percentile(own[::4], 99.5))  # as the bundles' configs find it
+    head = own >= 0.1 * min(own.max(), 4 * np.percentile(own[::4], 99.5))  # as in the bundles' configs
     to_other = (np.linalg.inv(affine_mm(image)) @ affine_mm(grid)).astype(np.float32)
     along = [axis.astype(np.float32) for axis in np.ogrid[tuple(map(slice, grid.shape))]]
     inside = head.copy()
     for (*steps, start), size in zip(to_other[:3], image.shape, strict=True):
         place = start + sum(step * axis for step, axis in zip(steps, along, strict=True))
-        inside &= (place > -0.5) & (place < size - 0.5)  # a voxel reaches half its size beyond its centre
+        inside &= (place > -0.5) & (place < size - 0.5)  # a voxel extends half its size beyond its center
     return float(inside.sum() / max(1, head.sum()))
 
 
 def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib.Nifti1Image:
-    """A volume of any kind as a NIfTI image.
+    """A NIfTI image of a volume that is a file, an image object, a tensor or an array.
 
     Args:
-        image: A file of a format in ``VOLUME_SUFFIXES``, a nibabel or SimpleITK image, a MONAI MetaTensor (C, I, J, K),
-            a tensor (I, J, K), or an array (I, J, K) or (I, J, K, 3).
-        affine: (4, 4), voxel to right, anterior, superior in mm, of an array or tensor without one of its own; None for
-            ``AFFINE``. The identity that MONAI gives a MetaTensor of which no file told an affine is none of its own.
+        image: The path of a file in a format of ``VOLUME_SUFFIXES``, a nibabel or SimpleITK image, a MONAI MetaTensor
+            (C, I, J, K), a tensor (I, J, K), or an array (I, J, K) or (I, J, K, 3).
+        affine: (4, 4), from voxel to right, anterior, superior in mm, for an array or tensor; None for the affine of
+            the tensor, or ``AFFINE`` if it has none. An identity that MONAI sets itself, without a file, counts as
+            none.
 
     Raises:
-        PipelineError: The file cannot be read, or a NIfTI header tells no orientation.
-        TypeError: The image is none of these.
+        PipelineError: The file cannot be read, or a NIfTI header gives no orientation.
+        TypeError: The image is of another type.
     """
     if isinstance(image, (str, Path)):
         return read_volume(Path(image))
@@ -223,12 +223,12 @@ def _of_tensor(image: Any, affine: NDArray[np.floating[Any]] | None) -> nib.Nift
     own = image.affine.cpu().numpy() if affine is None and meta else np.eye(4)
     if affine is not None or ("original_affine" not in meta and np.array_equal(own, np.eye(4))):
         return as_nifti(voxels, affine)
-    space = int(meta.get("xyzt_units", 2)) % 8  # of NIfTI; other files are in mm
+    space = int(meta.get("xyzt_units", 2)) % 8  # only NIfTI headers have a unit; other files are in mm
     return _nifti(voxels, own, str(nib.nifti1.unit_codes.label[space]) if space <= 3 else "unknown")
 
 
 def _nifti(voxels: NDArray[Any], affine: NDArray[np.float64], unit: str) -> nib.Nifti1Image:
-    """A NIfTI image of number types that other programs read: integers of up to 16 bits, else float32."""
+    """A NIfTI image with a number type that other programs read: integers of up to 16 bits, else float32."""
     if voxels.dtype.kind not in "buif":
         raise PipelineError(f"voxels of type {voxels.dtype} (expected numbers). Convert the volume to gray.")
     plain = voxels.dtype.kind in "ui" and voxels.dtype.itemsize <= 2

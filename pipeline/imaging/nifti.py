@@ -1,4 +1,4 @@
-"""NIfTI volumes: images, labels, masks and maps read and written, each file whole or not at all."""
+"""Read and write NIfTI images, labels, masks and maps. A file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pipeline.scripts.volumes import (
 
 DESCRIPTION = b"spacing unknown; research only"
 THICK_MM = 2.5
-"""Slices further apart than this, and than twice the pixels, are thick."""
+"""Slices are thick if they are further apart than this and than twice the pixel size."""
 
 
 def nifti_bytes(volume: Pixels) -> bytes:
-    """A gzipped NIfTI-1 file of a volume; the same volume gives the same bytes.
+    """The bytes of a gzipped NIfTI-1 file of a volume. The same volume gives the same bytes.
 
     Args:
-        volume: (H, W, D) or (H, W, D, 3) uint8, H image row, W image column, D slice.
+        volume: (H, W, D) or (H, W, D, 3) uint8, with H image rows, W image columns and D slices.
     """
     image = nib.Nifti1Image(volume, AFFINE)
     image.header["descrip"] = DESCRIPTION
@@ -45,7 +45,7 @@ def nifti_bytes(volume: Pixels) -> bytes:
 
 
 def _gzipped(image: nib.Nifti1Image) -> bytes:
-    """Compress at level 1 with neither time nor file name in the gzip header, so that hashes can be compared."""
+    """The gzipped bytes of an image, without time and file name in the header, so that hashes can be compared."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=buffer, mtime=0) as file:
         file.write(image.to_bytes())
@@ -53,19 +53,23 @@ def _gzipped(image: nib.Nifti1Image) -> bytes:
 
 
 def oddities(path: Path) -> list[str]:
-    """What a person wants to know of an image volume before its mask is used: each a line, in general none."""
+    """Warnings about the geometry of an image volume, each a line of text. In general there are none.
+
+    Args:
+        path: The NIfTI file of the image.
+    """
     image, spacing = open_nifti(path), spacing_mm(path)
     found = []
     if spacing and max(spacing) > max(THICK_MM, 2 * min(spacing)) and max(spacing) > spacing[2]:
         plane = ("coronal", "sagittal")[int(np.argmax(spacing))]
         found.append(
-            f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which are made of few rows "
-            "here, so that the mask is coarse"
+            f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which have few rows in this "
+            "image, so that the mask is coarse"
         )
     if np.array_equal(image.affine, np.eye(4)):
         found.append(
-            "the affine is the identity, as of programs that know no orientation: the axes are taken to run to right, "
-            "anterior and superior. Check that the mask fits"
+            "the affine is the identity, as programs write it that know no orientation: the axes are assumed to run to "
+            "right, anterior and superior. Check that the mask fits"
         )
     own, true = (float(np.prod(voxel_sizes(affine))) for affine in (image.affine, affine_mm(image)))
     stated = float(np.prod(image.header.get_zooms()[:3])) * true / own
@@ -75,11 +79,11 @@ def oddities(path: Path) -> list[str]:
 
 
 def save_image(image: nib.Nifti1Image, path: Path) -> NDArray[Any]:
-    """Write an image volume with its affine and unit; of the header's other fields nothing is kept.
+    """Write an image volume with its affine and unit. No other field of the header is kept.
 
     Args:
-        image: (I, J, K) or (I, J, K, 3), numbers.
-        path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
+        image: An image of numbers, (I, J, K) or (I, J, K, 3).
+        path: The file to write, whose name ends in ``.nii.gz``. An existing file is replaced.
 
     Returns:
         The voxels as they were written.
@@ -87,7 +91,7 @@ def save_image(image: nib.Nifti1Image, path: Path) -> NDArray[Any]:
     voxels = np.asarray(image.dataobj)
     if voxels.dtype.kind not in "uif":
         raise PipelineError(f"{path.name}: voxels of type {voxels.dtype} (expected numbers). Convert it to gray.")
-    if voxels.dtype.kind not in "ui" or voxels.dtype.itemsize > 2:  # 64 bits tell no more, and few programs read them
+    if voxels.dtype.kind not in "ui" or voxels.dtype.itemsize > 2:  # few programs read 64 bits, and 32 are enough
         voxels = voxels.astype(np.float32)
     clean = nib.Nifti1Image(voxels, image.affine)
     clean.header.set_xyzt_units(image.header.get_xyzt_units()[0])
@@ -97,11 +101,17 @@ def save_image(image: nib.Nifti1Image, path: Path) -> NDArray[Any]:
 
 
 def load_label(path: Path) -> Pixels:
-    """Read a label volume or a predicted mask; whatever its orientation, it comes as the networks see volumes.
+    """A label volume or a predicted mask, turned into the orientation that the networks see.
+
+    Args:
+        path: The NIfTI file, in any orientation.
 
     Returns:
-        (H, W, D) uint8, 0 background, 1 FLAIR abnormality; rows to posterior, columns to the patient's left, slices
-        upwards.
+        (H, W, D) uint8, 0 for background and 1 for FLAIR abnormality. Rows run to posterior, columns to the patient's
+        left, slices upwards.
+
+    Raises:
+        PipelineError: The file cannot be read, or is not a label.
     """
     volume = read_voxels(path)
     volume = volume[..., 0] if volume.shape[3:] == (1,) else volume
@@ -114,24 +124,42 @@ def load_label(path: Path) -> Pixels:
 
 
 def load_image(path: Path) -> NDArray[Any]:
-    """Read an image volume; whatever its orientation, it comes as the networks see volumes.
+    """An image volume, turned into the orientation that the networks see.
+
+    Args:
+        path: The NIfTI file, in any orientation.
 
     Returns:
-        (H, W, D, 3), numbers of the file's type, channels pre-contrast, FLAIR, post-contrast, all three FLAIR where the
-        file holds nothing else; rows to posterior, columns to the patient's left, slices upwards.
+        (H, W, D, 3), numbers of the file's type, with the channels pre-contrast, FLAIR, post-contrast. All three are
+        FLAIR if the file holds only FLAIR. Rows run to posterior, columns to the patient's left, slices upwards.
+
+    Raises:
+        PipelineError: The file cannot be read, or its shape is not that of an image.
     """
     check_image(path)
     return as_seen(read_voxels(path), path)
 
 
 def as_seen(voxels: NDArray[Any], path: Path) -> NDArray[Any]:
-    """The voxels of an image file as ``load_image`` gives them, a view where that is possible."""
+    """The voxels of an image file in the form of ``load_image``, as a view if possible.
+
+    Args:
+        voxels: The voxels of the file as stored, (I, J, K) or with channels.
+        path: The NIfTI file, whose affine gives the orientation.
+    """
     channels = voxels.reshape(*voxels.shape[:3], -1)
     return oriented(np.broadcast_to(channels, (*voxels.shape[:3], len(CHANNELS))), open_nifti(path).affine)
 
 
 def refuse_unusable(path: Path) -> None:
-    """Refuse an image volume that is damaged, or in which there is no head to find."""
+    """Refuse an image volume that is damaged, or in which no head can be found.
+
+    Args:
+        path: The NIfTI file of the image.
+
+    Raises:
+        PipelineError: The volume cannot be used.
+    """
     check_image(path)
     fault = voxel_fault(read_voxels(path))
     if fault:
@@ -139,35 +167,45 @@ def refuse_unusable(path: Path) -> None:
 
 
 def load_map(path: Path) -> NDArray[np.float32]:
-    """Read a probability or uncertainty volume, (H, W, D) float32, in the orientation of ``load_image``."""
+    """A probability or uncertainty volume, (H, W, D) float32, in the orientation of ``load_image``.
+
+    Args:
+        path: The NIfTI file, in any orientation.
+
+    Raises:
+        PipelineError: The file cannot be read, has another shape, or holds NaN or Inf.
+    """
     volume = read_voxels(path)
     if volume.ndim != 3 or not np.isfinite(volume).all():
         raise PipelineError(
-            f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)). Make it again."
+            f"{path}: shape {volume.shape}, or NaN or Inf among the voxels (expected (H, W, D)). Predict it again."
         )
     return oriented(volume.astype(np.float32, copy=False), open_nifti(path).affine)
 
 
 def shown_in_grey(channel: NDArray[Any]) -> Pixels:
-    """A channel as 8-bit grey: as it is where it has 8 bits, else between its 0.1st and 99.9th percentile.
+    """A channel as 8-bit gray. Other types are scaled from the 0.1st to the 99.9th percentile.
 
     Args:
-        channel: (H, W, D), numbers.
+        channel: (H, W, D), of any number type.
     """
     if channel.dtype == np.uint8:
         return channel
     low, high = np.percentile(channel, (0.1, 99.9))
-    scaled = channel.astype(np.float32)  # then in place: a volume may take a third of the memory
+    scaled = channel.astype(np.float32)  # the next steps work in place, because a volume may take a third of the memory
     scaled -= low
     scaled *= 255 / max(high - low, 1e-6)
     return scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8)
 
 
 def spacing_mm(path: Path) -> tuple[float, float, float] | None:
-    """Distance of rows, columns and slices in mm, in the orientation of ``load_image``; None where it is not known.
+    """The distance of rows, columns and slices in mm, in the orientation of ``load_image``; None if unknown.
 
-    It comes from the affine. A file that names no unit is taken to be in mm, as other programs do, unless its voxels
-    measure 1 x 1 x 1: nobody has set them. Nor has anybody set an affine that is the identity.
+    The distance comes from the affine. Without a unit, mm is assumed, as in other programs. The distance is unknown if
+    the affine is the identity, or if voxels measure 1 x 1 x 1 without a unit. Nobody has set such values.
+
+    Args:
+        path: The NIfTI file, in any orientation.
     """
     image = open_nifti(path)
     sizes = voxel_sizes(affine_mm(image))
@@ -183,9 +221,9 @@ def save_mask(mask: NDArray[Any], path: Path, like: Path) -> None:
     """Write a mask that opens aligned with an image.
 
     Args:
-        mask: (H, W, D), bool or integer, values 0 and 1.
-        path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
-        like: NIfTI image of the same H, W, D whose affine and units are taken over.
+        mask: (H, W, D), bool or integer, with the values 0 and 1.
+        path: The file to write, whose name ends in ``.nii.gz``. An existing file is replaced.
+        like: NIfTI file of the same shape, whose affine and units are copied.
     """
     if not np.isin(mask, (0, 1)).all():
         raise PipelineError(f"{path}: mask with values other than 0 and 1. Threshold it first.")
@@ -196,26 +234,26 @@ def save_map(values: NDArray[np.float32], path: Path, like: Path) -> None:
     """Write a probability or uncertainty volume that opens aligned with an image.
 
     Args:
-        values: (H, W, D) float32.
-        path: The file, whose name ends in ``.nii.gz``; replaced as a whole.
-        like: NIfTI image of the same H, W, D whose affine and units are taken over.
+        values: The volume, (H, W, D) float32.
+        path: The file to write, whose name ends in ``.nii.gz``. An existing file is replaced.
+        like: NIfTI file of the same shape, whose affine and units are copied.
     """
     _save_like(values, path, like)
 
 
 def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     if not path.name.endswith(".nii.gz"):
-        raise PipelineError(f"{path}: the name does not end in .nii.gz. Choose one that does.")
+        raise PipelineError(f"{path}: the name does not end in .nii.gz. Choose another name.")
     reference = open_nifti(like)
     if volume.ndim != 3 or volume.shape != reference.shape[:3]:
         raise PipelineError(
-            f"{path}: a volume of shape {volume.shape} (expected {reference.shape[:3]}, that of {like.name})."
+            f"{path}: a volume of shape {volume.shape} (expected {reference.shape[:3]}, the shape of {like.name})."
         )
     header = reference.header.copy()
     header.set_data_dtype(volume.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    # Free text of another program, a patient's name perhaps.
+    # These fields hold free text of other programs, perhaps a patient's name.
     for name in {"db_name", "aux_file", "intent_name", "data_type"} & {*header.keys()}:  # NIfTI-2 lacks two
         header[name] = b""
     header.extensions.clear()

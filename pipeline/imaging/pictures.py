@@ -1,4 +1,4 @@
-"""One slice as TIFF, PNG or JPEG -> an array; whatever else is refused by what was found."""
+"""Decode one slice from TIFF, PNG or JPEG. All other content is refused with a message that says what was found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
 
 MAX_SLICE_SIDE_PX = 4096
-"""The published slices have 256; a header that claims far more is refused before memory is taken for it."""
+"""Largest side of a slice. Published slices have 256 pixels. Larger ones are refused before memory is allocated."""
 _SUB_PAGES, _DESCRIPTION = 330, 270
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _STRIP_BYTES, _FORMAT = 256, 257, 258, 259, 273, 277, 279, 339
 _UNSIGNED, _FLOAT, _UNCOMPRESSED = 1, 3, 1
@@ -33,16 +33,23 @@ _DECODER_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises for damaged files; none of it may reach the user as a traceback."""
+"""Errors that Pillow raises for damaged files. None of them may reach the user as a traceback."""
 Pixels = NDArray[np.uint8]
 
 
 def decode_slice(data: bytes, kind: Literal["image", "mask"]) -> Pixels:
-    """Decode the bytes of one TIFF, PNG or JPEG file after its header has been checked.
+    """The pixels of one TIFF, PNG or JPEG file. The header is checked before the file is decoded.
+
+    Args:
+        data: The bytes of the file.
+        kind: Whether the file is an image or a mask.
 
     Returns:
-        (H, W, 3) uint8 for an image, a gray one in all three channels; (H, W) uint8 for a mask with values as stored
-        (1-bit masks: 0 and 1).
+        For an image, (H, W, 3) uint8, where gray is repeated in all three channels. For a mask, (H, W) uint8 with the
+        values as stored; 1-bit masks give 0 and 1.
+
+    Raises:
+        PipelineError: The file is damaged, is not a picture, or has a size or pixel type that is refused.
     """
     name = _format_of(data)
     if name == "JPEG" and kind == "mask":
@@ -64,7 +71,7 @@ def decode_slice(data: bytes, kind: Literal["image", "mask"]) -> Pixels:
 
 
 def _format_of(data: bytes) -> str:
-    """TIFF, PNG or JPEG by the first bytes; anything else is refused, and named where it can be."""
+    """The format by the first bytes: TIFF, PNG or JPEG. All others are refused."""
     if not data:
         raise PipelineError("0 bytes (expected a TIFF, PNG or JPEG). Restore the file from its source.")
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -74,14 +81,14 @@ def _format_of(data: bytes) -> str:
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     text = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    found = f"no picture: the file starts with {data[:4]!r}"
+    found = f"not a picture: the file starts with {data[:4]!r}"
     if text.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in text:
-        found = "an HTML page under the name of a picture, perhaps a login page in place of the download"
+        found = "an HTML page with the name of a picture, perhaps a login page instead of the download"
     raise PipelineError(f"{found} (expected a TIFF, PNG or JPEG). Download the file again.")
 
 
 def _first_page(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """Tags of the first page; its ``next`` is 0 where no page follows. No pixel is read."""
+    """The tags of the first page. Their ``next`` is 0 if no page follows. No pixel is read."""
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8])
     stream = io.BytesIO(data)
     if not 8 <= tags.next < len(data):
@@ -89,7 +96,7 @@ def _first_page(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     stream.seek(tags.next)
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
-        tags.load(stream)  # where the file ends too early, Pillow warns and goes on without the rest of the tags
+        tags.load(stream)  # if the file ends too early, Pillow only warns and returns the tags so far
     if complaints or _WIDTH not in tags or _HEIGHT not in tags:
         raise PipelineError(
             f"damaged or truncated TIFF of {len(data)} bytes: tags missing. Restore the file from its source."
@@ -98,7 +105,7 @@ def _first_page(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
 
 
 def _check_header(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind: str) -> None:
-    """Refuse by the header alone: size, pages, type and number of samples."""
+    """Refuse a wrong size, number of pages, pixel type or number of channels, by the header only."""
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     if not (0 < width <= MAX_SLICE_SIDE_PX and 0 < height <= MAX_SLICE_SIDE_PX):
         raise PipelineError(
@@ -106,7 +113,7 @@ def _check_header(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind
         )
     description = str(tags.get(_DESCRIPTION, ""))
     if tags.next or _SUB_PAGES in tags or re.search(r"^(images|slices|frames)=(?!1$)", description, re.MULTILINE):
-        raise PipelineError("several pages (expected one slice a file). Split the file, one page a slice.")
+        raise PipelineError("several pages (expected one slice per file). Split the file into one file per slice.")
     bits, samples = _sequence(tags.get(_BITS, 1)), int(tags.get(_SAMPLES, 1))
     formats = _sequence(tags.get(_FORMAT, _UNSIGNED))
     if _FLOAT in formats:
@@ -128,9 +135,9 @@ def _check_header(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, kind
 
 
 def _check_picture(image: Image.Image, kind: str) -> None:
-    """Refuse several pictures in one file, sizes that no slice has, palettes, alpha, YCbCr, Lab and deep pixels."""
+    """Refuse several pictures in one file, too large sizes, palettes, alpha, YCbCr, Lab and more than 8 bits."""
     if getattr(image, "n_frames", 1) > 1:
-        raise PipelineError("several pictures in one file (expected one slice a file). Split the file.")
+        raise PipelineError("several pictures in one file (expected one slice per file). Split the file.")
     if max(image.size) > MAX_SLICE_SIDE_PX:
         raise PipelineError(
             f"the header claims {image.height} x {image.width} px (expected 1 to {MAX_SLICE_SIDE_PX} a side). "
@@ -147,7 +154,7 @@ def _sequence(value: Any) -> tuple[int, ...]:
 
 
 def _not_finite(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, bits: int) -> str:
-    """`` holding NaN`` where an uncompressed float page does; Pillow itself reads no float RGB."""
+    """The text `` holding NaN`` if an uncompressed float page does, else empty. Pillow cannot read float RGB."""
     if tags.get(_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED or bits not in (16, 32, 64):
         return ""
     order = "<" if data[:2] == b"II" else ">"

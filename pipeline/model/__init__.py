@@ -1,1 +1,1 @@
-"""A bundle read and trusted, its weights and backends, and the prediction of a volume."""
+"""Bundles, their weights and backends, and the prediction of volumes."""

@@ -1,4 +1,4 @@
-"""A network compiled for CPUs by ONNX Runtime or OpenVINO: what the network gives, sooner."""
+"""Backends that run a network faster on CPUs: ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ BACKENDS = {
     "openvino-bf16": "OpenVINO, bfloat16 where the CPU has it (AMX, AVX-512), logits to about 3 digits",
 }
 MAX_SLICES_AT_ONCE = 4
-"""That OpenVINO is given at once on each core."""
+"""Slices that each core gives to OpenVINO in one batch."""
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "openvino-bf16": ("onnx", "openvino")}
 
 
 def compiled(network: torch.nn.Module, backend: str, channels: int, side_px: int) -> Network:
-    """A network in evaluation mode, (B, C, H, W) float32 -> (B, 1, H, W) float32, as a backend runs it on the CPU.
+    """A function that computes what the network computes, (B, C, H, W) float32 -> (B, 1, H, W) float32.
 
-    ``torch`` gives the network itself. The others take any number of slices, all of ``channels`` channels and of
-    ``side_px`` pixels square.
+    The result accepts any number B of slices.
+
+    Args:
+        network: The network, in evaluation mode.
+        backend: A key of ``BACKENDS``. ``torch`` returns the network itself; the others run it on the CPU.
+        channels: Channels C of each slice.
+        side_px: Height and width of each slice in pixels.
+
+    Raises:
+        PipelineError: The backend is not installed, or it cannot run this network.
     """
     if backend == TORCH:
         return network
@@ -45,7 +53,7 @@ def compiled(network: torch.nn.Module, backend: str, channels: int, side_px: int
     try:
         run = _session(_as_onnx(network, channels, side_px), backend)
     except RuntimeError as error:
-        raise PipelineError(f"--backend {backend}: cannot take this network ({error}). Use --backend torch.") from error
+        raise PipelineError(f"--backend {backend}: cannot run this network ({error}). Use --backend torch.") from error
     return lambda batch: torch.from_numpy(run(batch.contiguous().numpy()))
 
 
@@ -55,7 +63,7 @@ def _as_onnx(network: torch.nn.Module, channels: int, side_px: int) -> bytes:
 
     buffer = io.BytesIO()
     batch = {0: "batch"}
-    # The exporter by tracing is done in half a second, the newer one takes five; the networks here are plain.
+    # Tracing takes half a second and is enough for these networks. The newer exporter takes five seconds.
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -71,7 +79,7 @@ def _as_onnx(network: torch.nn.Module, channels: int, side_px: int) -> bytes:
 
 
 def _session(model: bytes, backend: str) -> Callable[[Any], Any]:
-    """A function from a NumPy batch to NumPy logits, with as many threads as PyTorch has."""
+    """A function from a NumPy batch to NumPy logits. It uses as many threads as PyTorch."""
     import torch
 
     threads = torch.get_num_threads()
@@ -91,7 +99,7 @@ def _session(model: bytes, backend: str) -> Callable[[Any], Any]:
     queue = openvino.AsyncInferQueue(core.compile_model(core.read_model(model), "CPU", settings), threads)
 
     def infer(batch: Any) -> Any:
-        # Few slices at once, side by side: what they need stays in the cores' caches.
+        # Small batches run in parallel, because their data then fits into the caches of the cores.
         result = np.empty((len(batch), 1, *batch.shape[2:]), np.float32)
         queue.set_callback(lambda request, part: part.__setitem__(..., request.get_output_tensor().data))
         for start in range(0, len(batch), MAX_SLICES_AT_ONCE):

@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_BUNDLES = tuple(OWN / "bundles" / name for name in ("basic_unet", "attention_unet", "basic_unet_plusplus"))
-"""The bundles whose average predicts where none is named: this package's own."""
+"""The package's own three bundles. Their average predicts if no bundle is named."""
 CONFIG = "configs/inference.json"
 SECTIONS_FOR_PREDICTION = ("device", "network", "preprocessing", "inferer", "to_probability", "to_mask")
-"""Keys of the config by which a bundle predicts."""
+"""Keys that an inference config needs for a prediction."""
 PROVENANCE = ("name", "weights_sha256", "config_sha256", "settings", "recorded", "training")
-"""What a result file tells of a bundle."""
+"""Attributes of a ``Bundle`` that result files record."""
 TRAINING_FACTS = ("seed", "manifest_sha256", "device", "threads", "amp")
-"""Keys of a training's record that name the source of a figure."""
+"""Keys of a training's record that result files repeat."""
 TRAINING_CONFIG = ("image_size", "batch_size", "max_epochs", "steps_per_epoch", "learning_rate", "loss", "optimizer")
-"""Keys of its config that do: they tell one training's budget and method from another's."""
+"""Keys of a training's config that result files repeat: they show its budget and method."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,19 @@ class Bundle:
 
     Args:
         name: The bundle's folder name, used in tables.
-        device: The device that the network lies on.
+        device: The device that holds the network.
         network: The network in evaluation mode; (B, 3, S, S) -> logits (B, 1, S, S).
-        preprocessing: {"image": path} -> {"image": (3, S, S, D) float32 MetaTensor}.
-        inferer: (batch, network) -> logits on the same grid, (1, 1, S, S, D).
-        to_probability: {"image", "pred": logits (1, S, S, D)} -> "pred": probability (1, H, W, D), native grid.
-        to_mask: {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
+        preprocessing: A transform, {"image": path} -> {"image": (3, S, S, D) float32 MetaTensor}.
+        inferer: A function, (batch, network) -> logits (1, 1, S, S, D) on the batch's grid.
+        to_probability: A transform, {"image", "pred": logits (1, S, S, D)} -> "pred": probability (1, H, W, D) on the
+            image's own grid.
+        to_mask: A transform, {"pred": probability (1, H, W, D)} -> "pred": mask (1, H, W, D) of 0 and 1.
         weights_sha256: SHA-256 of the weights file.
         config_sha256: SHA-256 of the inference config.
-        settings: Keys of the config that the weights were trained with other values of, and those values.
-        record: The content of the ``training.json`` beside the weights; empty where there is none.
-        backend: The name of what runs the network, a key of ``BACKENDS``.
-        replaced: The weights in the bundle's folder are others than its metadata names, left by a training.
+        settings: Config key -> value, for every value of the weights' training that differs from the config's.
+        record: The content of the ``training.json`` beside the weights; empty if there is none.
+        backend: The software that runs the network, a key of ``BACKENDS``.
+        replaced: Whether a training has replaced the weights that the bundle's metadata names.
     """
 
     name: str
@@ -87,28 +88,28 @@ class Bundle:
 
     @property
     def training(self) -> dict[str, Any]:
-        """Seed, manifest, machine, budget and method of the training; empty where they are not recorded."""
+        """Seed, manifest, machine, budget and method of the training; empty if they are not recorded."""
         config = self.record.get("config", {})
         facts = {key: self.record[key] for key in TRAINING_FACTS if key in self.record}
         method = {key: config[key] for key in TRAINING_CONFIG if key in config}
         return {**facts, "config": method} if method else facts
 
     def provenance(self) -> dict[str, Any]:
-        """What the predictions come from, for a file beside them."""
+        """Where the bundle's predictions come from: the attributes in ``PROVENANCE``, as values for JSON."""
         return {key: getattr(self, key) for key in PROVENANCE}
 
     def as_trained(self) -> str:
-        """One line that says by which settings the network sees the slices, and where they come from."""
+        """One line for the log: the settings that prepare slices for the network, and their source."""
         if not self.recorded:
-            return f"{self.name}: no {RECORD} beside the weights, predicts as the bundle's config says"
+            return f"{self.name}: no {RECORD} beside the weights, uses the settings of the bundle's config"
         names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in self.settings.items()}
         changed = ", ".join(f"{key} {value}" for key, value in names.items())
-        own = " (other weights than the bundle came with)" if self.replaced else ""
-        return f"{self.name}: sees slices as in training, by {changed or 'the settings of the bundle'}{own}"
+        own = " (weights of a later training, not those that the bundle came with)" if self.replaced else ""
+        return f"{self.name}: slices as in training, with {changed or 'the settings of the bundle'}{own}"
 
 
 def versions(backend: str) -> dict[str, str]:
-    """Versions of everything that has a say in a figure."""
+    """Versions of all software that can change a score: name -> version."""
     names = ("torch", "monai", "numpy", "medpy", *PACKAGES.get(backend, ()))
     return {"python": platform.python_version(), "pipeline": __version__} | {name: version(name) for name in names}
 
@@ -120,9 +121,9 @@ def refuse_unequal(option: str, given: Sequence[object], bundles: Sequence[objec
 
 
 def refuse_single_pass(bundles: int, *, flips: bool) -> None:
-    """Refuse an uncertainty over one network without flips: there is nothing that could disagree."""
+    """Refuse uncertainty of one network without flips: one prediction has nothing to disagree with."""
     if bundles < 2 and not flips:
-        raise PipelineError("--uncertainty of one network (expected several). Pass --tta, or another --bundle.")
+        raise PipelineError("--uncertainty with one network (expected several). Add --tta, or another --bundle.")
 
 
 def load_bundles(
@@ -133,7 +134,7 @@ def load_bundles(
     device: str | None = None,
     trust: bool = False,
 ) -> list[Bundle]:
-    """Load several bundles, to be averaged."""
+    """Several bundles, ready to predict: as by ``load_bundle``, with a weights file for each, or none."""
     refuse_unequal("--weights", weights, bundles)
     files: Sequence[str | Path | None] = weights or [None] * len(bundles)
     pairs = zip(bundles, files, strict=True)
@@ -141,7 +142,7 @@ def load_bundles(
 
 
 def config_of(bundle: str | Path, name: str = CONFIG) -> Path:
-    """A config of a bundle that is named or given as a folder, by default the one by which it predicts."""
+    """The path of a bundle's config, by default the inference config. ``bundle`` is a name or a folder."""
     folder = named_path(bundle, "bundles")
     config = folder / name
     if not config.is_file():
@@ -150,10 +151,12 @@ def config_of(bundle: str | Path, name: str = CONFIG) -> Path:
 
 
 def device_of(name: str | None, backend: str = TORCH) -> str | None:
-    """The device that a name stands for, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for the config's own choice.
+    """PyTorch's name of a device that this machine has; None leaves the choice to the config.
+
+    ``name`` is ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or None.
 
     Raises:
-        PipelineError: This machine has no such device, or the backend does not run on it.
+        PipelineError: This machine has no such device, or the backend cannot use it.
     """
     if backend != TORCH:
         if name not in (None, "cpu"):
@@ -178,24 +181,25 @@ def load_bundle(
     device: str | None = None,
     trust: bool = False,
 ) -> Bundle:
-    """Build a bundle's network and load its weights.
+    """A bundle, ready to predict: its network with its weights, and its transforms.
 
-    Weights that were trained with overrides (``--image_size 96``) are used as they were trained: the plain values in
-    the ``training.json`` beside them win over the config's. From then on the process keeps the memory that it frees.
+    Weights that were trained with overrides (``--image_size 96``) keep these settings: the values in the
+    ``training.json`` beside the weights replace those of the config. After this call, the process does not return
+    freed memory to the system, which makes predictions faster.
 
     Args:
         bundle: A bundle's name, such as ``basic_unet``, or a folder that holds ``configs/inference.json``.
-        weights: A state dict to use in place of ``models/model.pt``.
-        backend: A key of ``BACKENDS``; all but ``torch`` run on the CPU.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
-        trust: Also run a bundle that is not this project's: its config can run any code.
+        weights: The file of a state dict, used in place of ``models/model.pt``.
+        backend: The software that runs the network, a key of ``BACKENDS``; all but ``torch`` run on the CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
+        trust: Also load a bundle that is not this project's. Its config can run any code.
 
     Raises:
-        PipelineError: The bundle is not this project's and not trusted, holds a link out of its folder, lacks its
-            config or weights, has weights of another architecture or of a training that its config cannot repeat, the
-            backend is not installed, or the machine has no such device.
+        PipelineError: The bundle is not this project's and ``trust`` is false. Its folder holds a link that leads out
+            of it, or lacks config or weights. The weights fit another network, or a training that the config cannot
+            repeat. The backend is not installed, or the machine has no such device.
 
-    Example:
+    Examples:
         >>> bundle = load_bundle("basic_unet")
         >>> bundle.name
         'basic_unet'
@@ -203,17 +207,17 @@ def load_bundle(
     config = config_of(bundle)
     folder = config.parent.parent
     if backend not in BACKENDS:
-        raise PipelineError(f"backend {backend!r} (expected {', '.join(BACKENDS)}).")
+        raise PipelineError(f"backend {backend!r}: unknown (expected {', '.join(BACKENDS)}). Pass one of these.")
     refuse_links(folder)
     try:
-        data = config.read_bytes()  # once: what is hashed is what is used
+        data = config.read_bytes()  # only once, so that the hashed bytes are the bytes that are used
         content = dict(json.loads(data))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore it from where it came.") from error
+        raise PipelineError(f"{config}: no readable JSON config ({error}). Restore the original bundle.") from error
     if not trust:
         refuse_foreign(folder, {CONFIG: data})
     ready_libraries()
-    # Imports throw away none of the thousands of objects that they make; to look for some takes a fifth of the time.
+    # Garbage collection finds nothing to free during imports, and would take a fifth of their time.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -232,9 +236,9 @@ def load_bundle(
     keep_freed_memory()
     parser = ConfigParser()
     parser.read_config(content)
-    parser["bundle_root"] = str(folder.resolve())  # as a path: a name of a folder can be an expression too
+    parser["bundle_root"] = str(folder.resolve())  # absolute: a name such as $x would be an expression
     if not trust:
-        parser["scripts_path"] = None  # the scripts are the package's own, and the bundle's folder is on no path
+        parser["scripts_path"] = None  # the package's own are used, so no folder goes on Python's path
     if chosen:
         parser["device"] = f"$torch.device('{chosen}')"
     missing = [key for key in SECTIONS_FOR_PREDICTION if key not in parser]
@@ -270,10 +274,10 @@ def load_bundle(
 
 
 def _use_scripts(*, own: bool) -> None:
-    """Have ``scripts`` mean this package's own, or the one that a bundle puts on the path.
+    """Make the module ``scripts`` the package's own, or leave it to the bundle to put its own on the path.
 
-    A bundle of this project holds the same files as the package, so the package's own are taken: whatever else lies in
-    the bundle's folder is not imported. Another bundle's ``scripts`` may have been imported before.
+    A bundle of this project holds the same scripts as the package. The package's own are used, so that no other file in
+    the bundle's folder is imported. ``scripts`` of an earlier bundle are forgotten.
     """
     for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
         del sys.modules[name]
@@ -283,7 +287,7 @@ def _use_scripts(*, own: bool) -> None:
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a training as values of the config; a network of the bundle's own needs its scripts on the path."""
+    """Settings of a training as config values. A network from the bundle's scripts also asks for them on the path."""
     if "network_def" not in settings:
         return dict(settings)
     network = without_fetching(settings["network_def"])
@@ -292,12 +296,10 @@ def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(parser: ConfigParser, key: str, config: Path, kind: Callable[[Any], Any] | None = None) -> Any:
-    """What a key of the config builds, handed to ``kind`` where that is given."""
+    """The object that a config key builds, passed through ``kind`` if that is given."""
     try:
         built = parser.get_parsed_content(key)
         return kind(built) if kind else built
     except Exception as error:  # a config's own code can raise anything
         cause = error.__cause__ or error
-        raise PipelineError(
-            f"{config}: {key!r} cannot be built ({cause}). Restore the bundle from where it came."
-        ) from error
+        raise PipelineError(f"{config}: {key!r} cannot be built ({cause}). Restore the original bundle.") from error

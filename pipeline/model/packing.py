@@ -1,4 +1,4 @@
-"""A bundle's folder -> one reproducible zip, ready to be given away."""
+"""Pack a bundle's folder into one zip for other programs; the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.scripts.weights import shipped_sha256
 
 MAX_ZIP_BYTES = 25_000_000
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Earliest time a zip can hold; the same for every file, so that the same content gives the same bytes."""
+"""The time of every file in a zip, so that the same content gives the same bytes. It is the earliest that fits."""
 EDITED_IN = "its configs/ (or, where it has a network.yaml, there, then `make bundles`)"
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
 PACKED_FILES = (
@@ -28,7 +28,13 @@ PACKED_FILES = (
 
 @dataclass(frozen=True)
 class PackedBundle:
-    """A zip of a bundle; ``NAME.sha256`` beside it holds its hash."""
+    """A zip of a bundle. ``NAME.zip.sha256`` beside ``NAME.zip`` holds its hash.
+
+    Args:
+        path: The zip.
+        sha256: SHA-256 of the zip.
+        size_bytes: Size of the zip in bytes.
+    """
 
     path: Path
     sha256: str
@@ -36,23 +42,26 @@ class PackedBundle:
 
 
 def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = False) -> PackedBundle:
-    """Check a bundle, write its zip and the zip's SHA-256.
+    """Check a bundle; write its zip and the zip's SHA-256.
 
-    Programs that take bundles read configs and metadata alone. So weights must be of the network and the settings that
-    the config says, and the ones that the metadata names.
+    Programs that use bundles read only the configs and the metadata. So the weights must fit the configs' network and
+    settings, and must be those that the metadata names.
 
     Args:
         bundle: A bundle's name, such as ``basic_unet``, or its folder.
-        out: The folder of the zip.
-        trust: Also load a bundle that is not this project's.
+        out: The folder to write the zip to.
+        trust: Also load a bundle that is not this project's. Its config can run any code.
+
+    Returns:
+        Path, hash and size of the zip.
 
     Raises:
         PipelineError: There is no such bundle, a file is missing, the weights do not fit configs or metadata, or the
             zip is larger than ``MAX_ZIP_BYTES``.
 
-    Example:
+    Examples:
         >>> pack_bundle("basic_unet").path
-        PosixPath('dist/basic_unet_v0.1.0.zip')
+        PosixPath('dist/basic_unet_v0.2.0.zip')
     """
     folder = named_path(bundle, "bundles")
     data = _zip_bytes(folder)
@@ -64,12 +73,12 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
     if loaded.settings:
         raise PipelineError(
             f"{folder}: its weights were trained with another {', '.join(loaded.settings)} than its config says, and "
-            f"programs that take bundles read the config. Train with the config's own, or change {EDITED_IN}."
+            f"programs that use bundles read the config. Train with the config's own, or change {EDITED_IN}."
         )
     named = shipped_sha256(folder)
     if named not in (None, loaded.weights_sha256):
         raise PipelineError(
-            f"{folder}: configs/metadata.json tells of other weights (SHA-256 {named}) than models/model.pt "
+            f"{folder}: configs/metadata.json names other weights (SHA-256 {named}) than models/model.pt "
             f"({loaded.weights_sha256}). Enter this SHA-256 and the figures of these weights, or remove `weights` and "
             f"`eval_metrics`, in {EDITED_IN}."
         )
@@ -82,9 +91,10 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
 
 
 def _zip_bytes(bundle: Path) -> bytes:
-    """The zip of a bundle, below one folder of its name: no checkpoints, logs, caches or sources of the configs.
+    """The bytes of a bundle's zip, with one folder of the bundle's name at its top.
 
-    Stored, not compressed: weights hardly shrink, and the bytes do not depend on the machine's zlib.
+    It leaves out checkpoints, logs, caches and the sources of configs. It is not compressed: weights hardly shrink, and
+    so the bytes do not depend on the machine's zlib.
     """
     missing = [name for name in REQUIRED_FILES if not (bundle / name).is_file()]
     if missing:

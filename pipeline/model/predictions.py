@@ -1,4 +1,4 @@
-"""Volumes without truth predicted: masks, maps, a table and a summary."""
+"""Predict volumes without truth: write masks, maps, a table and a summary."""
 
 from __future__ import annotations
 
@@ -50,27 +50,27 @@ PAGE_NAME = "predictions.html"
 SEGMENTATION_SUFFIX = "_seg.dcm"
 RESULT_SUFFIXES = (MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, SEGMENTATION_SUFFIX)
 FIGURES = "figures"
-"""Folder of pictures, in results of any kind."""
+"""The folder of pictures, below any folder of results."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one volume; a row of ``predictions.csv``.
+    """What was found in one volume: a row of ``predictions.csv``.
 
     Args:
         volume: The volume's name.
-        lesion_voxels: Voxels of the mask.
-        lesion_ml: Volume of the mask in ml; None where the voxel's size is not known.
-        lesion_slices: Axial slices with a voxel of the mask.
-        slices: Axial slices of the volume.
-        box: First and last voxel of the mask along each axis of the file, ``i i j j k k``, counted from 0; empty where
-            the mask is.
-        centroid_mm: Mean place of the mask's voxels to right, anterior, superior in mm, by the affine and its unit;
-            empty where the mask is.
-        image: The file that was read.
-        image_sha256: SHA-256 of that file.
-        agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
-            voxel.
+        lesion_voxels: Number of voxels in the mask.
+        lesion_ml: Volume of the mask in ml; None if the voxel size is not known.
+        lesion_slices: Number of axial slices that the mask touches.
+        slices: Number of axial slices of the volume.
+        box: First and last voxel of the mask along each axis of the file, ``i i j j k k``, counted from 0; empty if the
+            mask is empty.
+        centroid_mm: Mean position of the mask's voxels in mm to the right, front and top (RAS+, by the file's affine);
+            empty if the mask is empty or the voxel size is not known.
+        image: The image file that was read.
+        image_sha256: SHA-256 of the image file.
+        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None if it was not asked for, or if all
+            these masks are empty.
     """
 
     volume: str
@@ -87,12 +87,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """The outcome of a prediction.
+    """The outcome of ``predict_volumes``.
 
     Args:
-        predictions: What was found, in the order of the volumes.
-        faults: File, or patient whose files do not tell which is which -> why it was not predicted.
-        images: Name of each volume that was given -> its image's NIfTI file.
+        predictions: What was found in each volume, in the order of the input.
+        faults: File or patient -> why it was not predicted.
+        images: Name of each input volume -> its NIfTI file.
     """
 
     predictions: tuple[Prediction, ...]
@@ -125,42 +125,44 @@ def predict_volumes(
 ) -> PredictionResult:
     """Predict volumes without truth; write masks, maps, ``predictions.csv`` and ``predictions.json``.
 
-    A volume that cannot be predicted does not keep the others from it, nor does a patient whose files do not tell which
-    is which. Under torchrun each process predicts a share of the volumes; the first writes the table of all.
+    A volume that cannot be predicted does not stop the others. Neither does a patient whose files are not clear. Under
+    torchrun, each process predicts a share of the volumes, and the first process writes the table of all.
 
     Args:
-        inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, manifests or their
-            folders.
-        bundles: The bundles' names or folders; the probabilities of several are averaged.
-        out: The folder of the results.
-        weights: One weights file for each bundle, or none for the bundles' own.
-        flips: Average with the prediction of the left-right mirrored volume.
+        inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, and manifests or
+            their folders.
+        bundles: Names or folders of the bundles. The probabilities of several bundles are averaged.
+        out: The folder to write the results to.
+        weights: One weights file for each bundle; empty to use the bundles' own weights.
+        flips: Also predict the left-right mirrored volume, and average both.
         probability: Also write ``NAME_probability.nii.gz``.
         uncertainty: Also write ``NAME_uncertainty.nii.gz``, and each volume's agreement.
-        backend: A key of ``BACKENDS``.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
-        trust: Also run bundles that are not this project's: their configs can run any code.
+        backend: The software that runs the networks, a key of ``BACKENDS``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
+        trust: Also run bundles that are not this project's. Their configs can run any code.
         allow_gaps: Accept missing slice numbers in folders of slices.
-        pseudonymise: A CSV of names and pseudonyms, read and extended; None keeps the names.
-        overwrite: Replace results that are there.
-        skip_existing: Go on with a run of the same settings that was stopped, or to which patients came: volumes that
-            have their mask are not predicted again. Masks that were changed since, or are of other settings or another
-            image, are refused unless ``overwrite`` is true. The tables are of ``inputs`` alone.
-        all_components: Keep every connected component of a mask, not the largest alone.
-        series: SeriesNumber or SeriesInstanceUID to take for FLAIR in DICOM.
-        pre: Pre-contrast T1 of the one FLAIR file that ``inputs`` names, on any grid.
-        post: Post-contrast T1 of it.
-        dicom_seg: Also write ``NAME_seg.dcm`` for DICOM inputs. DICOM demands the patient's identity in that file.
-        draw: Draws pictures of the result into ``figures/``, before another run may write to the folder.
+        pseudonymise: A CSV file of names and pseudonyms, which is read and extended; None keeps the names.
+        overwrite: Replace results that already exist.
+        skip_existing: Continue a run of the same settings that stopped, or add patients to it. Volumes that have a mask
+            are not predicted again. Masks that were changed, or belong to other settings or another image, are refused
+            unless ``overwrite`` is true. The tables hold only the volumes of ``inputs``.
+        all_components: Keep every connected component of a mask, not only the largest.
+        series: SeriesNumber or SeriesInstanceUID of the DICOM series to use as FLAIR.
+        pre: A file with pre-contrast T1, on any grid, for the single FLAIR file in ``inputs``.
+        post: A file with post-contrast T1, on any grid, for the single FLAIR file in ``inputs``.
+        dicom_seg: Also write ``NAME_seg.dcm`` for DICOM inputs. That file holds the patient's identity, as DICOM
+            requires.
+        draw: A function that draws pictures of the result into ``figures/``. It runs before any other run can write to
+            ``out``.
 
     Returns:
-        What was found in each volume, and which volumes could not be predicted.
+        What was found in each volume, and why other volumes could not be predicted.
 
     Raises:
-        ManifestError: Faults of slices or volumes, or no volume could be predicted.
-        PipelineError: An option, a bundle or the folder cannot be used; the message says which.
+        ManifestError: Slices or volumes have errors, or no volume could be predicted.
+        PipelineError: An option, a bundle or the folder ``out`` cannot be used; the message says which.
 
-    Example:
+    Examples:
         >>> result = predict_volumes("patients", "basic_unet", "masks")
         >>> [found.lesion_voxels for found in result.predictions]
         [5310, 12402]
@@ -221,20 +223,20 @@ def predict_volumes(
             _log_counts(found, len(predictions), named=not key)
             if draw:
                 draw(result)
-        share.wait()  # for the first one, which a launcher would end with the others
+        share.wait()  # A launcher ends all processes with the first that ends, so the others wait.
     return result
 
 
 def _refuse_unfit_options(found: Inputs, *, series: str | None, dicom_seg: bool, pseudonymise: bool) -> None:
-    """Options that would change nothing, or break a promise."""
+    """Refuse options that would have no effect, or that would publish names that a pseudonym hides."""
     is_dicom = [source.dicom is not None for source in found.sources.values()]
     if series and not any(is_dicom):
-        raise PipelineError("--series without DICOM (expected a folder or zip of DICOM). Leave it out.")
+        raise PipelineError("--series without DICOM (expected a folder or zip of DICOM). Leave --series out.")
     if dicom_seg and not all(is_dicom):
-        raise PipelineError("--dicom-seg of other inputs than DICOM (expected DICOM alone). Leave it out.")
+        raise PipelineError("--dicom-seg with inputs that are not DICOM (expected only DICOM). Leave --dicom-seg out.")
     if dicom_seg and pseudonymise:
         raise PipelineError(
-            "--dicom-seg and --pseudonymise (expected one of them): DICOM SEG names the patient. Leave one out."
+            "--dicom-seg with --pseudonymise (expected one of them): DICOM SEG names the patient. Leave one out."
         )
 
 
@@ -247,7 +249,7 @@ def _found(
 
 
 def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gaps: bool) -> None:
-    """Build the volumes of folders of slices, and mark the folder of built volumes as no input."""
+    """Build volumes from folders of slices. Mark ``volumes/``, so that no later run takes it for an input."""
     if found.slice_folders or any(source.is_built for source in found.sources.values()):
         write_durably(out / BUILT_MARK, b"volumes/ here was built of other files; it is no input of a prediction\n")
     for folder in found.slice_folders:
@@ -255,8 +257,8 @@ def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gap
 
 
 def _clear(out: Path, finished: Finished, share: Share, *, tables_alone: bool) -> None:
-    """Remove tables and page, which would pass for those of new masks, and what is known of earlier volumes."""
-    share.wait()  # for all to have looked at what is there
+    """Remove earlier tables and pages, which would not fit the new masks, and records of earlier volumes."""
+    share.wait()  # until every process has seen the earlier results
     if share.is_first:
         for name in (TABLE_NAME, PREDICTIONS_NAME, PAGE_NAME):
             with writing_errors(out / name):
@@ -279,7 +281,11 @@ def _write_tables(
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> str:
-    """The predictions as text."""
+    """The predictions as a table in plain text: one line for each volume.
+
+    Args:
+        predictions: What was found in each volume.
+    """
     width = max([len("volume"), *(len(shown(found.volume)) for found in predictions)])
     agreement = any(found.agreement is not None for found in predictions)
     lines = [f"{'volume':<{width}}  {'voxels':>8}  {'ml':>8}  " + "agreement  " * agreement + "slices with lesion"]
@@ -292,27 +298,27 @@ def predictions_table(predictions: Sequence[Prediction]) -> str:
 
 
 def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
-    """Keep the results of one folder about the same volumes and networks."""
+    """Refuse to mix new results with earlier ones of the same names."""
     files = [f"{name}{kind}" for name in names for kind in RESULT_SUFFIXES]
     there = [out / name for name in (*files, TABLE_NAME, PREDICTIONS_NAME) if (out / name).exists()]
     if there:
         more = f", with {len(there) - 1} more" if len(there) > 1 else ""
-        raise PipelineError(f"{there[0]}: is there already{more}. Choose another --out, or pass --overwrite.")
+        raise PipelineError(f"{there[0]}: already exists{more}. Choose another --out, or pass --overwrite.")
 
 
 def _refuse_other_settings(out: Path, finished: Finished, names: Iterable[str]) -> None:
-    """Keep the masks of other networks and options, which a run that goes on would replace one by one."""
+    """Refuse to replace masks of other networks or options, which a continued run would do one by one."""
     others = [f"{name}{MASK_SUFFIX}" for name in names if finished.is_of_other_settings(name)]
     others = [name for name in others if (out / name).exists()]
     if others:
         raise PipelineError(
-            f"{out}: {shortened(others)} of other bundles, options or versions (expected those of the run that goes "
-            "on). Choose another --out, or pass --overwrite."
+            f"{out}: {shortened(others)} of other bundles, options or versions (expected those of this run). Choose "
+            "another --out, or pass --overwrite."
         )
 
 
 def _pseudonymised(inputs: Inputs, path: Path, out: Path, share: Share) -> tuple[Inputs, dict[str, str]]:
-    """The volumes by their pseudonyms, and the key, which one process extends and all use."""
+    """The inputs under their pseudonyms, and the key (name -> pseudonym). One process extends the key for all."""
     built = out / VOLUMES
     for name in inputs.sources:
         for place in (out, built):
@@ -325,12 +331,12 @@ def _pseudonymised(inputs: Inputs, path: Path, out: Path, share: Share) -> tuple
         else source
         for name, source in inputs.sources.items()
     }
-    return replace(inputs, sources=dict(sorted(renamed.items()))), key  # the order of the names would tell of them
+    return replace(inputs, sources=dict(sorted(renamed.items()))), key  # The order of the names could reveal them.
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is written of each volume, and where."""
+    """What is written for each volume, and where."""
 
     out: Path
     finished: Finished
@@ -342,7 +348,7 @@ class _Kept:
 def _all_predicted(
     predictor: Predictor, sources: Mapping[str, Source], keep: _Kept
 ) -> tuple[list[Prediction], dict[str, str]]:
-    """What was found in the volumes, and file -> fault of those that could not be predicted."""
+    """What was found in the volumes, and file -> error for those that could not be predicted."""
     odd: list[tuple[str, str]] = []
 
     def attempt(name: str) -> Prediction | PipelineError:
@@ -358,19 +364,19 @@ def _all_predicted(
     faults = {}
     for name, source in sources.items():
         if isinstance(error := outcomes[name], PipelineError):
-            told = (path for path in _own_files(source) if str(error).startswith(f"{path}: "))
-            subject = str(next(told, source.image))
+            named = (path for path in _own_files(source) if str(error).startswith(f"{path}: "))
+            subject = str(next(named, source.image))
             faults[subject] = str(error).removeprefix(f"{subject}: ")
     return predictions, faults
 
 
 def _own_files(source: Source) -> list[Path]:
-    """The files of a source that are no other's: a folder of DICOM may hold several patients."""
+    """The files that belong only to this source. A folder of DICOM is left out: it may hold several patients."""
     return [path for path in source.files if path != source.dicom]
 
 
 def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd: list[tuple[str, str]]) -> Prediction:
-    """Predict one volume and write its mask and maps; add the name and what is odd of it to ``odd``."""
+    """Predict one volume, and write its mask and maps. Add a (name, remark) to ``odd`` for each thing to warn of."""
     image, out = source.image, keep.out
     remarks = build_volume(source)
     if earlier := _earlier(name, source, keep):
@@ -378,7 +384,7 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
     mask = out / f"{name}{MASK_SUFFIX}"
     if not keep.overwrite and mask.exists() and not keep.finished.is_begun(name):
         raise PipelineError(
-            f"{mask.name} is of another image, or was changed or put there since. Move it, choose another --out, or "
+            f"{mask.name} belongs to another image, or was changed or added later. Move it, choose another --out, or "
             "pass --overwrite."
         )
     odd += [(shown(name), oddity) for oddity in (*remarks, *oddities(image))]
@@ -410,13 +416,13 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
         image_sha256=sha256_file(image),
         agreement=prediction.agreement,
     )
-    row = {**asdict(found), "image": ""}  # its folder is nobody's business
+    row = {**asdict(found), "image": ""}  # The path may name a person, and is not needed.
     keep.finished.write(name, row, [image, mask])
     return found
 
 
 def _earlier(name: str, source: Source, keep: _Kept) -> Prediction | None:
-    """What an earlier run of the same settings found in the same image, if its mask is still there."""
+    """What an earlier run with the same settings found in the same image; None without it or without its mask."""
     row = keep.finished.read(name, [source.image, keep.out / f"{name}{MASK_SUFFIX}"])
     if row is None:
         return None
@@ -425,7 +431,7 @@ def _earlier(name: str, source: Source, keep: _Kept) -> Prediction | None:
 
 
 def _label(name: str, source: Source, key: Mapping[str, str]) -> str:
-    """What results call an image: no folder of this machine and, under a pseudonym, no name of the patient's."""
+    """The name of an image in results. It reveals no folder of this machine and, with pseudonyms, no patient."""
     image = source.image
     if key or source.is_built:
         return f"{name}{IMAGE_SUFFIX}"
@@ -435,19 +441,19 @@ def _label(name: str, source: Source, key: Mapping[str, str]) -> str:
 def _failed(
     faults: Mapping[str, str], inputs: Inputs, labels: Mapping[str, str], key: Mapping[str, str]
 ) -> dict[str, str]:
-    """Label -> fault; paths in a fault lose their folder and, under pseudonyms, become the label."""
+    """Label -> error. A path in an error loses its folder; with pseudonyms, the label replaces it."""
     failed = {labels[path]: text for path, text in faults.items()}
     for source in inputs.sources.values():
         for path in source.files:
             word = labels[str(source.image)] if key else path.name
-            whole = rf"(?<![\w./\\-]){re.escape(str(path))}(?![\w-]|\.\w)"  # no part of a number, word or other path
+            whole = rf"(?<![\w./\\-]){re.escape(str(path))}(?![\w-]|\.\w)"  # not inside a number, word or longer path
             failed = {label: re.sub(whole, word.replace("\\", r"\\"), text) for label, text in failed.items()}
     refused = {key.get(name, name): message.partition(":")[0] for name, message in inputs.refused.items()}
     return failed | dict(sorted(refused.items()))
 
 
 def _log_counts(inputs: Inputs, used: int, *, named: bool) -> None:
-    """Account for every patient and for every file that is no patient's, as used, skipped or refused."""
+    """Log how many patients and other files were used, skipped and refused, so that none is lost in silence."""
     patients, skipped = len(inputs.sources) + len(inputs.refused), inputs.skipped
     logger.info(
         f"patients and other files: {patients + len(skipped)} found = {used} used + {len(skipped)} skipped + "

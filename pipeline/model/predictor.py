@@ -1,4 +1,4 @@
-"""Volume -> probability -> mask, by one bundle or by the average of several."""
+"""Predict a volume's probability and mask, with one bundle or the average of several."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Map = NDArray[np.float32]
 MAX_VOLUMES_AT_ONCE = 3
-"""One volume is read, one is in the network, one is finished."""
+"""While one volume is in the network, the next is read and the one before is written."""
 _NETWORK = threading.Lock()
-"""Reading and finishing of volumes overlap, networks take turns."""
+"""Only one volume at a time is in a network; reading and writing overlap."""
 AS_IT_IS, LEFT_RIGHT = (), (3,)
-"""Dimensions of a batch (1, 3, H, W, D) that are mirrored for a pass: none, or the image columns."""
+"""Dimensions of a batch (1, 3, H, W, D) that one pass mirrors: none, or the columns W."""
 
 
 @dataclass(frozen=True)
 class VolumePrediction:
-    """What is predicted for one volume, on the volume's own grid.
+    """The prediction for one volume, on the volume's own grid.
 
     Args:
         probability: Probability of a lesion, (H, W, D) float32, 0 to 1, averaged over all passes.
-        mask: (H, W, D) uint8, 0 background, 1 lesion, by threshold and component rule of the first bundle.
-        uncertainty: Standard deviation of the passes' probabilities, (H, W, D) float32, 0 to 0.5; None where it was not
+        mask: (H, W, D) uint8, 0 background, 1 lesion, by the first bundle's threshold and component rule.
+        uncertainty: Standard deviation of the passes' probabilities, (H, W, D) float32, 0 to 0.5; None if it was not
             asked for.
-        agreement: Mean DSC between the passes' masks (``pass_agreement``); None where it was not asked for, or no pass
-            marks a voxel.
-        affine: (4, 4), voxel to right, anterior, superior in mm.
-        volume_ml: Volume of the mask in ml; None where the voxels' size is not known.
+        agreement: Mean DSC between the passes' masks, 0 to 1 (``pass_agreement``); None if it was not asked for, or if
+            all these masks are empty.
+        affine: (4, 4), from voxel indices to mm to the right, front and top (RAS+).
+        volume_ml: Volume of the mask in ml; None if the voxel size is not known.
     """
 
     probability: Map
@@ -66,22 +66,21 @@ class VolumePrediction:
 class Predictor:
     """Predicts volumes with networks that stay loaded.
 
-    Each bundle predicts each volume once, or twice with flips: the volume itself and its mirror image, mirrored back.
-    The probabilities of all these passes are averaged.
+    Each bundle predicts each volume once. With flips, it also predicts the mirrored volume, and the result is mirrored
+    back. The probabilities of all these passes are averaged.
 
     Args:
-        bundles: The bundles, loaded or by their names or folders; one or several. By default the three that the package
-            brings.
-        flips: Average with the prediction of the left-right mirrored volume (test-time augmentation).
-        uncertainty: Also give uncertainty map and agreement; needs several passes.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
-        trust: Also run bundles that are not this project's: their configs can run any code.
-        all_components: Keep every connected component of the mask, not the largest alone.
+        bundles: One or several bundles: loaded ones, names, or folders. The default is the package's own three.
+        flips: Also predict the left-right mirrored volume, and average both (test-time augmentation).
+        uncertainty: Also compute an uncertainty map and the agreement. This needs several passes.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
+        trust: Also run bundles that are not this project's. Their configs can run any code.
+        all_components: Keep every connected component of the mask, not only the largest.
 
     Raises:
-        PipelineError: There is no bundle, a bundle cannot be loaded, or an uncertainty is asked for of a single pass.
+        PipelineError: No bundle is given, a bundle cannot be loaded, or there is only one pass for an uncertainty.
 
-    Example:
+    Examples:
         >>> predictor = Predictor("basic_unet", flips=True)
         >>> prediction = predictor.predict("patient_image.nii.gz")
         >>> int(prediction.mask.sum())
@@ -100,7 +99,7 @@ class Predictor:
     ) -> None:
         bundles = [bundles] if isinstance(bundles, (Bundle, str, Path)) else list(bundles)
         if not bundles:
-            raise PipelineError("no bundle given (expected at least one). Pass --bundle FOLDER.")
+            raise PipelineError("no bundle given (expected at least one). Name one, such as basic_unet.")
         if uncertainty:
             refuse_single_pass(len(bundles), flips=flips)
         self.flips = flips
@@ -111,23 +110,28 @@ class Predictor:
         ]
 
     def predict(self, image: Any, affine: NDArray[np.floating[Any]] | None = None) -> VolumePrediction:
-        """Predict one volume.
+        """The prediction for one volume, on the volume's own grid.
 
         Args:
-            image: FLAIR (I, J, K), or (I, J, K, 3) with channels pre-contrast, FLAIR, post-contrast: a NIfTI, MHA or
-                NRRD file, a folder or zip with one patient's DICOM or slices, a nibabel or SimpleITK image, a MONAI
-                MetaTensor (C, I, J, K), or an array.
-            affine: (4, 4), voxel to right, anterior, superior in mm, of an array. Without it the array's rows run to
-                posterior, its columns to the patient's left, its slices upwards: an array of slices, rows, columns, as
-                ``SimpleITK.GetArrayFromImage`` gives it, needs ``.transpose(1, 2, 0)``.
+            image: FLAIR, or three channels: pre-contrast T1, FLAIR, post-contrast T1. It is a NIfTI, MHA or NRRD file,
+                a folder or zip with one patient's DICOM or slices, a nibabel or SimpleITK image, a MONAI MetaTensor
+                (C, I, J, K), or an array (I, J, K) or (I, J, K, 3).
+            affine: The affine of an array, (4, 4), from voxel indices to mm to the right, front and top (RAS+).
+                Without it, the array's rows run to the back, its columns to the patient's left, and its slices upwards.
+                An array (slices, rows, columns) from ``SimpleITK.GetArrayFromImage`` needs ``.transpose(1, 2, 0)``.
 
         Returns:
-            Probability and mask on the volume's own grid, the axes of a SimpleITK image as x, y, z; uncertainty and
-            agreement where they were asked for.
+            Probability, mask and volume; also uncertainty and agreement if they were asked for. The axes of a SimpleITK
+            image are x, y, z.
 
         Raises:
-            PipelineError: The volume is unreadable, of another shape, holds NaN, Inf or nothing above 0, or a
+            PipelineError: The volume cannot be read, has another shape, or holds NaN, Inf or nothing above 0, or the
                 prediction holds NaN or Inf.
+
+        Examples:
+            >>> predictor = Predictor("basic_unet")
+            >>> predictor.predict("patient_image.nii.gz").volume_ml
+            12.4
         """
         if not isinstance(image, (str, Path)) or not str(image).lower().endswith(NIFTI_SUFFIXES):
             with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +144,7 @@ class Predictor:
         path = Path(image)
         refuse_unusable(path)
         passes = self.passes(path)
-        # A large volume's probability takes hundreds of MB: only an uncertainty needs all of them at once.
+        # A large volume's probability takes hundreds of MB. Only uncertainty needs those of all passes at once.
         kept = [*passes] if self.uncertainty else []
         mean = reduce(np.add, kept) if kept else reduce(operator.iadd, passes)
         mean /= np.float32(len(self.bundles) * (1 + self.flips))
@@ -155,14 +159,14 @@ class Predictor:
         )
 
     def passes(self, image: str | Path) -> Iterator[Map]:
-        """The probability of a lesion by each pass in turn, (H, W, D) float32, 0 to 1, of a NIfTI file."""
+        """The lesion probability of a NIfTI file from each pass in turn, (H, W, D) float32, 0 to 1."""
         flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
         for bundle in self.bundles:
             for mirrored in flips:
                 yield _probability(bundle, Path(image), mirrored)
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
-        """The mask of a probability, both (H, W, D), by threshold and component rule of the first bundle's config."""
+        """The mask for a probability, both (H, W, D), by the first bundle's threshold and component rule."""
         import torch
         from monai.transforms import KeepLargestConnectedComponentd
 
@@ -176,7 +180,7 @@ class Predictor:
 
 
 def _within_box(transform: Any, mask: torch.Tensor) -> torch.Tensor:
-    """A component rule on the box of what is marked: to number the components of all voxels takes a GB."""
+    """The result of a component rule. It runs only on the box around marked voxels: a whole volume takes a GB."""
     marked = find_objects(np.asarray(mask[0] != 0, dtype=np.uint8))
     if not marked:
         return mask
@@ -195,22 +199,29 @@ def segment(
     device: str | None = None,
     trust: bool = False,
 ) -> VolumePrediction:
-    """Mask, probability and volume of the FLAIR abnormality in one image. Several images: keep a ``Predictor``.
+    """Mask, probability and volume of the FLAIR abnormality in one image.
+
+    For several images, keep one ``Predictor``, because loading takes longer than predicting.
 
     Args:
-        image: What ``Predictor.predict`` takes: a path, an image of nibabel or SimpleITK, a MetaTensor or an array.
-        affine: (4, 4), voxel to right, anterior, superior in mm, of an array; without it an array's rows run to
-            posterior, its columns to the patient's left, its slices upwards.
-        bundles: The bundles' names or folders; by default the average of the three that the package brings.
-        flips: Average with the prediction of the left-right mirrored volume.
-        all_components: Keep every connected component of the mask, not the largest alone.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
-        trust: Also run bundles that are not this project's: their configs can run any code.
+        image: A path, an image of nibabel or SimpleITK, a MONAI MetaTensor, or an array, as ``Predictor.predict``
+            describes.
+        affine: The affine of an array, (4, 4), from voxel indices to mm to the right, front and top (RAS+). Without it,
+            the array's rows run to the back, its columns to the patient's left, and its slices upwards.
+        bundles: Names or folders of the bundles, whose probabilities are averaged. The default is the package's own
+            three.
+        flips: Also predict the left-right mirrored volume, and average both.
+        all_components: Keep every connected component of the mask, not only the largest.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
+        trust: Also run bundles that are not this project's. Their configs can run any code.
+
+    Returns:
+        The prediction on the image's own grid.
 
     Raises:
-        PipelineError: The image cannot be read or a bundle cannot be loaded.
+        PipelineError: The image cannot be read, or a bundle cannot be loaded.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> found = segment(np.zeros((64, 64, 4)) + 1, bundles="basic_unet")
         >>> found.mask.shape, found.mask.dtype
@@ -221,7 +232,14 @@ def segment(
 
 
 def save_prediction(prediction: VolumePrediction, image: Path, mask: Path, uncertainty: Path) -> None:
-    """Write mask and uncertainty aligned with the image; a map of before goes where there is none."""
+    """Write mask and uncertainty on the image's grid. Without an uncertainty, an earlier map is removed.
+
+    Args:
+        prediction: The prediction to write.
+        image: The NIfTI file that was predicted.
+        mask: The NIfTI file to write the mask to.
+        uncertainty: The NIfTI file to write the uncertainty map to.
+    """
     if prediction.uncertainty is None:
         uncertainty.unlink(missing_ok=True)
     else:
@@ -230,20 +248,26 @@ def save_prediction(prediction: VolumePrediction, image: Path, mask: Path, uncer
 
 
 def disagreement(passes: Sequence[Map]) -> Map:
-    """The uncertainty map, (H, W, D) float32: standard deviation of the passes' probabilities, 0 (all agree) to 0.5.
+    """The uncertainty map, (H, W, D) float32: the passes' standard deviation, from 0 (all agree) to 0.5.
 
-    Source: test-time augmentation as in Wang et al., Neurocomputing 338 (2019), ensembles as in Lakshminarayanan et
-    al., NeurIPS 2017.
+    Source: Wang et al., Neurocomputing 338 (2019) for test-time augmentation; Lakshminarayanan et al., NeurIPS 2017 for
+    ensembles.
+
+    Args:
+        passes: The probabilities of the passes, each (H, W, D) float32, 0 to 1.
     """
     deviation: Map = np.stack(passes).std(axis=0, dtype=np.float32)
     return deviation
 
 
 def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
-    """Mean DSC between every two passes' masks, 0 to 1; None for fewer than two masks, or where no pass marks a voxel.
+    """The mean DSC over all pairs of masks, 0 to 1; None for fewer than two masks, or if all masks are empty.
 
-    One number for a volume, known without its truth. Source: Roy, Conjeti, Navab, Wachinger, NeuroImage 195 (2019),
-    there for Monte Carlo samples; here for networks and flips.
+    It needs no truth. Source: Roy, Conjeti, Navab, Wachinger, NeuroImage 195 (2019), who compare Monte Carlo samples.
+    This project compares networks and flips.
+
+    Args:
+        masks: The masks of the passes, each (H, W, D), 0 and 1.
     """
     pairs = [(one.astype(bool), two.astype(bool)) for one, two in itertools.combinations(masks, 2)]
     sizes = [(int((one & two).sum()), int(one.sum()) + int(two.sum())) for one, two in pairs]
@@ -252,9 +276,10 @@ def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
 
 
 def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str) -> list[Result]:
-    """Work on several volumes at once, results in order; the first error ends it and nothing more is begun.
+    """The results of ``work`` for all items, in order. It runs on several items at once.
 
-    While a network works on one, the next is read and the one before is finished.
+    While a network works on one volume, the next is read and the one before is written. After an error no more items
+    are started. ``name`` labels the progress bar.
     """
     with ThreadPoolExecutor(MAX_VOLUMES_AT_ONCE) as pool:
         waiting = [pool.submit(work, item) for item in items]
@@ -280,11 +305,11 @@ def _probability(bundle: Bundle, image: Path, mirrored: tuple[int, ...]) -> Map:
     with torch.inference_mode():
         with _NETWORK:
             logits = bundle.inferer(batch.flip(mirrored), bundle.network).flip(mirrored)
-        # Before the sigmoid, which makes 1 of an infinite logit.
+        # Checked before the sigmoid, which turns an infinite logit into 1.
         if fault := prediction_fault(logits, [image.name]):
             refuse_unusable(image)
             raise PipelineError(f"{image}: {bundle.name}: {fault}")
-        # The engine hands postprocessing one volume without the batch dimension; so do we.
+        # MONAI's engine passes volumes to the postprocessing without the batch dimension.
         data["pred"] = logits[0]
         probability = bundle.to_probability(data)["pred"]
     return np.asarray(probability[0].cpu(), dtype=np.float32)

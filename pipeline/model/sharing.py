@@ -1,4 +1,4 @@
-"""Volumes shared out among processes (torchrun, SLURM), and results of single volumes kept for a run that goes on."""
+"""Share volumes among processes (torchrun, SLURM), and keep each volume's result for a continued run."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ from pipeline.scripts.files import sha256_bytes, sha256_file, write_durably
 
 Item = TypeVar("Item")
 MAX_WAIT = timedelta(days=7)
-"""How long a process that is done waits for the others."""
+"""How long a finished process waits for the others."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of this process: its number, from 0, and the number of all processes."""
+    """The part of the work that belongs to this process.
+
+    Args:
+        rank: The number of this process, from 0.
+        size: The number of all processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this process writes the files that only one process writes."""
         return self.rank == 0
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of this process."""
+        """The items that this process works on."""
         return items[self.rank :: self.size]
 
     def gather(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all processes, in every process; waits for all."""
+        """The items of all processes, joined. Every process gets them, after waiting for all others."""
         if self.size == 1:
             return list(items)
         import torch.distributed
@@ -48,14 +53,18 @@ class Share:
         try:
             torch.distributed.all_gather_object(gathered, list(items))
         except RuntimeError as error:
-            raise PipelineError("another process of this run has ended, its message says why.") from error
+            raise PipelineError("another process of this run has ended. Read its message.") from error
         return [item for part in gathered for item in part]
 
     def check(self, check: Callable[[Item], None], items: Sequence[Item]) -> None:
-        """Check all items, each process its own; every process raises the fault of the first faulty one.
+        """Check all items, each process its share. All processes raise the same error: that of the first bad item.
+
+        Args:
+            check: A function that raises a ``PipelineError`` for a bad item.
+            items: All items, the same in every process.
 
         Raises:
-            PipelineError: What ``check`` raises.
+            PipelineError: An item is bad.
         """
         faults: list[tuple[int, PipelineError]] = []
         for number, item in self.of([*enumerate(items)]):
@@ -68,18 +77,18 @@ class Share:
             raise min(faults, key=itemgetter(0))[1]
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes reach this point."""
         self.gather([])
 
 
 @contextmanager
 def shared() -> Iterator[Share]:
-    """This process's share, by the variables that torchrun sets; the whole where there are none.
+    """The share of this process, from the variables that torchrun sets; without them, everything.
 
     Raises:
         PipelineError: The variables name several processes that cannot be joined.
 
-    Example:
+    Examples:
         >>> with shared() as share:
         ...     list(share.of(["a", "b", "c"]))
         ['a', 'b', 'c']
@@ -102,7 +111,7 @@ def shared() -> Iterator[Share]:
 
 
 def own_device(device: str | None) -> str | None:
-    """The device of this process where none is asked for: with several processes on CUDA one GPU each, in turn."""
+    """The device that was asked for; without one, torchrun's processes get the GPUs in turn."""
     import torch
 
     if device or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
@@ -111,11 +120,11 @@ def own_device(device: str | None) -> str | None:
 
 
 class Finished:
-    """Results of single volumes, each a file, so that a run that was stopped can go on.
+    """The results of single volumes, one file each, so that a stopped run can continue.
 
     Args:
-        folder: The folder of all results.
-        settings: What the results depend on; results of other settings do not count. JSON.
+        folder: The folder of results of the run.
+        settings: All settings that the results depend on, as values for JSON. Results of other settings are ignored.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -123,7 +132,7 @@ class Finished:
         self.settings = sha256_bytes(json.dumps(settings, sort_keys=True).encode())
 
     def read(self, name: str, files: Sequence[Path]) -> dict[str, Any] | None:
-        """The result of a volume; None where there is none of these settings and of these very files."""
+        """The result of a volume; None without one for the same settings and the same content of ``files``."""
         try:
             found = self._kept(name)
             if found["settings"] == self.settings and found["files"] == [sha256_file(path) for path in files]:
@@ -133,16 +142,16 @@ class Finished:
         return None
 
     def is_of_other_settings(self, name: str) -> bool:
-        """Whether there is a result of a volume, and of other settings."""
+        """Whether a volume has a result, and it is from other settings."""
         found = self._kept(name)
         return bool(found.get("files")) and found.get("settings") != self.settings
 
     def begin(self, name: str) -> None:
-        """Note that what is written of a volume from now on is no result yet, in case the run is killed meanwhile."""
+        """Note that a volume's files are being written. If the run is killed now, they count as unfinished."""
         self._keep(name, {"settings": self.settings, "files": None})
 
     def is_begun(self, name: str) -> bool:
-        """Whether what is there of a volume is of a run that was killed while it was written."""
+        """Whether a run was killed while it wrote a volume's files."""
         return self._kept(name).get("files", ()) is None
 
     def _kept(self, name: str) -> dict[str, Any]:
@@ -152,7 +161,7 @@ class Finished:
             return {}
 
     def write(self, name: str, result: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Keep the result of a volume, JSON, with the hashes of what it was made of and of what was written."""
+        """Keep the result of a volume, as JSON, with the hashes of its input and output files."""
         hashes = [sha256_file(path) for path in files]
         self._keep(name, {"settings": self.settings, "files": hashes, "result": result})
 

@@ -1,4 +1,4 @@
-"""What trainings are to run: bundle, experiments, recipe and folds -> plain ``monai.bundle run`` commands."""
+"""Plan trainings: bundle, experiments, recipe and folds -> plain ``monai.bundle run`` commands."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ logger = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
 INIT_KEY = "init"
-"""The config key of the weights that a training starts from; they are known by their hash, not by their path."""
+"""The config key of the weights that a training starts from. Their hash identifies them, not their path."""
 OPTION_KEYS = {"dataset_dir": "--manifest", "ckpt_dir": "--out", "output_dir": "--out"}
-"""Config keys that options set, for each fold its own."""
+"""Config keys that command-line options set, with a value for each fold."""
 _PLAIN_PATH = re.compile(r"[\w./][\w./ -]*")
-"""Paths that MONAI's command line and configs read as they are, but for names such as ``12`` and ``None``."""
+"""Paths that MONAI's command line and configs do not change, except names such as ``12`` and ``None``."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Trainings that have been checked and may run; ``out`` is the folder of the weights or, of folds, of ``fold_K``.
+    """Trainings that have been checked and can run.
 
-    ``commands`` is the folder of each training -> its command, which is empty where the training has ended already.
+    Args:
+        bundle: The bundle's folder.
+        out: The folder for the weights or, with folds, for the folders ``fold_K``.
+        commands: Folder of each training -> its command; empty if that training has finished already.
     """
 
     bundle: Path
@@ -47,7 +50,7 @@ class TrainingPlan:
     commands: dict[Path, list[str]]
 
     def best_validation_dsc(self) -> list[float]:
-        """The best validation DSC of each training that has ended and recorded one."""
+        """The best validation DSC of each finished training that recorded one."""
         records = [folder / RECORD for folder in self.commands]
         found = [json.loads(path.read_bytes()).get("best_validation_dsc") for path in records if path.is_file()]
         return [dsc for dsc in found if dsc is not None]
@@ -67,13 +70,23 @@ def plan_training(
     trust: bool = False,
     option_names: Sequence[str] = (),
 ) -> TrainingPlan:
-    """Check what is asked for and make the command of each training; nothing runs.
+    """The command of each training, after all arguments have been checked. Nothing runs yet.
 
-    ``bundle``, each ``experiment`` and ``recipe`` are paths, or names below ``bundles/``, ``experiments/`` and
-    ``recipes/``. ``fold`` is a number, ``all``, or None for a training on all but the validation section. ``init`` are
-    the weights to start from: a bundle's name, the folder of a bundle or training, or a weights file.
-    ``overrides`` are keys of the config, each with ``--`` before it, and their values. A mistyped key may have meant
-    one of ``option_names``.
+    Args:
+        bundle: A bundle's name, such as ``basic_unet``, or its folder.
+        manifest: ``manifest.json`` or its folder.
+        experiment: Config files that change the training: paths, or names in ``experiments/``.
+        recipe: A config file that sets the budget of the training: a path, or a name in ``recipes/``.
+        fold: The number of a fold, ``all``, or None for a training on all patients outside the validation section.
+        init: The weights to start from: a bundle's name, the folder of a bundle or training, or a weights file.
+        resume: Continue interrupted trainings.
+        out: The folder for the weights; None for ``runs/``, with names of bundle, recipe and experiments.
+        overrides: Config keys, each with ``--`` before it, and their values: ``["--seed", "3"]``.
+        trust: Also train a bundle that is not this project's. Its config can run any code.
+        option_names: Names of command-line options, to suggest for a mistyped key.
+
+    Raises:
+        PipelineError: An argument cannot be used, or ``out`` holds another training.
     """
     bundle = named_path(bundle, "bundles")
     config = config_of(bundle, "configs/train.json")
@@ -84,11 +97,11 @@ def plan_training(
     files = [named_path(recipe, "recipes", ".yaml")] if recipe else []
     files += [named_path(name, "experiments", ".yaml") for name in experiment]
     given = _pairs(overrides)
-    # MONAI's command line reads values by the same parser.
+    # MONAI's command line reads values with the same parser.
     values = {key: DefaultParseValue(text) for key, text in given.items()}
     wanted = config_with(config, files, values, option_names)
     if init is not None and INIT_KEY not in wanted:
-        raise PipelineError(f"{config}: knows no {INIT_KEY}, --init would change nothing. Leave it out.")
+        raise PipelineError(f"{config}: has no key {INIT_KEY}, so --init has no effect. Leave --init out.")
     init = init or wanted.get(INIT_KEY)
     start = None if init is None else _start(init)
     out = out or Path("runs") / "_".join([bundle.resolve().name, *(file.stem for file in files)])
@@ -100,12 +113,12 @@ def plan_training(
         folder = out if number is None else out / f"fold_{number}"
         if (resume or fold == ALL_FOLDS) and (folder / RECORD).is_file():
             _refuse_other_training(folder / RECORD, {**wanted, "fold": number}, manifest, start)
-            logger.info(f"{folder}: trained already")
+            logger.info(f"{folder}: already trained")
             commands[folder] = []
             continue
         interrupted = _refuse_what_is_there(folder, resume=resume)
         if resume and not interrupted:
-            logger.info(f"{folder}: nothing to resume, starts afresh")
+            logger.info(f"{folder}: nothing to resume, so the training starts from the beginning")
         options: dict[str, object] = {"dataset_dir": as_typed(manifest)}
         options |= dict.fromkeys(("ckpt_dir", "output_dir"), as_typed(folder))
         options |= {} if start is None else {INIT_KEY: as_typed(start.path)}
@@ -117,10 +130,10 @@ def plan_training(
 
 
 def as_typed(path: Path) -> str:
-    """A path as an argument of ``monai.bundle run`` that stands for this path and nothing else.
+    """A path as an argument of ``monai.bundle run`` that MONAI reads as exactly this path.
 
-    MONAI's command line reads ``a,b`` and ``[a]`` as lists and ``12`` as a number; its configs read ``$``, ``@`` and
-    ``#`` as signs of their own. Such a path is written as an expression, of which it is the value.
+    MONAI's command line reads ``a,b`` and ``[a]`` as lists, and ``12`` as a number. In its configs ``$``, ``@`` and
+    ``#`` have a meaning. Such a path is written as an expression whose value is the path.
     """
     if _is_plain(str(path)):
         return str(path)
@@ -142,18 +155,16 @@ def _start(init: str | Path) -> Weights:
 
 
 def _refuse_what_is_there(folder: Path, *, resume: bool) -> bool:
-    """True where an interrupted training is there to be resumed."""
+    """Refuse a folder that holds another training. True if it holds an interrupted one that can be resumed."""
     if (folder / RECORD).is_file():
-        raise PipelineError(
-            f"{folder}: holds a finished training (this one would replace it). Choose another --out, or remove it."
-        )
+        raise PipelineError(f"{folder}: holds a finished training (expected none). Choose another --out, or remove it.")
     if folder.is_dir():
-        with held(folder):  # refused where another training runs
+        with held(folder):  # raises if another training runs there
             pass
     interrupted = any(folder.glob("checkpoint_*.pt"))
     if interrupted and not resume:
         raise PipelineError(
-            f"{folder}: holds an interrupted training. Pass --resume to go on with it, or choose another --out."
+            f"{folder}: holds an interrupted training. Pass --resume to continue it, or choose another --out."
         )
     return interrupted
 
@@ -161,19 +172,19 @@ def _refuse_what_is_there(folder: Path, *, resume: bool) -> bool:
 def _pairs(rest: Sequence[str]) -> dict[str, str]:
     """Key -> value of ``--KEY VALUE`` and ``--KEY=VALUE``."""
     if rest and not rest[0].startswith("--"):
-        raise PipelineError(f"{rest[0]}: belongs to no --KEY (--resume and the like take no value). See --help.")
+        raise PipelineError(f"{rest[0]}: belongs to no --KEY (options such as --resume take no value). See --help.")
     flat = [part for text in rest for part in (text.split("=", 1) if text.startswith("--") else [text])]
     if len(flat) % 2 or not all(key.startswith("--") and len(key) > 2 for key in flat[::2]):
         raise PipelineError(f"{shlex.join(rest)}: expected pairs of --KEY VALUE. See --help.")
     given = {key.removeprefix("--"): value for key, value in zip(flat[::2], flat[1::2], strict=True)}
     for key, option in OPTION_KEYS.items():
         if key in given:
-            raise PipelineError(f"--{key}: is set by {option} here. Pass {option} {given[key]}.")
+            raise PipelineError(f"--{key}: set by {option} (expected no --{key}). Pass {option} {given[key]}.")
     return given
 
 
 def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Path, start: Weights | None) -> None:
-    """A fold that is trained already must be of the same manifest and config, places apart."""
+    """Refuse a trained fold of another manifest or config. Settings that only name places may differ."""
     found = load_record(record)
     passed_over = {*PLACE_KEYS, INIT_KEY}
     differing = [key for key, value in wanted.items() if key not in passed_over and found["config"].get(key) != value]
@@ -188,7 +199,7 @@ def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Pa
 
 
 def _folds(manifest: Path, fold: str) -> list[int]:
-    """The folds of the manifest that are meant."""
+    """The fold numbers that ``fold`` selects: one, or all of the manifest."""
     known = read_manifest(manifest).folds
     meant = [number for number in known if fold in (ALL_FOLDS, str(number))]
     if not meant:

@@ -1,4 +1,4 @@
-"""Charts of DSC and of training, by matplotlib: a PNG for the evaluation's folder, SVG for the report."""
+"""Charts of DSC and training curves, by matplotlib: a PNG for the evaluation's folder, SVG for the report."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+from matplotlib.figure import Figure  # not pyplot, which needs a window system and global state
 from matplotlib.ticker import LogLocator, NullLocator
 
 from pipeline.scoring.curves import Curve
 
 WIDTH_IN = 5.4
-"""Of a chart: its text is still read where a telephone shrinks it to two thirds."""
+"""Width of a chart in inches. Its text stays legible when a phone shrinks it to two thirds."""
 MAX_ROWS = 30
-"""Patients with a row of their own; more stand side by side without their ids."""
+"""Patients that get a row each in a chart. More patients are drawn side by side, without their ids."""
 MAX_NAME = 34
-"""Letters of a name in a chart."""
+"""Letters of a name in a chart at most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
-"""Of runs; Okabe and Ito 2008, their yellow darkened and black made grey for light and dark paper alike."""
+"""Colours of runs (Okabe and Ito 2008). Yellow is darker and black is grey, to show on light and dark pages."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Runs differ by more than colour."""
+"""Markers of runs, so that runs differ not only by colour."""
 _INK = "#0a0b0c"
-"""Stands for the page's own text colour in an SVG."""
+"""A colour that is replaced by the page's text colour in an SVG."""
 _STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans"],
     "font.size": 10,
@@ -43,7 +43,7 @@ _STYLE: dict[str, Any] = {
 }
 _SVG: dict[str, Any] = {
     **_STYLE,
-    "svg.fonttype": "none",  # text stays text: the browser's fonts, and it can be searched and read aloud
+    "svg.fonttype": "none",  # text stays text, so that it can be searched and read aloud
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
@@ -55,7 +55,7 @@ _SVG: dict[str, Any] = {
 
 @contextlib.contextmanager
 def _styled(settings: dict[Any, Any]) -> Iterator[None]:
-    """Matplotlib's settings for one chart; fonts that are not installed and glyphs that none has go without a word."""
+    """Matplotlib's settings for one chart. Missing fonts and glyphs cause no warnings."""
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -63,7 +63,13 @@ def _styled(settings: dict[Any, Any]) -> Iterator[None]:
 
 
 def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float], without: int = 0) -> bytes:
-    """DSC by patient, sorted; mean red, its 95 % interval light red, median green."""
+    """A PNG file of the DSC of each patient, with mean (red), its 95 % interval (light red) and median (green).
+
+    Args:
+        dsc: Patient id -> DSC, 0 to 1; at least one patient.
+        interval: Lower and upper end of the mean's 95 % interval.
+        without: Number of patients without a DSC, named below the chart.
+    """
     values = sorted(dsc.items(), key=lambda item: item[1])
     mean, median = statistics.mean(dsc.values()), statistics.median(dsc.values())
     with _styled(_STYLE):
@@ -86,10 +92,15 @@ def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float], without: in
 def dsc_svg(
     runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[str], trained_on: Collection[str] = ()
 ) -> str:
-    """DSC by patient, a mark for each run; a cross: DSC not defined; nothing: the run has no such patient.
+    """An SVG chart of the DSC of each patient, with a mark for each run.
 
-    Marks of patients in ``trained_on`` are hollow. Up to ``MAX_ROWS`` patients have a row each; more stand side by
-    side, so that the chart stays of one height.
+    A cross shows a DSC that is not defined. A run without the patient has no mark. Up to ``MAX_ROWS`` patients get one
+    row each. More patients are drawn side by side, which keeps the height of the chart.
+
+    Args:
+        runs: Name of the run -> patient id -> DSC; None if the DSC is not defined.
+        patients: Ids of all patients, in the order of the chart.
+        trained_on: Ids of patients that the weights were trained on; their marks are hollow.
     """
     with _styled(_SVG):
         in_rows = len(patients) <= MAX_ROWS
@@ -114,7 +125,7 @@ def dsc_svg(
         else:
             axes.set(xlabel=f"{len(patients)} patients, from the worst to the best", ylabel="DSC", ylim=(lowest, 1.01))
         axes.grid(axis="x" if in_rows else "y", color=_INK, alpha=0.15, lw=0.6)
-        return _svg(figure, f"DSC of {len(patients)} patients, a mark a run")
+        return _svg(figure, f"DSC of {len(patients)} patients, one mark for each run")
 
 
 def sizes_svg(
@@ -122,7 +133,13 @@ def sizes_svg(
     lesion_voxels: Mapping[str, int],
     trained_on: Collection[str] = (),
 ) -> str:
-    """Lesion size against DSC, a mark for each patient and run; hollow those of patients in ``trained_on``."""
+    """An SVG chart of lesion size against DSC, with a mark for each patient and run.
+
+    Args:
+        runs: Name of the run -> patient id -> DSC; None if the DSC is not defined.
+        lesion_voxels: Patient id -> number of voxels in the truth.
+        trained_on: Ids of patients that the weights were trained on; their marks are hollow.
+    """
     with _styled(_SVG):
         figure = _figure(runs, 3.2)
         axes = figure.add_subplot()
@@ -130,7 +147,7 @@ def sizes_svg(
             known = {p: (lesion_voxels[p], value) for p, value in dsc.items() if lesion_voxels.get(p)}
             marks = {p: (size, value) for p, (size, value) in known.items() if value is not None}
             _mark(axes, marks, number, name, trained_on)
-        axes.set(xscale="log", xlabel="lesion, voxels of the truth", ylabel="DSC", ylim=(_floor(runs), 1.01))
+        axes.set(xscale="log", xlabel="lesion size in voxels of the truth", ylabel="DSC", ylim=(_floor(runs), 1.01))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -138,7 +155,11 @@ def sizes_svg(
 
 
 def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Training loss (thin) and validation loss above, validation DSC below, by iteration."""
+    """An SVG chart of training and validation loss (above) and validation DSC (below), by iteration.
+
+    Args:
+        curves: Name of the training -> tag -> points, as ``read_curves`` returns them.
+    """
     with _styled(_SVG):
         figure = _figure(curves, 5.2)
         loss, dsc = figure.subplots(2, 1)
@@ -152,27 +173,27 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
             ):
                 if tags.get(tag):
                     axes.plot(*zip(*tags[tag], strict=True), **look, **style)
-                    look.pop("label", None)  # once in the legend, whatever a training has kept
+                    look.pop("label", None)  # one entry in the legend, whichever curves a training has
         loss.set(title="loss: training thin, validation dashed")
         dsc.set(xlabel="iteration", title="validation DSC")
         return _svg(figure, "Training curves")
 
 
 def _figure(names: Collection[str], height: float) -> Figure:
-    """An empty chart with room for a legend of these names above a plot of this height in inches."""
+    """An empty chart: a plot of this height in inches, and space above it for a legend of these names."""
     columns = _legend_columns(names)
     return Figure(figsize=(WIDTH_IN, height + 0.24 * math.ceil(len(names) / columns)))
 
 
 def _legend_columns(names: Iterable[str]) -> int:
-    """As many as fit beside each other."""
+    """The number of names that fit side by side in a legend."""
     return max(1, min(3, 54 // (6 + max(len(_short(name, MAX_NAME)) for name in names))))
 
 
 def _mark(
     axes: Axes, marks: Mapping[str, tuple[float, float]], number: int, name: str, trained_on: Collection[str]
 ) -> None:
-    """Draw a run's marks, patient -> place; hollow those of patients that were trained on."""
+    """Draw a run's marks, patient -> (x, y). Marks of patients that were trained on are hollow."""
     look: dict[str, Any] = {"color": _colour(number), "marker": _own_marker(number), "ls": "", "ms": 6, "alpha": 0.85}
     filled = [place for patient, place in marks.items() if patient not in trained_on]
     hollow = [place for patient, place in marks.items() if patient in trained_on]
@@ -181,13 +202,13 @@ def _mark(
 
 
 def _floor(runs: Mapping[str, Mapping[str, float | None]]) -> float:
-    """Where the axis of DSC begins: a little below the lowest."""
+    """The start of the DSC axis, a little below the lowest DSC."""
     lowest = min((value for dsc in runs.values() for value in dsc.values() if value is not None), default=0.0)
     return int(lowest * 10) / 10 - 0.03
 
 
 def _short(name: str, letters: int) -> str:
-    """A name with its middle left out where it is longer."""
+    """A name of at most so many letters. A longer name loses its middle."""
     half = (letters - 1) // 2
     return name if len(name) <= letters else f"{name[:half]}\u2026{name[-half:]}"
 
@@ -197,12 +218,12 @@ def _colour(number: int) -> str:
 
 
 def _own_marker(number: int) -> str:
-    """A run's marker: where colours come again, they come with another one than the first time."""
+    """A run's marker. When colours repeat, they repeat with other markers."""
     return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The chart to be set into a page: text in the page's colour, no header, no ids shared with another chart."""
+    """The chart as an SVG element for a page: text in the page's colour, and ids that no other chart has."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     for axes in figure.axes[1:]:
         more = axes.get_legend_handles_labels()
@@ -211,11 +232,11 @@ def _svg(figure: Figure, label: str) -> str:
         columns = _legend_columns(names)
         figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False, handletextpad=0.4)
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": label}):  # ids of its own
+    with mpl.rc_context({"svg.hashsalt": label}):  # gives each chart its own ids
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     _, _, text = buffer.getvalue().partition("<svg")
     text = re.sub(r'<style.*?</style>|(?<=<g) id="[^"]*"', "", text, flags=re.DOTALL)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2).replace(_INK, "currentColor")
-    # The SVG's own size becomes its widest; narrower windows shrink it.
+    # The chart is never wider than drawn, and shrinks in narrower windows.
     widest = f"max-width:{figure.get_figwidth() * 96:.0f}px"
     return f'<svg role="img" aria-label="{html.escape(label)}" style="{widest}"{text}'

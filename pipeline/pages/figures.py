@@ -1,4 +1,4 @@
-"""Pictures of predicted volumes as files: a PNG a slice, a GIF a patient. What is drawn already is not drawn again."""
+"""Draw pictures of predicted volumes: one PNG for each slice, one GIF for each patient. Existing ones are kept."""
 
 from __future__ import annotations
 
@@ -25,20 +25,28 @@ from pipeline.scripts.manifest import FLAIR
 
 DSC_FIGURE = "dsc.png"
 STAMP = ".drawn.json"
-"""In each patient's folder, written last: what it was drawn from."""
+"""A file in each patient's folder, written last: the sources and options of its pictures."""
 DRAWN_BY = 4
-"""Goes up when the pictures change."""
+"""Version of the drawing code. Increase it when pictures change, so that old ones are drawn again."""
 UNCERTAIN = 0.1
-"""Deviation of probabilities from which a slice is drawn though no mask touches it."""
+"""Lowest uncertainty (0 to 0.5) for which a slice is drawn, even if no mask touches it."""
 MAX_DRAWERS = 4
-"""Most processes that draw at once."""
+"""Processes that draw at the same time, at most."""
 GAP = 4
-"""Pixels between a slice and its uncertainty."""
+"""Pixels between a slice and its uncertainty map."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """NIfTI files of a volume and of what was found in it; the uncertainty's need not exist."""
+    """The NIfTI files from which a volume's pictures are drawn.
+
+    Args:
+        name: The volume's name.
+        image: The file of the image.
+        mask: The file of the predicted mask.
+        label: The file of the true mask; None if there is no truth.
+        uncertainty: The file of the uncertainty map. It need not exist.
+    """
 
     name: str
     image: Path
@@ -48,19 +56,27 @@ class Case:
 
     @property
     def map(self) -> Path | None:
-        """The uncertainty map's file where there is one."""
+        """The file of the uncertainty map; None if it does not exist."""
         return self.uncertainty if self.uncertainty and self.uncertainty.is_file() else None
 
 
 def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) -> int:
-    """Draw ``out/NAME/slice_NNN.png`` and ``out/NAME.gif`` for every case, several at once.
+    """Draw ``out/NAME/slice_NNN.png`` and ``out/NAME.gif`` for every case, several cases in parallel.
 
-    Prediction red, truth green, both yellow, on FLAIR; beside it the uncertainty, where there is one. A slice is drawn
-    where either has a voxel, or the uncertainty reaches ``UNCERTAIN``; a case with none in any slice gets the middle
-    one, so that every case has a picture.
+    The contours on FLAIR are red (prediction), green (truth) and yellow (both). An uncertainty map is drawn beside
+    them. Slices are drawn where a mask has a voxel, or the uncertainty reaches ``UNCERTAIN``. Without such
+    a slice, the middle slice is drawn.
+
+    Args:
+        cases: The volumes to draw.
+        out: The folder of the pictures.
+        all_slices: Draw every slice.
 
     Returns:
-        How many cases were drawn; the others had their pictures already.
+        The number of cases that were drawn. The others had their pictures already.
+
+    Raises:
+        PipelineError: A volume cannot be read, a file cannot be written, or a drawing process was killed.
     """
     stamps = [{"all_slices": all_slices, "sources": _sources(case)} for case in cases]
     waiting = [
@@ -70,7 +86,7 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
     if workers <= 1:
         faults = [_draw(job) for job in waiting]
     else:
-        # Spawned, not forked: a fork of a process whose networks have started threads may never wake.
+        # Spawned, not forked: a fork may hang, because the networks of this process have started threads.
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
@@ -78,8 +94,8 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
                 faults = list(progress(drawn, "figures", "patient", len(waiting)))
         except BrokenProcessPool as error:
             raise PipelineError(
-                f"{out}: a process that draws was killed, mostly for want of memory. Free some and run again; what is "
-                "drawn stays."
+                f"{out}: a process that draws was killed, mostly because memory ran out. Free memory and run again; "
+                "finished pictures stay."
             ) from error
     if any(faults):
         raise PipelineError("\n".join(filter(None, faults)))
@@ -87,7 +103,12 @@ def draw_cases(cases: Sequence[Case], out: Path, *, all_slices: bool = False) ->
 
 
 def remove_outdated(cases: Sequence[Case], out: Path) -> None:
-    """Remove pictures that are of other files than these cases', and those of no case: they would pass for theirs."""
+    """Remove pictures that do not show the current files of these cases, so that nobody takes them for current ones.
+
+    Args:
+        cases: The current volumes.
+        out: The folder of the pictures.
+    """
     current = {case.name: case for case in cases}
     with writing_errors(out):
         for stamp in out.glob(f"*/{STAMP}"):
@@ -99,7 +120,7 @@ def remove_outdated(cases: Sequence[Case], out: Path) -> None:
 
 
 def _sources(case: Case) -> dict[str, Any]:
-    """All that the pictures of a case depend on."""
+    """The hashes of all files that a case's pictures depend on, and the version of the drawing code."""
     files = {"image": case.image, "mask": case.mask, "label": case.label, "uncertainty": case.map}
     try:
         return {"drawn_by": DRAWN_BY, **{kind: sha256_file(path) for kind, path in files.items() if path}}
@@ -108,7 +129,7 @@ def _sources(case: Case) -> dict[str, Any]:
 
 
 def _read_stamp(out: Path, name: str) -> dict[str, Any]:
-    """What the pictures of a case were drawn from, empty where one of them is missing."""
+    """The sources and options of a case's pictures; empty if a picture is missing."""
     try:
         stamp: dict[str, Any] = json.loads((out / name / STAMP).read_bytes())
         drawn = stamp.pop("pictures")
@@ -119,7 +140,7 @@ def _read_stamp(out: Path, name: str) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is killed: the pool's own would wait for work for ever."""
+    """End this process when its parent is killed. Otherwise it would wait for work for ever."""
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():
@@ -130,7 +151,7 @@ def _end_with_parent() -> None:
 
 
 def _draw(job: tuple[Case, Path, dict[str, Any]]) -> str:
-    """Draw one case; its fault as text, so that those of all cases are told together."""
+    """Draw one case. Return its error as text, so that the errors of all cases are reported together."""
     try:
         _draw_case(*job)
     except PipelineError as error:

@@ -1,4 +1,4 @@
-"""Arrays -> pictures of slices: contours of prediction and truth on FLAIR, frames for a GIF. Touches no file."""
+"""Turn arrays into pictures of slices, with contours of prediction and truth. No function touches a file."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 RED, GREEN = (255, 40, 40), (0, 230, 60)
-"""Prediction and truth, as the reference program draws them; where both run together the sum, yellow."""
+"""Colours of prediction and truth, as in the reference program. Where both coincide, their sum is yellow."""
 ORANGE, SKY_BLUE = (230, 159, 0), (86, 180, 233)
-"""The same for readers who cannot tell red from green (Okabe and Ito 2008); together nearly white."""
+"""Colours of prediction and truth for colour-blind readers (Okabe and Ito 2008). Their sum is nearly white."""
 MAGENTA = (255, 60, 220)
-"""Uncertainty."""
+"""Colour of the uncertainty."""
 MAX_UNCERTAINTY = 0.5
-"""Highest value of an uncertainty map; drawn in full."""
+"""Highest possible value of an uncertainty map, drawn in full colour."""
 SCALE = 2
-"""Screen pixels for each pixel of the slice, along the side where pixels are shorter."""
+"""Screen pixels for each pixel of a slice, along the side where its pixels are shorter."""
 Spacing = tuple[float, float] | None
-"""Distance of rows and of columns in mm; None where it is not known, which counts as equal."""
+"""Distance between rows and between columns in mm; None if not known, and then they count as equal."""
 _FINER = 4
-"""Lines are drawn so much finer and averaged down: anti-aliased."""
+"""Lines are drawn this many times larger, then averaged down, to smooth their edges."""
 _WIDTH = 1.4
-"""Of a contour, in screen pixels."""
+"""Width of a contour in screen pixels."""
 FRAME_MS = 180
+"""Time between the frames of a GIF in ms."""
 
 
 def slices_of_interest(*masks: NDArray[Any] | None) -> list[int]:
-    """Slices, ascending, in which any of the masks, (H, W, D), has a voxel; None is passed over."""
+    """Numbers of the slices, from 0, in which any mask has a voxel.
+
+    Args:
+        masks: Masks, each (H, W, D); None is ignored.
+    """
     marked = [mask.any(axis=(0, 1)) for mask in masks if mask is not None]
     return [int(z) for z in np.flatnonzero(np.any(marked, axis=0))]
 
@@ -48,10 +53,16 @@ def contour_frame(
     caption: str = "",
     spacing: Spacing = None,
 ) -> Picture:
-    """One grey slice, (H, W) uint8, with the contours of two masks, (H, W): a picture, uint8, RGB.
+    """A picture of one slice with the contours of two masks: uint8, RGB, (2 H, 2 W, 3) for equal spacing.
 
-    The picture is (2 H, 2 W, 3), and larger along the side where ``spacing`` is larger, so that a mm has one length.
-    The colours are those of prediction and truth. The caption, ASCII, comes into the upper left corner.
+    Args:
+        background: The slice in grey, (H, W) uint8.
+        prediction: The predicted mask, (H, W); None draws no contour.
+        truth: The true mask, (H, W); None draws no contour.
+        colours: The colours of prediction and truth.
+        caption: Text for the upper left corner, ASCII.
+        spacing: Distance between rows and between columns in mm. If they differ, the picture is stretched to keep
+            proportions.
     """
     size = picture_size(background, spacing)
     grey = np.asarray(Image.fromarray(background).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
@@ -70,7 +81,7 @@ def contour_frame(
 
 
 def picture_size(background: NDArray[Any], spacing: Spacing = None) -> tuple[int, int]:
-    """Width and height, in screen pixels, of the picture of a slice, (H, W)."""
+    """Width and height, in screen pixels, of the picture of a slice, (H, W), with this spacing in mm."""
     rows, columns = spacing or (1.0, 1.0)
     shorter = min(rows, columns)
     height, width = background.shape
@@ -78,7 +89,7 @@ def picture_size(background: NDArray[Any], spacing: Spacing = None) -> tuple[int
 
 
 def _contour_share(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Share of each pixel of a picture, of that width and height, that the mask's outline covers, 0 to 1."""
+    """Share of each pixel that the mask's outline covers, 0 to 1, in a picture of this width and height."""
     canvas = Image.new("L", (size[0] * _FINER, size[1] * _FINER))
     across, down = canvas.width / mask.shape[1], canvas.height / mask.shape[0]
     draw = ImageDraw.Draw(canvas)
@@ -90,7 +101,13 @@ def _contour_share(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[np.floa
 
 
 def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]], spacing: Spacing = None) -> Picture:
-    """One grey slice, (H, W) uint8, with its uncertainty, (H, W), in magenta, as large as ``contour_frame``'s."""
+    """A picture of one slice with its uncertainty in magenta, of the same size as by ``contour_frame``.
+
+    Args:
+        background: The slice in grey, (H, W) uint8.
+        uncertainty: The uncertainty of the slice, (H, W), 0 to 0.5.
+        spacing: Distance between rows and between columns in mm; None if not known.
+    """
     size = picture_size(background, spacing)
     grey, heat = (
         np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None]
@@ -103,15 +120,21 @@ def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]], spac
 
 
 def picture_bytes(picture: NDArray[Any], kind: str, **options: Any) -> bytes:
-    """A file of a picture, (H, W, 3) or (H, W), uint8 or bool; the options are those of Pillow's ``save``."""
+    """The bytes of a picture's file.
+
+    Args:
+        picture: The picture, (H, W, 3) or (H, W), uint8 or bool.
+        kind: The format, such as ``png``.
+        options: Options of Pillow's ``save``.
+    """
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def gif_bytes(frames: Iterable[Picture]) -> bytes:
-    """An endless GIF file of frames, (H, W, 3) uint8 each, ``FRAME_MS`` apart; at least one frame."""
-    # Pillow's usual method spends the palette on greys and leaves too little for the contours.
+    """The bytes of an endless GIF of at least one frame, each (H, W, 3) uint8, ``FRAME_MS`` apart."""
+    # Pillow's default method uses most of the palette for greys, and leaves too little for the contours.
     first, *others = (Image.fromarray(frame).quantize(128, method=Image.Quantize.MAXCOVERAGE) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)

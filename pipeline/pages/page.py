@@ -1,4 +1,4 @@
-"""HTML pages from templates: names escaped, long ones breaking at their separators, nothing loaded from elsewhere."""
+"""Build HTML pages from templates. Names are escaped, and a page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.pages import MAX_SLICES_BYTES
 from pipeline.progress import progress
 
 MAX_LISTED = 5
-"""Names in a sentence; of more there are the first three."""
+"""Names in a sentence at most. Of more names, the first three are written."""
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template.
+    """The text of an HTML page.
 
     Args:
-        template: Its file in ``pipeline/pages/templates``.
-        values: What it shows; ``data``, of the form of ``viewer_data``, is for the viewer.
+        template: The name of a file in ``pipeline/pages/templates``.
+        values: The values that the template uses. ``data`` is for the viewer, as ``viewer_data`` returns it.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.pages"),
@@ -35,28 +35,28 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # patients stay in their order
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # keeps the order of patients
     environment.filters |= {"breakable": breakable, "decimals": decimals, "signed": signed}
     return environment.get_template(template).render(version=__version__, **values)
 
 
 def breakable(name: str) -> Markup:
-    """A name that a browser may break after ``_``, ``-``, ``.`` and ``/``, and elsewhere only if it must."""
+    """A name that a browser prefers to break after ``_``, ``-``, ``.`` and ``/``."""
     return Markup("<wbr>").join(re.split(r"(?<=[_\-./])(?=.)", name))
 
 
 def decimals(value: float | None, digits: int = 4) -> str:
-    """A number with so many decimals, empty for None."""
+    """A number with so many decimals; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, without one where it rounds to 0."""
+    """A difference with its sign and four decimals; without a sign if it rounds to 0."""
     return "0.0000" if abs(value) < 0.00005 else f"{value:+.4f}"
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a sentence: all of a few, else the first three and how many more."""
+    """Names for a sentence: all of them if they are few, else the first three and the number of others."""
     found = [*names]
     if len(found) <= MAX_LISTED:
         return ", ".join(found)
@@ -64,7 +64,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def grey_channels(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image, (H, W, D, 3), as 8-bit grey; channels that share one memory share it again."""
+    """An image, (H, W, D, 3), in 8-bit grey. Channels that share memory still share it in the result."""
     if image.strides[-1] == 0:
         return np.broadcast_to(shown_in_grey(image[..., 0])[..., None], image.shape)
     return np.stack([shown_in_grey(image[..., channel]) for channel in range(image.shape[-1])], axis=-1)
@@ -73,24 +73,24 @@ def grey_channels(image: NDArray[Any]) -> NDArray[np.uint8]:
 def collect_views(
     patients: Sequence[str], view_of: Callable[[str], dict[str, Any] | None], name: str
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Views of patients, as long as the page stays small enough.
+    """The views of as many patients as fit into a page of ``MAX_SLICES_BYTES``.
 
     Args:
-        patients: Ids, the most important first.
-        view_of: Gives a patient's view; None where there is nothing to show.
-        name: What the progress is called.
+        patients: Ids of the patients, the most important first.
+        view_of: A function that returns a patient's view; None if there is nothing to show.
+        name: The label of the progress bar.
 
     Returns:
-        Patient -> view, and the patients that found no room.
+        Patient -> view, and the ids of patients that did not fit.
     """
     views: dict[str, dict[str, Any]] = {}
-    room = MAX_SLICES_BYTES
+    left = MAX_SLICES_BYTES
     for number, patient in enumerate(progress(patients, name, "patient")):
         view = view_of(patient)
         if view is None:
             continue
-        room -= len(json.dumps(view))
-        if room < 0 and views:
+        left -= len(json.dumps(view))
+        if left < 0 and views:
             return views, [*patients[number:]]
         views[patient] = view
     return views, []
@@ -99,6 +99,13 @@ def collect_views(
 def viewer_data(
     runs: Iterable[str], channels: Iterable[str], order: Iterable[str], views: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What ``viewer.js`` reads; ``order`` is a list of its own, since JavaScript sorts keys that look like numbers."""
+    """The data that ``viewer.js`` reads.
+
+    Args:
+        runs: Names of the runs.
+        channels: Names of the image's channels.
+        order: Ids of patients in the order of the page; JavaScript would sort keys that look like numbers.
+        views: Patient -> view, as ``patient_view`` returns it.
+    """
     shown = [patient for patient in order if patient in views]
     return {"runs": [*runs], "channels": [*channels], "order": shown, "patients": {one: views[one] for one in shown}}

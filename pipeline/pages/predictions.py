@@ -1,4 +1,4 @@
-"""Predictions without truth -> one HTML page with a table and a viewer, complete in itself."""
+"""Write one HTML page of predictions without truth, with a table and a viewer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RUN = "prediction"
 
 
 def write_predictions_page(out: str | Path, images: Mapping[str, Path], viewers: int = MAX_VIEWERS) -> Path:
-    """Write ``predictions.html`` beside predictions; it needs no other file and no network.
+    """Write ``predictions.html`` into a folder of predictions. The page needs no other file and no network.
 
     Args:
         out: The folder of the results, as ``predict_volumes`` writes it.
-        images: Name of each volume -> its image's NIfTI file.
-        viewers: How many volumes' slices can be looked at; with agreement those of the lowest, else the first.
+        images: Name of each volume -> its NIfTI file, as in ``PredictionResult.images``.
+        viewers: Number of volumes whose slices the page shows: those of lowest agreement if known, else the first.
 
     Returns:
-        The page's file.
+        The path of the page.
 
     Raises:
-        PipelineError: A volume cannot be read, or the disk refuses.
+        PipelineError: A volume cannot be read, or the page cannot be written.
 
-    Example:
+    Examples:
         >>> result = predict_volumes("patients", "basic_unet", "masks")
         >>> write_predictions_page("masks", result.images).name
         'predictions.html'
@@ -55,12 +55,12 @@ def write_predictions_page(out: str | Path, images: Mapping[str, Path], viewers:
     failed = [f"{path}: {fault}" for path, fault in summary["failed"].items()]
     notes = [f"not predicted: {'; '.join(failed[:3])}"] if failed else []
     if len(failed) > 3:
-        notes.append(f"not predicted, {len(failed) - 3} more: see {PREDICTIONS_NAME}")
+        notes.append(f"not predicted: {len(failed) - 3} more, listed in {PREDICTIONS_NAME}")
     if len(order) > viewers:
         which = "those whose networks agree least" if by_doubt else "the first"
-        notes.append(f"slices of {len(views)} of {len(order)} volumes, {which}")
+        notes.append(f"the page shows slices of {len(views)} of {len(order)} volumes: {which}")
     if left_out:
-        notes.append(f"no room for slices of {listed(left_out)}: the page would grow too large for a browser")
+        notes.append(f"no slices of {listed(left_out)}, because the page would become too large for a browser")
     text = render(
         "predictions.html.j2",
         rows=[rows[name] for name in order],
@@ -75,7 +75,7 @@ def write_predictions_page(out: str | Path, images: Mapping[str, Path], viewers:
 
 
 def _doubt(row: Mapping[str, Any]) -> float:
-    """Lower where networks agree less; volumes without an agreement keep their order at the end."""
+    """A key to sort volumes: the lowest agreement first, then volumes without an agreement in their order."""
     return 2.0 if row["agreement"] is None else row["agreement"]
 
 

@@ -1,4 +1,4 @@
-"""Evaluations side by side -> one HTML page with tables, charts and a viewer, complete in itself."""
+"""Write one HTML page that compares evaluations, with tables, charts and a viewer."""
 
 from __future__ import annotations
 
@@ -38,14 +38,21 @@ from pipeline.scripts.manifest import CHANNELS, FLAIR, VOLUMES
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation folder and what is read from it."""
+    """One evaluation, read from its folder.
+
+    Args:
+        name: The name of the evaluation in the page.
+        folder: The evaluation's folder.
+        summary: The content of ``summary.json``.
+        scores: One score for each volume.
+        curves: Name of a training -> tag -> curve; empty if no curves were kept.
+    """
 
     name: str
     folder: Path
     summary: Summary
     scores: tuple[VolumeScore, ...]
     curves: dict[str, dict[str, Curve]]
-    """Name of a training -> tag -> curve; empty where none were kept."""
 
     @cached_property
     def by_patient(self) -> dict[str, VolumeScore]:
@@ -54,21 +61,21 @@ class Run:
 
     @cached_property
     def dsc(self) -> dict[str, float | None]:
-        """Patient id -> DSC."""
+        """Patient id -> DSC; None if the DSC is not defined."""
         return {score.patient: score.dsc for score in self.scores}
 
     @cached_property
     def defined(self) -> dict[str, float]:
-        """The same without patients whose DSC is not defined."""
+        """Patient id -> DSC, without patients whose DSC is not defined."""
         return {score.patient: score.dsc for score in self.scores if score.dsc is not None}
 
     @cached_property
     def subtotals(self) -> dict[str, Subtotal]:
-        """Group of patients -> subtotal; empty where none of the patients was trained on."""
+        """Group of patients -> subtotal; empty if the weights were trained on none of the patients."""
         return {one.group: one for one in subtotals(self.scores)} if any(one.seen for one in self.scores) else {}
 
     def file(self, folder: str, patient: str, kind: str) -> Path | None:
-        """A volume of the evaluation, None where it is not there."""
+        """The path of a patient's volume, such as ``FOLDER/PATIENT_KIND.nii.gz``; None if it does not exist."""
         path = self.folder / folder / f"{patient}_{kind}.nii.gz"
         return path if path.is_file() else None
 
@@ -80,22 +87,22 @@ def write_report(
     viewers: int = MAX_VIEWERS,
     patients: Sequence[str] = (),
 ) -> tuple[Path, list[str]]:
-    """Write one HTML page of one or several evaluations; it needs no other file and no network.
+    """Write one HTML page of one or several evaluations. The page needs no other file and no network.
 
     Args:
-        folders: The evaluations' folders; differences are to the first.
-        out: The page's file; by default ``report.html`` in the first folder.
-        names: One name for each evaluation, used in the page; by default the folders' names.
-        viewers: How many patients' slices can be looked at, the worst first.
-        patients: Ids of patients whose slices can be looked at as well.
+        folders: The folders of the evaluations. Differences are to the first evaluation.
+        out: The path of the page; None for ``report.html`` in the first folder.
+        names: One name for each evaluation, used in the page; empty for the folders' names.
+        viewers: Number of patients whose slices the page shows, those with the lowest DSC first.
+        patients: Ids of more patients whose slices the page shows.
 
     Returns:
-        The page's file, and what is missing from the page.
+        The path of the page, and notes on the evaluations and on what the page leaves out.
 
     Raises:
-        PipelineError: An evaluation is unreadable or does not fit the others, or the disk refuses.
+        PipelineError: An evaluation cannot be read or does not fit the others, or the page cannot be written.
 
-    Example:
+    Examples:
         >>> page, notes = write_report(["runs/basic_unet", "runs/attention_unet"])
         >>> page.name
         'report.html'
@@ -107,7 +114,7 @@ def write_report(
         raise PipelineError(f"--viewers {viewers} (expected 0 or more).")
     runs = read_runs(given, names)
     if unknown := set(patients).difference(*(run.by_patient for run in runs)):
-        raise PipelineError(f"--patients {listed(sorted(unknown))}: in no RUN. Take ids of its scores.csv.")
+        raise PipelineError(f"--patients {listed(sorted(unknown))}: in no RUN. Use ids from scores.csv.")
     target = Path(out) if out else given[0] / REPORT_NAME
     if target.is_dir():
         raise PipelineError(f"{target}: is a folder (expected a name for the page, such as {target / REPORT_NAME}).")
@@ -117,7 +124,15 @@ def write_report(
 
 
 def read_runs(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Run]:
-    """Evaluations that may stand side by side."""
+    """The evaluations of several folders, checked to fit into one page.
+
+    Args:
+        folders: The folders of the evaluations.
+        names: One name for each evaluation; empty for the folders' names.
+
+    Raises:
+        PipelineError: An evaluation cannot be read, is given twice, or has another protocol or truth than the others.
+    """
     resolved = [folder.resolve() for folder in folders]
     names = names or _short_names(resolved)
     for what, items in (("RUN", map(str, resolved)), ("name", names)):
@@ -127,7 +142,7 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Run]:
     runs = [_read_run(name, folder) for name, folder in zip(names, folders, strict=True)]
     if len({run.summary["protocol"] for run in runs}) > 1:
         each = ", ".join(f"{run.name}: {run.summary['protocol']}" for run in runs)
-        raise PipelineError(f"runs of different protocols ({each}). Evaluate them by one --protocol.")
+        raise PipelineError(f"runs of different protocols ({each}). Evaluate them with one --protocol.")
     _refuse_other_truths(runs)
     return runs
 
@@ -135,21 +150,23 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Run]:
 def _read_run(name: str, folder: Path) -> Run:
     if not (folder / SUMMARY_NAME).is_file():
         what = f"no {SUMMARY_NAME} in it" if folder.exists() else "nothing there"
-        raise PipelineError(f"{folder}: {what} (expected a folder that pipeline.evaluate wrote). Check the path.")
+        raise PipelineError(f"{folder}: {what} (expected a folder written by lgg-flair evaluate). Check the path.")
     summary = read_summary(folder)
-    # The table of an earlier version does not tell; its summary names those that were trained on.
+    # Tables of version 0.1.0 have no column "seen". Their summary names the patients that were trained on.
     scores = (
         replace(score, seen=True) if score.patient in summary["seen_in_training"] else score
         for score in read_scores(folder)
     )
     run = Run(name, folder, summary, tuple(scores), read_curves(folder / CURVES_NAME))
     if not len(run.by_patient) == len(run.scores) == run.summary.get("volumes"):
-        raise PipelineError(f"{folder}: scores.csv and {SUMMARY_NAME} are not of one evaluation. Evaluate again.")
+        raise PipelineError(
+            f"{folder}: scores.csv and {SUMMARY_NAME} are not of one evaluation. Run the evaluation again."
+        )
     return run
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the folders' paths, as many as tell them apart."""
+    """The shortest ends of the folders' paths that are all different."""
     parts = 1
     while len({folder.parts[-parts:] for folder in folders}) < len(set(folders)):
         parts += 1
@@ -157,7 +174,7 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _refuse_other_truths(runs: Sequence[Run]) -> None:
-    """One patient id must be one truth, or the runs cannot be compared by it."""
+    """Refuse runs that used different truths for the same patient id, since their scores cannot be compared."""
     first: dict[str, tuple[str, int, str | None]] = {}
     for run in runs:
         for patient, score in run.by_patient.items():
@@ -167,12 +184,12 @@ def _refuse_other_truths(runs: Sequence[Run]) -> None:
             if voxels != score.lesion_voxels or (None not in (known, digest) and known != digest):
                 raise PipelineError(
                     f"patient {patient}: {name} and {run.name} were scored against different truths. Evaluate them on "
-                    "one manifest, by one protocol."
+                    "one manifest, with one protocol."
                 )
 
 
 def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str, list[str]]:
-    """The page, and what is missing from it."""
+    """The text of the page, and its notes."""
     patients = worst_first(runs)
     trained_on = {score.patient for run in runs for score in run.scores if score.seen}
     trained = [patient for patient in patients if patient in trained_on]
@@ -183,7 +200,10 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
     notes = _notes(runs, wanted, views, left_out)
     if len(patients) > len(wanted):
         first = ", first those that were not trained on" if unseen and trained else ""
-        notes.append(f"slices of {len(views)} of {len(patients)} patients, the worst{first} (--viewers, --patient)")
+        notes.append(
+            f"the page shows slices of {len(views)} of {len(patients)} patients: the worst{first}. For others, pass "
+            "--viewers or --patients"
+        )
     dsc = {run.name: run.dsc for run in runs}
     lesion_voxels = {patient: score.lesion_voxels for run in runs for patient, score in run.by_patient.items()}
     curves = {
@@ -198,7 +218,7 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
         rows=[_run_row(run, runs[0]) for run in runs],
         groups=[group for group in GROUPS.values() if any(group in run.subtotals for run in runs)],
         tables=[(unseen, False), (trained, True)] if unseen and trained else [(patients, False)],
-        # Of runs that were trained on different patients it must be said which.
+        # If runs were trained on different patients, the table marks them.
         mixed=any(
             len({run.by_patient[patient].seen for run in runs if patient in run.by_patient}) > 1
             for patient in trained_on
@@ -222,7 +242,7 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
 def _pictures(
     runs: Sequence[Run], wanted: Sequence[str], chosen: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """The viewer's images by patient, the examples for paper, and the patients for whom the page has no room."""
+    """Patient -> view, the example pictures, and the patients that the page leaves out because of its size."""
     examples = {}
 
     def view_of(patient: str) -> dict[str, Any] | None:
@@ -246,53 +266,56 @@ def _pictures(
 
 
 def worst_first(runs: Sequence[Run]) -> list[str]:
-    """All patients of all runs by the first run's DSC, ascending; those without one last, by id."""
+    """The patients of all runs, sorted by their DSC in the first run, the lowest first.
+
+    Patients without a DSC come last, sorted by id.
+    """
     known = runs[0].defined
     everybody = {patient for run in runs for patient in run.by_patient}
     return sorted(everybody, key=lambda patient: (patient not in known, known.get(patient, 0.0), patient))
 
 
 def _example_patients(first: Run, patients: Sequence[str]) -> dict[str, str]:
-    """Patient -> which example it is: the worst, the median and the best of those with a DSC, as far as they differ."""
+    """Patient -> kind of example: worst, median and best of those with a DSC, as far as they differ."""
     scored = [patient for patient in patients if patient in first.defined]
     last = len(scored) - 1
-    places = {last: "best", last // 2: "median", 0: "worst"}  # of one place the last word counts
+    places = {last: "best", last // 2: "median", 0: "worst"}  # if places coincide, the last entry counts
     return {scored[place]: which for place, which in sorted(places.items()) if scored}
 
 
 def _notes(runs: Sequence[Run], wanted: Sequence[str], views: Mapping[str, Any], left_out: Sequence[str]) -> list[str]:
-    """What a reader of the page must know of its runs, and what is missing from it."""
+    """Notes for the reader: how the runs differ, and what the page leaves out."""
     notes = []
     if len({run.summary["manifest_sha256"] for run in runs}) > 1:
-        notes.append("the runs were evaluated on different manifests; patients that stand in several have one truth")
+        notes.append("the runs were evaluated on different manifests; patients of several runs have the same truth")
     if len({frozenset(run.by_patient) for run in runs}) > 1:
-        notes.append("the runs are not of the same patients; differences are of those that both have")
-    told: dict[str, list[str]] = {}
+        notes.append("the runs are not of the same patients; differences are over the patients of both")
+    facts: dict[str, list[str]] = {}
     for run in runs:
         seen, undefined = run.summary["seen_in_training"], run.summary.get("undefined")
         maskless = [patient for patient in views if patient in run.dsc and not run.file(MASK_FOLDER, patient, "mask")]
         of_run = {
             f"{len(seen)} of {len(run.scores)} patients were trained on": seen,
-            "no DSC where neither truth nor prediction has a voxel": undefined,
+            "no DSC, because truth and prediction are empty": undefined,
             f"no mask in {MASK_FOLDER}/": maskless,
         }
         for fact, ids in of_run.items():
             if ids:
-                told.setdefault(f"{fact}: {listed(ids)}", []).append(run.name)
-    notes += [f"{', '.join(names)}: {text}" for text, names in told.items()]
+                facts.setdefault(f"{fact}: {listed(ids)}", []).append(run.name)
+    notes += [f"{', '.join(names)}: {text}" for text, names in facts.items()]
     without = [patient for patient in wanted if patient not in {*views, *left_out}]
     if without:
         notes.append(
-            f"no slices of {listed(without)}: {VOLUMES}/ of the evaluation lacks them. Evaluate again to keep them "
-            "there"
+            f"no slices of {listed(without)}: they are missing from {VOLUMES}/ of the evaluation. Run the evaluation "
+            "again to write them"
         )
     if left_out:
-        notes.append(f"no room for slices of {listed(left_out)}: the page would grow too large for a browser")
+        notes.append(f"no slices of {listed(left_out)}, because the page would become too large for a browser")
     return notes
 
 
 def _run_row(run: Run, first: Run) -> dict[str, Any]:
-    """How a run's networks were made, as text, and how its DSC differ from the first run's."""
+    """Text on how a run's networks were trained, and how its DSC differs from the first run."""
     facts = [_training_facts(bundle) for bundle in run.summary["bundles"]]
     network, loss, budget, seed = (" + ".join(dict.fromkeys(texts)) for texts in zip(*facts, strict=True))
     return {
@@ -305,7 +328,7 @@ def _run_row(run: Run, first: Run) -> dict[str, Any]:
 
 
 def _training_facts(bundle: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Network, loss, budget and seed of a bundle, each "unknown" where the training's record does not tell."""
+    """Network, loss, budget and seed of a bundle; "unknown" if the training's record does not hold it."""
     training = bundle.get("training") or {}
     config = training.get("config") or {}
     own_network = _target((bundle.get("settings") or {}).get("network_def"))
@@ -319,13 +342,21 @@ def _training_facts(bundle: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _target(definition: Any) -> str:
-    """The class that a part of a config names, empty where it names none."""
+    """The class that a part of a config names; empty if it names none."""
     return str(definition.get("_target_", "")).rpartition(".")[2] if isinstance(definition, dict) else ""
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """What is shown of one patient: image (H, W, D, 3) uint8; truth, masks and maps by run (H, W, D)."""
+    """The volumes of one patient.
+
+    Args:
+        image: The image, (H, W, D, 3) uint8.
+        truth: The true mask, (H, W, D), 0 and 1.
+        masks: Name of the run -> predicted mask, (H, W, D), 0 and 1.
+        maps: Name of the run -> uncertainty map, (H, W, D), 0 to 0.5.
+        spacing: Distance between rows, columns and slices in mm; None if it is not known.
+    """
 
     image: NDArray[Any]
     truth: NDArray[Any]
@@ -335,7 +366,7 @@ class Volumes:
 
 
 def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
-    """A patient's volumes, None where no run has its image and its truth."""
+    """A patient's volumes; None if no run has both image and truth of the patient."""
     paths = [(run.file(VOLUMES, patient, "image"), run.file(VOLUMES, patient, "label")) for run in runs]
     image_path, label_path = next((both for both in paths if all(both)), (None, None))
     if not image_path or not label_path:
@@ -349,14 +380,14 @@ def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
     for what, volume in volumes:
         if volume.shape != image.shape[:3]:
             raise PipelineError(
-                f"patient {patient}: {what} of shape {volume.shape}, image of {image.shape[:3]} (expected one grid). "
-                "Evaluate again."
+                f"patient {patient}: {what} of shape {volume.shape}, image of {image.shape[:3]} (expected the same). "
+                "Run the evaluation again."
             )
     return Volumes(image, truth, masks, maps, spacing_mm(image_path))
 
 
 def _example(volumes: Volumes, z: int) -> dict[str, str]:
-    """Run -> picture of one slice: prediction orange, truth blue."""
+    """Name of the run -> picture of one slice, with prediction in orange and truth in blue."""
     rows, columns = head_box(volumes.image, volumes.truth, *volumes.masks.values())
     part = (rows, columns, z)
     spacing = volumes.spacing[:2] if volumes.spacing else None

@@ -1,8 +1,8 @@
-"""Volumes -> what a page's viewer shows: slices of a patient as a few small images in text form.
+"""Turn volumes into data for a page's viewer: a patient's slices as a few small images in text form.
 
-The viewer itself is plain JavaScript on a 2-D canvas (``templates/viewer.js``). NiiVue, the library for NIfTI
-in a browser, draws by WebGL 2, which print, remote desktops and phones do not always give. It also needs whole volumes,
-and has no view of runs side by side at one slice with false voxels coloured.
+The viewer itself is plain JavaScript on a 2-D canvas (``templates/viewer.js``). NiiVue, the library for NIfTI in a
+browser, needs WebGL 2, which printers, remote desktops and phones do not always have. It also needs whole volumes, and
+cannot show several runs at the same slice with false voxels in colour.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pipeline.scripts.manifest import FLAIR
 MARGIN = 4
 """Pixels of air left around the head."""
 AIR_BELOW = 0.1
-"""Of a volume's bright end; darker is air."""
+"""Share of a volume's brightest grey value. Darker voxels are air."""
 BRIGHT_PERCENTILE = 99.5
-"""Where a volume's bright end is: a few very bright voxels do not decide where the head is."""
+"""Percentile that counts as a volume's brightest grey value. It ignores a few very bright voxels."""
 WINDOW_PERCENTILES = (1, 99.5)
-"""Of the voxels inside the head; between them goes the grey scale that a slice is shown with at first."""
+"""Percentiles of the voxels inside the head. A slice is first shown with the grey scale between them."""
 WEBP = {"quality": 78, "method": 4}
-"""How slices and maps are compressed; masks are without loss."""
+"""Compression of slices and maps. Masks are compressed without loss."""
 MAX_SIDE_PX = 4096
-"""Side of an image that holds all slices: phones refuse larger ones. Larger volumes are shown coarser."""
+"""Side of an image that holds all slices, at most. Phones refuse larger ones, so larger volumes lose pixels."""
 
 
 def patient_view(
@@ -41,21 +41,21 @@ def patient_view(
     maps: Mapping[str, NDArray[Any]],
     spacing: tuple[float, ...] | None = None,
 ) -> dict[str, Any]:
-    """All that the viewer needs of one patient, ready for JSON.
+    """The data that the viewer needs for one patient, as values for JSON.
 
     Args:
-        image: (H, W, D, 3) uint8.
-        truth: (H, W, D), 0 and 1; None where there is none.
-        masks: Name of the run -> (H, W, D), 0 and 1.
-        maps: Name of the run -> uncertainty (H, W, D), 0 to 0.5; runs without one are absent.
-        spacing: Distance of rows, columns and slices in mm; None where it is not known.
+        image: The image, (H, W, D, 3) uint8.
+        truth: The true mask, (H, W, D), 0 and 1; None if there is no truth.
+        masks: Name of the run -> predicted mask, (H, W, D), 0 and 1.
+        maps: Name of the run -> uncertainty map, (H, W, D), 0 to 0.5; runs without a map are absent.
+        spacing: Distance between rows, columns and slices in mm; None if it is not known.
 
     Returns:
-        ``height``, ``width`` (of the box of the head, in pixels), ``depth``, ``columns`` (slices in a row of each
-        image), ``aspect`` (height of a pixel by its width), ``channels`` (image of each; a channel that repeats FLAIR
-        shares FLAIR's), ``windows`` (of each channel the grey values shown black and white at first), ``truth`` (None
-        where there is none), ``masks`` and ``maps`` (run -> image), ``start`` (the slice with most lesion), each image
-        a ``data:`` address.
+        ``height`` and ``width`` (of the head's box, in pixels), ``depth`` (number of slices), ``columns`` (slices in a
+        row of each image), ``aspect`` (height of a pixel divided by its width), ``channels`` (one image each; for a
+        channel that repeats FLAIR, FLAIR's number), ``windows`` (for each channel, the grey values that are first shown
+        black and white), ``truth`` (None if there is no truth), ``masks`` and ``maps`` (run -> image), and ``start``
+        (the slice with most lesion). Every image is a ``data:`` address.
     """
     known = [*masks.values(), *([] if truth is None else [truth])]
     rows, columns = head_box(image, *known)
@@ -64,7 +64,7 @@ def patient_view(
     step = math.ceil(across * max(rows.stop - rows.start, columns.stop - columns.start) / MAX_SIDE_PX)
 
     def tiled(volume: NDArray[Any]) -> NDArray[Any]:
-        """The box of the head in all slices, (H, W, D), as one picture."""
+        """All slices of a volume, (H, W, D), cropped to the head's box, as one picture."""
         slices = np.moveaxis(volume[rows, columns][::step, ::step], 2, 0)
         tiles: NDArray[Any] = montage(slices, fill=0, grid_shape=(math.ceil(depth / across), across))
         return tiles
@@ -96,8 +96,13 @@ def patient_view(
 
 
 def head_box(image: NDArray[Any], *masks: NDArray[Any]) -> tuple[slice, slice]:
-    """Rows and columns that hold the head in an image, (H, W, D, 3), and every mask, (H, W, D), with a margin."""
-    own = image[..., :1] if image.strides[-1] == 0 else image  # channels may share one memory
+    """The rows and columns that hold the head and every mask, with a margin.
+
+    Args:
+        image: The image, (H, W, D, 3).
+        masks: Masks, each (H, W, D).
+    """
+    own = image[..., :1] if image.strides[-1] == 0 else image  # channels may share memory
     inside: NDArray[np.bool_] = np.any(own >= _air(own), axis=(2, 3))
     for mask in masks:
         inside |= mask.any(axis=2)
@@ -113,7 +118,7 @@ def _air(image: NDArray[Any]) -> float:
 
 
 def _window(channel: NDArray[Any]) -> list[int]:
-    """Grey values to show black and white, so that the head's contrast is seen."""
+    """The grey values to show black and white, so that the head's contrast is visible."""
     thinned = channel[::2, ::2]
     head = thinned[thinned >= _air(channel)]
     low, high = np.percentile(head, WINDOW_PERCENTILES).round().astype(int).tolist() if head.size else (0, 255)
@@ -125,5 +130,11 @@ def _grey(uncertainty: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def data_address(picture: NDArray[Any], kind: str, **options: Any) -> str:
-    """A picture, (H, W, 3) or (H, W), as an address that holds it; the options are those of Pillow's ``save``."""
+    """A picture as a ``data:`` address that holds its file.
+
+    Args:
+        picture: The picture, (H, W, 3) or (H, W), uint8 or bool.
+        kind: The format, such as ``webp``.
+        options: Options of Pillow's ``save``.
+    """
     return f"data:image/{kind};base64,{base64.b64encode(picture_bytes(picture, kind, **options)).decode()}"

@@ -1,4 +1,4 @@
-"""Training curves: TensorBoard's event files -> plain lists, without the host name that event files carry."""
+"""Training curves: read from TensorBoard's event files, kept as plain lists without the host's name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from pipeline.scripts.files import write_durably
 CURVES_NAME = "curves.json"
 EVENTS = "events.out.tfevents.*"
 TAGS = ("train_loss", "val_loss", "val_dsc")
-"""What training writes (``bundles/template/train.yaml``): by iteration, by epoch, by epoch."""
+"""Tags that a training writes: the first by iteration, the others by epoch (``bundles/template/train.yaml``)."""
 MAX_POINTS = 400
-"""Of one curve; longer ones become means of equal stretches."""
+"""Points of one curve at most. A longer curve is cut into this many parts, and each becomes its mean."""
 
 Curve = list[tuple[float, float]]
 
 
 def read_events(folder: Path, steps_per_epoch: int = 1) -> dict[str, Curve]:
-    """Curves of a training by tag, empty where the folder holds no event file."""
+    """The curves of a training: tag -> points (iteration, value). Empty if the folder holds no event file.
+
+    Args:
+        folder: The folder of the training.
+        steps_per_epoch: Iterations of an epoch, to place values by epoch on the same axis.
+
+    Raises:
+        PipelineError: The event files cannot be read.
+    """
     if not any(folder.glob(EVENTS)):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
@@ -31,7 +39,7 @@ def read_events(folder: Path, steps_per_epoch: int = 1) -> dict[str, Curve]:
         accumulator.Reload()
         known = accumulator.Tags()[SCALARS]
         found = {tag: {e.step: e.value for e in accumulator.Scalars(tag)} for tag in TAGS if tag in known}
-    except Exception as error:  # damaged records raise anything
+    except Exception as error:  # damaged records raise errors of any type
         raise PipelineError(f"{folder}: no readable event files ({error}). Remove or restore them.") from error
     return {tag: _thinned(points, 1 if tag == "train_loss" else steps_per_epoch) for tag, points in found.items()}
 
@@ -46,12 +54,12 @@ def _thinned(points: Mapping[int, float], scale: int) -> Curve:
 
 
 def write_curves(path: Path, curves: Mapping[str, Mapping[str, Curve]]) -> None:
-    """Write curves of several trainings."""
+    """Write the curves of several trainings, name -> tag -> points, as JSON."""
     write_durably(path, (json.dumps(curves) + "\n").encode())
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
-    """What ``write_curves`` wrote, empty where there is no file."""
+    """The curves that ``write_curves`` wrote, name -> tag -> points. Empty if there is no file."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         return {
@@ -61,4 +69,4 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path}: no readable curves ({error}). Evaluate again.") from error
+        raise PipelineError(f"{path}: no readable curves ({error}). Repeat the evaluation.") from error

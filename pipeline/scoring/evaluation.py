@@ -1,4 +1,4 @@
-"""Volumes of a manifest predicted and scored, with all that a report needs kept beside the scores."""
+"""Predict and score the volumes of a manifest, and keep all that a report needs beside the scores."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults
 logger = logging.getLogger(__name__)
 
 FoldBundles = Mapping[int | None, Bundle]
-"""Fold -> the bundle with that fold's weights; ``{None: bundle}`` without folds."""
+"""Fold -> the bundle with the weights of this fold; ``{None: bundle}`` without folds."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The outcome of an evaluation.
+    """The outcome of ``evaluate_volumes``.
 
     Args:
         scores: One score for each volume, in the manifest's order.
@@ -92,38 +92,39 @@ def evaluate_volumes(
 ) -> EvaluationResult:
     """Predict and score the volumes of a manifest; write scores, summary, masks, volumes, maps and training curves.
 
-    Under torchrun each process predicts a share of the volumes; the first writes the table of all.
+    Under torchrun, each process predicts a share of the volumes, and the first process writes the table of all.
 
     Args:
         manifest: ``manifest.json`` or its folder, or another Decathlon datalist of NIfTI images and labels.
-        bundles: The bundles' names or folders; the probabilities of several are averaged.
-        out: The folder of the results, as ``python -m pipeline.evaluate`` writes it.
-        weights: One weights file for each bundle, or none for the bundles' own.
-        folds: One folder of ``fold_K/model.pt`` for each bundle, or none.
-        fold: Evaluate the patients of this fold alone; None for all.
-        split: The section, or all; None for validation, or for all where folds are asked for.
-        patients: Evaluate these patients of the section alone; none for all.
-        protocol: A key of ``PROTOCOLS``.
-        flips: Average with the prediction of the left-right mirrored volume.
+        bundles: Names or folders of the bundles. The probabilities of several bundles are averaged.
+        out: The folder to write the results to, as ``lgg-flair evaluate`` does.
+        weights: One weights file for each bundle; empty to use the bundles' own weights.
+        folds: One folder with ``fold_K/model.pt`` for each bundle; empty to use one set of weights for all patients.
+        fold: Evaluate only the patients of this fold; None for all folds.
+        split: The manifest's section to evaluate, or ``all``. None means ``all`` with ``folds`` or ``fold``, else
+            ``validation``.
+        patients: Ids of the patients to evaluate; empty for all patients of the section.
+        protocol: The way of scoring, a key of ``PROTOCOLS``.
+        flips: Also predict the left-right mirrored volume, and average both.
         uncertainty: Also write uncertainty maps and each volume's agreement.
-        per_slice: Also write ``slices.csv``.
-        backend: A key of ``BACKENDS``.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA where there is some, else the CPU.
-        trust: Also run bundles that are not this project's: their configs can run any code.
-        skip_existing: Go on with an evaluation of the same settings that was stopped: volumes that have their mask are
-            not predicted again.
+        per_slice: Also write ``slices.csv``, the scores of single slices.
+        backend: The software that runs the networks, a key of ``BACKENDS``.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
+        trust: Also run bundles that are not this project's. Their configs can run any code.
+        skip_existing: Continue an evaluation of the same settings that stopped. Volumes that have a mask are not
+            predicted again.
         seed: Seed of the bootstrap interval, 0 or more.
-        command: The command line that asks, for the summary.
-        draw: Draws pictures of the result into ``figures/``, before another run may write to the folder. None removes
-            the pictures of an earlier evaluation: they are of other masks.
+        command: The command line of the evaluation, recorded in the summary.
+        draw: A function that draws pictures of the result into ``figures/``. It runs before any other run can write to
+            ``out``. None removes pictures of an earlier evaluation, which show other masks.
 
     Returns:
         The scores of all volumes and their summary.
 
     Raises:
-        PipelineError: An option, a bundle, a volume or the folder cannot be used; the message says which.
+        PipelineError: An option, a bundle, a volume or the folder ``out`` cannot be used; the message says which.
 
-    Example:
+    Examples:
         >>> result = evaluate_volumes("data_manifest", "basic_unet", "runs/basic_unet")
         >>> round(result.summary["dsc_mean"], 4)
         0.9084
@@ -196,7 +197,7 @@ def evaluate_volumes(
                     shutil.rmtree(out / FIGURES, ignore_errors=True)
                 if not skip_existing:
                     finished.clear()
-                write_summary(out, provenance)  # without statistics, which says that the folder is not complete
+                write_summary(out, provenance)  # no statistics yet: the results are not complete
             share.wait()
             gathered = share.gather(overlapped(score_of, share.of(volumes), "evaluate"))
             by_patient = {score.patient: score for score in gathered}
@@ -209,7 +210,7 @@ def evaluate_volumes(
                 write_summary(out, result.summary)
                 if draw:
                     draw(result)
-            share.wait()  # for the first one, which a launcher would end with the others
+            share.wait()  # A launcher ends all processes with the first that ends, so the others wait.
     return result
 
 
@@ -218,25 +219,32 @@ def _refuse_options(
 ) -> None:
     if weights and folds:
         raise PipelineError(
-            "--weights and --folds together (expected one of them). The folds hold weights of their own."
+            "--weights with --folds (expected one of them). Leave one out: the folds have their own weights."
         )
     refuse_unequal("--folds", folds, bundles)
     if protocol not in PROTOCOLS:
-        raise PipelineError(f"protocol {protocol!r} (expected {' or '.join(PROTOCOLS)}).")
+        raise PipelineError(f"protocol {protocol!r}: unknown (expected {' or '.join(PROTOCOLS)}).")
     if seed < 0:
         raise PipelineError(f"--seed {seed} (expected 0 or more).")
 
 
 def _named(volumes: Sequence[Volume], patients: Sequence[str]) -> tuple[Volume, ...]:
-    """The volumes of these patients, in the manifest's order; of all where none are named."""
+    """The volumes of these patients, in the manifest's order; all volumes if no patient is named."""
     unknown = sorted(set(patients) - {volume.patient for volume in volumes})
     if unknown:
-        raise PipelineError(f"--patients {' '.join(unknown)}: not in this section. Choose another --split.")
+        raise PipelineError(
+            f"--patients {' '.join(unknown)}: not in this section of the manifest. Choose another --split."
+        )
     return tuple(volume for volume in volumes if not patients or volume.patient in patients)
 
 
 def bundles_for(groups: Sequence[FoldBundles], volume: Volume) -> list[Bundle]:
-    """The bundles whose probabilities are averaged for a volume."""
+    """The bundles that predict a volume, so that no fold predicts a patient that it was trained on.
+
+    Args:
+        groups: For each bundle, fold -> the bundle with the weights of this fold.
+        volume: A volume of the manifest. A volume without a fold is predicted by all folds.
+    """
     chosen: list[Bundle] = []
     for group in groups:
         if None in group or volume.fold is None:
@@ -256,14 +264,27 @@ def load_folds(
     device: str | None = None,
     trust: bool = False,
 ) -> FoldBundles:
-    """A bundle with the weights of each fold of a cross-validation, or of one fold ``only``."""
+    """A bundle with the weights of each fold of a cross-validation: fold -> bundle.
+
+    Args:
+        bundle: The bundle's folder.
+        runs: The folder of the cross-validation, with ``fold_K/model.pt`` for each fold.
+        folds: The manifest's folds.
+        backend: The software that runs the network, a key of ``BACKENDS``.
+        only: Load only this fold; None for all folds.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
+        trust: Also load a bundle that is not this project's. Its config can run any code.
+
+    Raises:
+        PipelineError: The folder does not hold the weights of these folds, or they cannot be loaded.
+    """
     found = {int(path.parent.name[5:]): path for path in runs.glob("fold_*/model.pt") if path.parent.name[5:].isdigit()}
     wanted = list(folds) if only is None else [only]
     if not found or (sorted(found) != wanted if only is None else only not in found):
         has, expected = (", ".join(map(str, sorted(numbers))) or "none" for numbers in (found, folds))
         raise PipelineError(
-            f"{runs}: holds weights of folds {has} (the manifest's: {expected}). Train every fold: "
-            f"python -m pipeline.train --fold all --out {runs}, on a manifest built with --folds K."
+            f"{runs}: holds weights of folds {has} (expected the manifest's: {expected}). Train every fold: "
+            f"lgg-flair train --fold all --out {runs}, on a manifest built with --folds K."
         )
     return {fold: load_bundle(bundle, found[fold], backend, device=device, trust=trust) for fold in wanted}
 
@@ -273,15 +294,17 @@ def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) ->
         return tuple(volumes)
     if fold not in manifest.folds:
         numbers = ", ".join(map(str, manifest.folds)) or "none: build the manifest with --folds K"
-        raise PipelineError(f"--fold {fold}: no fold of the manifest (expected one of its folds: {numbers}).")
+        raise PipelineError(f"--fold {fold}: not in the manifest (expected one of its folds: {numbers}).")
     chosen = tuple(volume for volume in volumes if volume.fold == fold)
     if not chosen:
-        raise PipelineError(f"--fold {fold}: no patient of it in this --split. Leave --split out for all of the fold.")
+        raise PipelineError(
+            f"--fold {fold}: has no patient in this --split. Leave --split out to evaluate the whole fold."
+        )
     return chosen
 
 
 def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
-    """Keep masks and table of one folder about the same patients."""
+    """Refuse to mix results of different patients in one folder."""
     try:
         earlier = json.loads((out / SUMMARY_NAME).read_bytes())
         same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "patients", "manifest_sha256"))
@@ -291,28 +314,28 @@ def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
         same = False
     if not same:
         raise PipelineError(
-            f"{out}: holds the results of another split, fold, manifest or choice of patients. Choose another --out, "
-            "or delete them."
+            f"{out}: holds results of another split, fold, manifest or choice of patients. Choose another --out, or "
+            "delete the results."
         )
-    logger.info(f"{out}: the results that are there are replaced; pictures and maps of other masks go")
+    logger.info(f"{out}: replaces the earlier results, and removes pictures and maps of other masks")
 
 
 def _log_notes(
     bundles: Sequence[Bundle], manifest: Manifest, provenance: Mapping[str, Any], volumes: int, *, unseen_expected: bool
 ) -> None:
-    """Say by which settings the networks predict, and whether the patients are as unseen as the section promises."""
+    """Log the networks' settings. Warn if patients who should be unseen were trained on."""
     if _other_names(bundles, manifest):
         logger.warning(
-            "this manifest or that of the training has pseudonyms, and they are not the same: whether any of these "
-            "patients was trained on is not known"
+            "this manifest and that of the training use different pseudonyms or names, so it is not known whether the "
+            "weights were trained on these patients"
         )
     for line in dict.fromkeys(bundle.as_trained() for bundle in bundles):
         logger.info(line)
     seen = provenance["seen_in_training"]
     if seen and (unseen_expected or provenance["split"] not in ("training", "all")):
         logger.warning(
-            f"{len(seen)} of {volumes} patients were trained on, these scores are not of unseen patients: "
-            f"{', '.join(seen)}"
+            f"the weights were trained on {len(seen)} of {volumes} patients, so their scores do not hold for "
+            f"new patients: {', '.join(seen)}"
         )
 
 
@@ -333,31 +356,31 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path, *, p
         link_or_copy(volume.image, image)
     else:
         write_durably(image, _gzipped(volume.image))
-    # The label is copied: people correct labels in place, and a link would be the manifest's own.
+    # A copy, not a link: a user who corrects this label must not change the manifest's own.
     write_durably(out / VOLUMES / f"{volume.patient}{LABEL_SUFFIX}", _gzipped(volume.label))
     seen, true = view(protocol, mask, probability, truth)
     score = score_volume(volume.patient, seen, true, spacing_mm(volume.image))
     if per_slice:
-        left_out = (truth.shape[2] - true.shape[2]) // 2  # at either end, by the protocol
+        left_out = (truth.shape[2] - true.shape[2]) // 2  # slices that the protocol leaves out at each end
         score = replace(score, slices=slice_counts(seen, true, 1 + left_out))
     return replace(score, reliability=reliability(probability, truth), agreement=prediction.agreement)
 
 
 def _is_trained_on(patient: str, bundles: Sequence[Bundle]) -> bool:
-    """Whether weights were trained on this person, in this exam or another."""
+    """Whether the weights were trained on any exam of this person."""
     return person(patient) in {person(name) for bundle in bundles for name in seen_patients(bundle.record)}
 
 
 def _seen(patient: str, bundles: Sequence[Bundle], manifest: Manifest) -> bool | None:
-    """Whether any of the weights were trained on a patient; None where their records or the names do not tell."""
+    """Whether any of the weights were trained on a patient; None if the records or the names do not show it."""
     if _is_trained_on(patient, bundles):
         return True
-    told = all(knows_all_patients(bundle.record) for bundle in bundles) and not _other_names(bundles, manifest)
-    return False if told else None
+    known = all(knows_all_patients(bundle.record) for bundle in bundles) and not _other_names(bundles, manifest)
+    return False if known else None
 
 
 def _other_names(bundles: Sequence[Bundle], manifest: Manifest) -> bool:
-    """Whether the patients may stand under other names in the weights' records."""
+    """Whether the weights' records may use other names for the same patients."""
     hidden = is_pseudonymised(manifest.raw)
     return any(has_other_names(bundle.record, manifest.sha256, pseudonymised=hidden) for bundle in bundles)
 
@@ -371,7 +394,7 @@ def _gzipped(path: Path) -> bytes:
 def _training_curves(
     bundles: Sequence[Path], weights: Sequence[Path], folds: Sequence[Path], groups: Sequence[FoldBundles]
 ) -> dict[str, Any]:
-    """Curves of the trainings whose event files lie beside the weights."""
+    """Name of a training -> its curves, for each training with event files beside its weights."""
     curves: dict[str, Any] = {}
     for number, group in enumerate(groups):
         for fold, bundle in group.items():

@@ -1,13 +1,13 @@
-"""Agreement of a predicted volume with its truth, and summaries over volumes. Pure: arrays in, records out.
+"""Agreement of a predicted volume with its truth. The functions take arrays and touch no file.
 
-The empty-volume rule, written down here and nowhere else:
+The rule for empty volumes, which is defined only here:
 
-- truth and prediction empty: DSC is not defined. The volume forms a class of its own (``undefined`` in a summary,
-  with 0 false-positive voxels) and enters no mean.
-- truth empty, prediction not: DSC is 0 and the false-positive voxels are reported.
-- truth not empty, prediction empty: DSC is 0 by the formula.
-- the surface DSC follows the same rule; a surface distance needs two surfaces, a volume difference a truth.
-- a prediction with NaN or Inf is an error, never a DSC.
+- Truth and prediction are empty: the DSC is not defined. The volume is listed as ``undefined`` in a summary and counts
+  in no mean.
+- Only the truth is empty: the DSC is 0, and the false-positive voxels are reported.
+- Only the prediction is empty: the DSC is 0 by its formula.
+- The surface DSC follows the same rule. A surface distance needs both surfaces, and a volume difference needs a truth.
+- A prediction with NaN or Inf is an error and never has a DSC.
 """
 
 from __future__ import annotations
@@ -25,17 +25,25 @@ Mask = NDArray[np.bool_]
 
 TENTHS = 10
 TOLERANCE_MM = 2.0
-"""Of the surface DSC: surfaces nearer to each other count as one."""
+"""Tolerance of the surface DSC in mm: surfaces that are closer count as equal."""
 MARKED = 0.01
-"""Probability from which a voxel counts in the calibration: the others are so many that they would hide any error."""
+"""Lowest probability that counts in the calibration. Below it lie so many voxels that they would hide any error."""
 
 
 def as_mask(volume: NDArray[Any], name: str) -> Mask:
-    """A volume of 0 and 1, (H, W, D), as booleans; messages call it by ``name``."""
+    """A mask as booleans, (H, W, D).
+
+    Args:
+        volume: The mask, (H, W, D), 0 and 1.
+        name: What the error message calls the mask.
+
+    Raises:
+        PipelineError: The mask holds other values than 0 and 1.
+    """
     if not ((volume == 0) | (volume == 1)).all():
         raise PipelineError(
             f"{name}: values from {volume.min()} to {volume.max()} (expected 0 and 1; NaN or Inf has no DSC). "
-            "Threshold it first."
+            "Apply a threshold first."
         )
     return volume.astype(np.bool_)
 
@@ -48,21 +56,21 @@ def score_volume(
 ) -> VolumeScore:
     """DSC, surface distances, volume difference and voxel counts of one volume.
 
-    DSC = 2 TP / (2 TP + FP + FN) (Dice 1945). ``hd95_px`` is medpy's: the 95th percentile of the distances of both
-    surfaces to each other, in voxels. Where the spacing is known, ``hd95_mm`` is MONAI's: the larger of the two
-    directions' 95th percentiles, in mm. ``surface_dice_2mm`` is MONAI's normalised surface DSC at 2 mm (Nikolov et al.,
-    J Med Internet Res 23, 2021).
+    DSC = 2 TP / (2 TP + FP + FN) (Dice 1945). ``hd95_px``, by medpy, is the 95th percentile of the distances between
+    both surfaces in voxels. ``hd95_mm``, by MONAI, is the larger of the 95th percentiles of both directions in mm.
+    ``surface_dice_2mm`` is MONAI's normalised surface DSC at 2 mm (Nikolov et al., J Med Internet Res 23, 2021).
 
     Args:
         patient: The patient's id.
-        prediction: (H, W, D), 0 and 1.
-        truth: (H, W, D), 0 and 1.
-        spacing: Distance of rows, columns and slices in mm; None where it is not known, as of the published slices.
+        prediction: The predicted mask, (H, W, D), 0 and 1.
+        truth: The true mask, (H, W, D), 0 and 1.
+        spacing: Distance between rows, columns and slices in mm. None if it is not known, as for the published slices;
+            then scores in mm are None.
 
     Raises:
-        PipelineError: The shapes differ, or either is no binary volume.
+        PipelineError: The shapes differ, or a mask holds other values than 0 and 1.
 
-    Example:
+    Examples:
         >>> truth = np.zeros((4, 4, 2), np.uint8)
         >>> truth[1:3, 1:3] = 1
         >>> score_volume("patient", truth, truth).dsc
@@ -70,7 +78,7 @@ def score_volume(
     """
     if prediction.shape != truth.shape:
         raise PipelineError(
-            f"Patient {patient}: prediction of shape {prediction.shape}, truth of {truth.shape} (expected one grid)."
+            f"Patient {patient}: prediction of shape {prediction.shape}, truth of {truth.shape} (expected the same)."
         )
     predicted = as_mask(prediction, f"Patient {patient}: prediction")
     true = as_mask(truth, f"Patient {patient}: truth")
@@ -99,7 +107,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def _cropped(predicted: Mask, true: Mask) -> tuple[Mask, Mask]:
-    """Both masks in the box that holds both, and a rim of air: to crop to it changes no distance of surfaces."""
+    """Both masks, cropped to the box that holds both, with a rim of zeros. No surface distance changes."""
     box = next(iter(find_objects((predicted | true).astype(np.uint8))), np.s_[:0, :0, :0])
     return np.pad(predicted[box], 1), np.pad(true[box], 1)
 
@@ -113,7 +121,7 @@ def _hd95_px(predicted: Mask, true: Mask) -> float | None:
 
 
 def _surfaces_mm(predicted: Mask, true: Mask, spacing: tuple[float, float, float]) -> tuple[float | None, float | None]:
-    """HD95 in mm and surface DSC at ``TOLERANCE_MM``."""
+    """HD95 in mm, and the surface DSC at ``TOLERANCE_MM``."""
     if not (predicted.any() and true.any()):
         return None, 0.0 if predicted.any() or true.any() else None
     import torch
@@ -128,7 +136,13 @@ def _surfaces_mm(predicted: Mask, true: Mask, spacing: tuple[float, float, float
 def slice_counts(
     prediction: NDArray[Any], truth: NDArray[Any], first: int = 1
 ) -> tuple[tuple[int, int, int, int], ...]:
-    """Number, TP, FP and FN of each slice of two masks (H, W, D), 0 and 1; the lowest has the number ``first``."""
+    """Number, TP, FP and FN of each slice, from the lowest slice up.
+
+    Args:
+        prediction: The predicted mask, (H, W, D), 0 and 1.
+        truth: The true mask, (H, W, D), 0 and 1.
+        first: The number of the lowest slice.
+    """
     predicted, true = as_mask(prediction, "prediction"), as_mask(truth, "truth")
     counts = (np.count_nonzero(each, axis=(0, 1)) for each in (predicted & true, predicted & ~true, true & ~predicted))
     return tuple(
@@ -137,10 +151,13 @@ def slice_counts(
 
 
 def reliability(probability: NDArray[np.floating[Any]], truth: NDArray[Any]) -> tuple[tuple[int, float, int], ...]:
-    """Counts for a reliability diagram, by tenths of probability, of voxels that are ``MARKED`` at all.
+    """Counts for a reliability diagram: for each tenth of probability, (voxels, sum of probabilities, lesion voxels).
 
-    ``probability`` is (H, W, D), 0 to 1, ``truth`` (H, W, D), 0 and 1. The counts of each tenth are its voxels, the sum
-    of their probabilities and the lesion voxels among them.
+    Voxels with a probability below ``MARKED`` are not counted.
+
+    Args:
+        probability: The predicted probability of a lesion, (H, W, D), 0 to 1.
+        truth: The true mask, (H, W, D), 0 and 1.
     """
     marked = probability >= MARKED
     values = probability[marked].astype(np.float64)

@@ -1,4 +1,4 @@
-"""The results of an evaluation as files and as text: scores.csv, slices.csv, summary.json and the printed table."""
+"""Write and read the results of an evaluation: scores.csv, slices.csv, summary.json and a printed table."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from pipeline.scripts.files import write_durably
 SUMMARY_NAME = "summary.json"
 SCORES_NAME, SLICES_NAME = "scores.csv", "slices.csv"
 MASK_FOLDER, MAP_FOLDER = "masks", "uncertainty"
-"""Folders of an evaluation: predicted masks, uncertainty maps."""
+"""Folders for predicted masks and uncertainty maps, below the folder of an evaluation."""
 Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class VolumeScore:
-    """Agreement of one predicted volume with its truth; a row of ``scores.csv``.
+    """Agreement of one predicted volume with its truth: a row of ``scores.csv``.
 
     Args:
         patient: The patient's id.
-        dsc: Dice similarity coefficient, 0 to 1; None where it is not defined (truth and prediction are empty).
-        hd95_px: 95th percentile of the symmetric surface distance in voxels, as medpy computes it; None where either
-            mask is empty.
-        sensitivity: TP / (TP + FN); None where the truth is empty.
-        precision: TP / (TP + FP); None where the prediction is empty.
-        tp_voxels: Voxels in both.
-        fp_voxels: Voxels of the prediction alone.
-        fn_voxels: Voxels of the truth alone.
+        dsc: Dice similarity coefficient, 0 to 1; None if it is not defined, because truth and prediction are empty.
+        hd95_px: 95th percentile of the symmetric surface distance in voxels, as medpy computes it; None if either mask
+            is empty.
+        sensitivity: TP / (TP + FN), 0 to 1; None if the truth is empty.
+        precision: TP / (TP + FP), 0 to 1; None if the prediction is empty.
+        tp_voxels: Number of voxels in both masks (TP).
+        fp_voxels: Number of voxels only in the prediction (FP).
+        fn_voxels: Number of voxels only in the truth (FN).
         hd95_mm: 95th percentile of the surface distance in mm, the larger of both directions, as MONAI computes it;
-            None where either mask is empty or the spacing is not known.
+            None if either mask is empty or the spacing is not known.
         surface_dice_2mm: Share of both surfaces that lies within 2 mm of the other, 0 to 1, as MONAI computes it; None
-            where both masks are empty or the spacing is not known.
-        volume_difference: (predicted - true) / true volume, -1 or more; None where the truth is empty.
-        agreement: Mean DSC between the masks of networks and flips; None where it was not asked for, or no pass marks a
-            voxel.
-        seen: Whether weights that predicted the patient were trained on it; None where that is not known.
-        reliability: For each tenth of probability its voxels, the sum of their probabilities and the lesion voxels
-            among them; empty where no probability is known. It is not a column.
-        slices: For each slice its number from 1, TP, FP and FN; empty where they were not asked for. They are rows of
-            ``slices.csv``.
+            if both masks are empty or the spacing is not known.
+        volume_difference: (predicted - true) / true volume, -1 or more; None if the truth is empty.
+        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None if it was not asked for, or if all
+            these masks are empty.
+        seen: Whether weights that predicted the patient were trained on this patient; None if that is not known.
+        reliability: For each tenth of probability: voxels, sum of their probabilities, lesion voxels. Empty if no
+            probability is known. It is not a column.
+        slices: For each slice: its number from 1, TP, FP, FN. Empty if they were not asked for. They are rows of
+            ``slices.csv``, not a column.
     """
 
     patient: str
@@ -65,12 +65,12 @@ class VolumeScore:
 
     @property
     def lesion_voxels(self) -> int:
-        """Voxels of the truth."""
+        """Number of voxels in the truth."""
         return self.tp_voxels + self.fn_voxels
 
     @property
     def predicted_voxels(self) -> int:
-        """Voxels of the prediction."""
+        """Number of voxels in the prediction."""
         return self.tp_voxels + self.fp_voxels
 
 
@@ -78,16 +78,16 @@ RATIO_COLUMNS = ("dsc", "hd95_px", "sensitivity", "precision")
 COUNT_COLUMNS = ("tp_voxels", "fp_voxels", "fn_voxels")
 OPTIONAL_COLUMNS = ("hd95_mm", "surface_dice_2mm", "volume_difference", "agreement")
 SCORE_COLUMNS = ("patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "lesion_voxels")
-"""Columns of ``scores.csv``, explained at ``VolumeScore``; those of ``OPTIONAL_COLUMNS`` follow that hold a value."""
+"""Columns of ``scores.csv``; ``VolumeScore`` explains them. Those of ``OPTIONAL_COLUMNS`` with a value follow."""
 SEEN_COLUMN = "seen"
-"""Its last column: true, false, or empty where it is not known. Version 0.1.0 had none."""
+"""The last column of ``scores.csv``: true, false, or empty if not known. Version 0.1.0 does not write it."""
 _SEEN = {"true": True, "false": False, "": None}
 GROUPS: dict[bool | None, str] = {False: "not trained on", True: "trained on", None: "not known"}
-"""What patients are called by whether the weights were trained on them, in the order of tables."""
+"""Names of groups of patients, by whether the weights were trained on them, in the order of tables."""
 SLICE_COLUMNS = ("patient", "slice", "tp", "fp", "fn", "dsc")
-"""Columns of ``slices.csv``: slices are counted from 1 upwards, as in pictures; TP, FP and FN are pixels."""
+"""Columns of ``slices.csv``. Slices are counted from 1, the lowest, as in pictures. TP, FP and FN are pixels."""
 _STATISTICS = ["scored", "dsc_mean", "dsc_median", "dsc_mean_95", "dsc_min"]
-"""Keys that come into a summary at the end, when all volumes are scored."""
+"""Keys that a summary gets at the end, when all volumes are scored."""
 _SUMMARY_KEYS = [
     *("command", "seed", "manifest_sha256", "bundles", "protocol", "tta", "split", "seen_in_training"),
     *_STATISTICS,
@@ -106,7 +106,7 @@ _SUMMARY_FORMS: dict[str, Callable[[Any], bool]] = {
 
 
 def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
-    """Write ``scores.csv``: a row for each volume, empty cells where a value is not defined."""
+    """Write ``scores.csv``: one row for each volume. A cell is empty if its value is not defined."""
     import pandas as pd
 
     words = {value: word for word, value in _SEEN.items()}
@@ -117,7 +117,7 @@ def write_scores(folder: Path, scores: Sequence[VolumeScore]) -> None:
 
 
 def write_slices(folder: Path, scores: Sequence[VolumeScore]) -> None:
-    """Write ``slices.csv``, a row for each slice; without slices remove that of an earlier evaluation."""
+    """Write ``slices.csv``: one row for each slice. Without slices, remove the file of an earlier evaluation."""
     import pandas as pd
 
     path = folder / SLICES_NAME
@@ -130,35 +130,46 @@ def write_slices(folder: Path, scores: Sequence[VolumeScore]) -> None:
 
 
 def _dsc(tp: int, fp: int, fn: int) -> float | None:
-    """None where nothing is to compare: neither truth nor prediction has a pixel."""
+    """The DSC of one slice; None if neither truth nor prediction has a pixel."""
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write ``summary.json``."""
+    """Write ``summary.json`` into the folder of an evaluation."""
     write_durably(folder / SUMMARY_NAME, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def read_summary(folder: str | Path) -> Summary:
-    """The ``summary.json`` of an evaluation."""
+    """The content of an evaluation's ``summary.json``.
+
+    Args:
+        folder: The evaluation's folder.
+
+    Raises:
+        PipelineError: The file is missing or unreadable, lacks a key, or is of an evaluation that did not finish.
+
+    Examples:
+        >>> read_summary("runs/evaluation")["protocol"]
+        'native'
+    """
     path = Path(folder) / SUMMARY_NAME
     try:
         summary: Summary = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise PipelineError(f"{path}: no readable summary ({error}). Write it by pipeline.evaluate.") from error
+        raise PipelineError(f"{path}: no readable summary ({error}). Write it with lgg-flair evaluate.") from error
     missing = [key for key in _SUMMARY_KEYS if key not in summary]
     if missing == _STATISTICS:
-        raise PipelineError(f"{path}: of an evaluation that did not come to its end. Run it again.")
+        raise PipelineError(f"{path}: of an evaluation that did not finish. Run the evaluation again.")
     odd = missing + [key for key, fits in _SUMMARY_FORMS.items() if key in summary and not fits(summary[key])]
     if odd:
         raise PipelineError(
-            f"{path}: {', '.join(odd)} missing, or of another form than pipeline.evaluate writes. Evaluate again."
+            f"{path}: {', '.join(odd)} missing, or not as lgg-flair evaluate writes it. Run the evaluation again."
         )
     return summary
 
 
 def read_scores(folder: str | Path) -> list[VolumeScore]:
-    """The ``scores.csv`` of an evaluation; it holds no reliability.
+    """The scores in an evaluation's ``scores.csv``, without their reliability and slices.
 
     Args:
         folder: The evaluation's folder.
@@ -166,7 +177,7 @@ def read_scores(folder: str | Path) -> list[VolumeScore]:
     Raises:
         PipelineError: The file is missing or unreadable.
 
-    Example:
+    Examples:
         >>> [score.dsc for score in read_scores("runs/evaluation")]
         [0.9301, 0.8876]
     """
@@ -174,11 +185,11 @@ def read_scores(folder: str | Path) -> list[VolumeScore]:
 
     path = Path(folder) / SCORES_NAME
     try:
-        with warnings.catch_warnings(action="error"):  # pandas drops the cells of a row that is too long
+        with warnings.catch_warnings(action="error"):  # pandas only warns when it drops cells of a long row
             table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False, encoding="utf-8")
             return [_score_of(row) for row in table.to_dict("records")]
     except (OSError, ValueError, KeyError, TypeError, Warning) as error:
-        raise PipelineError(f"{path}: no readable scores ({error}). Write them by pipeline.evaluate.") from error
+        raise PipelineError(f"{path}: no readable scores ({error}). Write them with lgg-flair evaluate.") from error
 
 
 def _score_of(row: Mapping[Any, str]) -> VolumeScore:
@@ -191,13 +202,13 @@ def _score_of(row: Mapping[Any, str]) -> VolumeScore:
 
 @dataclass(frozen=True)
 class Subtotal:
-    """The patients of an evaluation that the weights were trained on, or were not.
+    """The mean DSC of one group of patients: trained on, not trained on, or not known.
 
     Args:
-        group: One of the words of ``GROUPS``.
-        patients: How many patients they are.
-        scored: How many of them have a DSC.
-        dsc_mean: Mean DSC of those; None where there are none.
+        group: The group's name, a value of ``GROUPS``.
+        patients: Number of patients in the group.
+        scored: Number of patients in the group that have a DSC.
+        dsc_mean: Mean DSC of the group; None if no patient has one.
     """
 
     group: str
@@ -207,7 +218,7 @@ class Subtotal:
 
 
 def subtotals(scores: Sequence[VolumeScore]) -> list[Subtotal]:
-    """A subtotal for each of ``GROUPS`` that has patients."""
+    """A subtotal for each group of ``GROUPS`` that has patients."""
     found = []
     for seen, name in GROUPS.items():
         group = [score.dsc for score in scores if score.seen is seen]
@@ -218,7 +229,12 @@ def subtotals(scores: Sequence[VolumeScore]) -> list[Subtotal]:
 
 
 def scores_table(scores: Sequence[VolumeScore], summary: Mapping[str, Any]) -> str:
-    """The scores as text, worst first, with mean, median and interval, and subtotals where patients were trained on."""
+    """The scores as a table in plain text: patients with the lowest DSC first, then mean, interval and median.
+
+    Args:
+        scores: One score for each volume.
+        summary: The evaluation's summary, as ``read_summary`` returns it.
+    """
     trained_on = any(score.seen for score in scores)
     width = max(len("patient"), *(len(score.patient) for score in scores))
     in_mm = any(score.surface_dice_2mm is not None for score in scores)

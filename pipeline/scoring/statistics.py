@@ -14,7 +14,17 @@ BOOTSTRAP_RESAMPLES = 10_000
 
 
 def calibration(scores: Sequence[VolumeScore]) -> dict[str, Any] | None:
-    """How far probabilities are frequencies, over all voxels of all volumes that are ``MARKED`` at all."""
+    """How well probabilities match the frequency of lesion, over all volumes; None if no probability is known.
+
+    Voxels with a probability below ``MARKED`` are not counted.
+
+    Args:
+        scores: One score for each volume.
+
+    Returns:
+        ``expected_calibration_error`` (0 to 1), ``marked_from`` (the lowest probability that counts), and ``bins``: for
+        each tenth of probability its voxels, mean probability and share of lesion.
+    """
     known = [score.reliability for score in scores if score.reliability]
     if not known or not np.any(known):
         return None
@@ -29,7 +39,14 @@ def calibration(scores: Sequence[VolumeScore]) -> dict[str, Any] | None:
 
 
 def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | list[None]:
-    """95 % interval of the mean by the percentile bootstrap over volumes (Efron 1979); None and None for no volume."""
+    """The 95 % interval of the mean: its lower and upper end, or None and None without values.
+
+    Source: Efron 1979, percentile bootstrap over volumes.
+
+    Args:
+        values: One value for each volume.
+        seed: Seed of the bootstrap, 0 or more.
+    """
     if not values:
         return [None, None]
     draws = np.random.default_rng(seed).choice(values, size=(BOOTSTRAP_RESAMPLES, len(values)))
@@ -38,7 +55,7 @@ def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | list
 
 
 def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> dict[str, Any]:
-    """How a second run differs from a first on the patients that both have a DSC of.
+    """How the DSC of a second run differs from a first, over all patients that have a DSC in both.
 
     Args:
         first: Patient id -> DSC in the first run.
@@ -46,11 +63,11 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
         seed: Seed of the bootstrap.
 
     Returns:
-        ``patients`` (how many both have), ``mean`` of second - first, ``mean_95`` (bootstrap over patients), ``better``
-        and ``worse`` (how many at all), ``wilcoxon_p`` (signed-rank test, Wilcoxon 1945, two-sided, patients without a
-        difference left out); None where there is nothing to compute it from.
+        ``patients`` (number of common patients), ``mean`` (of second - first), ``mean_95`` (bootstrap over patients),
+        ``better`` and ``worse`` (numbers of patients), and ``wilcoxon_p`` (signed-rank test, Wilcoxon 1945, two-sided,
+        without patients of equal DSC). A value is None if there are no patients to compute it from.
 
-    Example:
+    Examples:
         >>> paired({"a": 0.5, "b": 0.5}, {"a": 0.75, "b": 0.5})["mean"]
         0.125
     """
@@ -74,18 +91,18 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
-    """Mean, median and interval over volumes; nothing is dropped silently.
+    """Statistics over all volumes: mean, median, interval, counts and calibration.
 
     Args:
         scores: One score for each volume.
         seed: Seed of the bootstrap.
 
     Returns:
-        ``volumes`` (all), ``scored`` (with a DSC), ``undefined`` (ids of those without, by the empty-volume rule),
-        ``false_positive_volumes`` (ids whose truth is empty and whose prediction is not), and the statistics of the
-        scored ones, None where there are none.
+        ``volumes`` (number of all), ``scored`` (number with a DSC), ``undefined`` (ids without a DSC, because truth and
+        prediction are empty), ``false_positive_volumes`` (ids with an empty truth and a prediction that is not), and
+        the statistics of scored volumes. A statistic is None if no volume has the value.
 
-    Example:
+    Examples:
         >>> summarise(read_scores("runs/evaluation"))["dsc_mean"]
         0.9084
     """

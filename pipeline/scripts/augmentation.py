@@ -1,6 +1,6 @@
-"""Random transforms of a whole batch of slices, on the device where the batch lies.
+"""Random transforms of a whole batch of slices, on the device of the batch.
 
-Each slice draws its own numbers from torch's global generator; a few calls transform all slices of the batch.
+Each slice draws its own numbers from torch's global generator. A few calls transform all slices of the batch.
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ from monai.transforms import MapTransform
 from torch.nn.functional import grid_sample, interpolate
 
 Batch = dict[Any, torch.Tensor]
-FIELD_POINTS = 3  # along each side of a slice, between which a bias field is smooth
-ELASTIC_POINTS = 6  # the same of a displacement
+FIELD_POINTS = 3  # control points of a bias field along each side of a slice
+ELASTIC_POINTS = 6  # control points of an elastic displacement along each side of a slice
 
 
 def uniform(*shape: int, like: torch.Tensor) -> torch.Tensor:
-    """Numbers of -1 to 1, drawn on the CPU whatever the device, so that a seed means the same everywhere."""
+    """Random numbers from -1 to 1, drawn on the CPU so that a seed gives the same numbers on every device."""
     return (2 * torch.rand(shape) - 1).to(like.device)
 
 
 class RandBatchAffined(MapTransform):
-    """Rotate, scale, shift, bend and mirror each slice of a batch, (B, C, H, W) float32, bilinearly; all keys alike.
+    """Rotate, scale, shift, bend and mirror each slice of a batch, in the same way for all keys.
 
-    ``rotate`` is the largest angle in radians. ``scale`` and ``translate`` are the largest changes along each axis:
-    0.1 means 0.9 to 1.1 of the size, or a tenth of the side. ``zoom`` is the largest logarithm of a change of both.
-    ``elastic`` is the largest displacement of ``ELASTIC_POINTS`` x ``ELASTIC_POINTS`` points, as a share of half the
-    side, bicubic between them; every second slice is bent. ``flip`` is the probability to mirror left and right.
-    ``padding_mode`` says for each key what lies outside: ``zeros``, ``border`` or ``reflection``.
+    Tensors are (B, C, H, W) float32. Values between pixels are interpolated bilinearly.
+
+    Args:
+        keys: Names of the images and labels.
+        rotate: The largest angle, in radians.
+        scale: The largest change of size along each axis: 0.1 means 0.9 to 1.1.
+        translate: The largest shift along each axis, as a share of the side.
+        zoom: The largest logarithm of a change of size that both axes share.
+        elastic: The largest displacement of ``ELASTIC_POINTS`` x ``ELASTIC_POINTS`` points, as a share of half the
+            side. Displacements between the points are bicubic. About half of the slices are bent.
+        flip: The probability to mirror left and right, 0 to 1.
+        padding_mode: For each key, what lies outside of the slice: ``zeros``, ``border`` or ``reflection``.
     """
 
     def __init__(
@@ -51,11 +58,11 @@ class RandBatchAffined(MapTransform):
         self.padding_mode = padding_mode
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
-        """The batch, moved."""
+        """The batch after the random movement."""
         image = data[self.keys[0]]
         count, _, height, width = image.shape
         angle = self.rotate * uniform(count, like=image)
-        # From places of the result to places of the source, hence the inverse of what is said above.
+        # grid_sample maps places of the result to places of the source, so the scale is inverted.
         down, right = 1 / (1 + self.scale * uniform(2, count, like=image))
         if self.zoom:
             size = torch.exp(self.zoom * uniform(count, like=image))
@@ -80,7 +87,7 @@ class RandBatchAffined(MapTransform):
 
 
 def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What ``affine_grid`` gives for theta (B, 2, 3), ``align_corners=False``: (B, H, W, 2); a fifth of its time."""
+    """The grid of ``affine_grid``, (B, H, W, 2), for theta (B, 2, 3) and ``align_corners=False``, five times faster."""
     sides = (torch.arange(side, device=theta.device)[:, None] for side in (height, width))
     rows, columns = ((2 * places + 1) / len(places) - 1 for places in sides)
     across, down, shift = theta[:, None, None].unbind(-1)
@@ -95,10 +102,14 @@ def by_sequence(image: torch.Tensor) -> torch.Tensor:
 class RandBatchIntensityd(MapTransform):
     """Shade each sequence of each slice by a bias field, multiply it by a factor around 1 and add an offset, in place.
 
-    Tensors are (B, 3 * K, H, W) float32: the three sequences of a slice, or of K neighbouring ones, which change alike.
-    ``gain`` is the largest change of the factor, ``offset`` is in the image's unit. ``bias_field`` is the largest
-    logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points, bicubic between them. The field multiplies
-    what is above the sequence's darkest pixel.
+    Tensors are (B, 3 * K, H, W) float32: three sequences of K neighbouring slices, which get the same change.
+
+    Args:
+        keys: Names of the images.
+        gain: The largest change of the factor.
+        offset: The largest offset, in the image's unit.
+        bias_field: The largest logarithm of the field at its ``FIELD_POINTS`` x ``FIELD_POINTS`` points. The field is
+            bicubic between the points. It multiplies the intensity above the sequence's darkest pixel.
     """
 
     def __init__(self, keys: KeysCollection, gain: float = 0.0, offset: float = 0.0, bias_field: float = 0.0) -> None:
@@ -120,15 +131,21 @@ class RandBatchIntensityd(MapTransform):
 
 
 def bicubic_of(points: int, side: int, device: torch.device) -> torch.Tensor:
-    """Weights of ``interpolate(mode="bicubic")`` along one dimension, (points, side): a twentieth of its time."""
+    """Weights of ``interpolate(mode="bicubic")`` along one dimension, (points, side), twenty times faster."""
     return interpolate(torch.eye(points, device=device)[:, None, :, None], (side, 1), mode="bicubic")[:, 0, :, 0]
 
 
 class RandMissingSequenced(MapTransform):
     """Copy FLAIR over other channels of a slice, in place, as the publishers did where a sequence was missing.
 
-    Tensors are (B, 3 * K, H, W): pre-contrast, FLAIR, post-contrast, of K neighbouring slices. ``both``, ``pre``
-    and ``post`` are the probabilities, independent of each other, to replace both other channels or one of them.
+    Tensors are (B, 3 * K, H, W): pre-contrast, FLAIR, post-contrast, of K neighbouring slices. The three probabilities,
+    0 to 1, are independent of each other.
+
+    Args:
+        keys: Names of the images.
+        both: The probability to replace pre-contrast and post-contrast.
+        pre: The probability to replace pre-contrast.
+        post: The probability to replace post-contrast.
     """
 
     def __init__(self, keys: KeysCollection, both: float = 0.0, pre: float = 0.0, post: float = 0.0) -> None:
@@ -148,8 +165,12 @@ class RandMissingSequenced(MapTransform):
 class RandBatchAdjustContrastd(MapTransform):
     """Raise each sequence of a slice to a power, between its darkest and its brightest pixel.
 
-    Tensors are (B, 3 * K, H, W) float32. ``gamma`` is the largest logarithm of the power, ``prob`` the probability of a
-    slice to be changed.
+    Tensors are (B, 3 * K, H, W) float32.
+
+    Args:
+        keys: Names of the images.
+        gamma: The largest logarithm of the power.
+        prob: The probability that a slice changes, 0 to 1.
     """
 
     def __init__(self, keys: KeysCollection, gamma: float = 0.0, prob: float = 0.0) -> None:
@@ -171,10 +192,12 @@ class RandBatchAdjustContrastd(MapTransform):
 
 
 class RandBatchSimulateLowResolutiond(MapTransform):
-    """Take slices of a batch, (B, C, H, W) float32, to fewer pixels and back, in place.
+    """Resize slices of a batch, (B, C, H, W) float32, to fewer pixels and back, in place.
 
-    ``least`` is the smallest share of a side, at most 0.95. Each slice is chosen by the probability ``prob``; all that
-    are chosen get the same share.
+    Args:
+        keys: Names of the images.
+        least: The smallest share of a side, at most 0.95. All chosen slices of a batch get the same share.
+        prob: The probability that a slice is chosen, 0 to 1.
     """
 
     def __init__(self, keys: KeysCollection, least: float = 0.5, prob: float = 0.0) -> None:
@@ -196,7 +219,10 @@ class RandBatchSimulateLowResolutiond(MapTransform):
 class RandBatchGaussianNoised(MapTransform):
     """Add noise to slices of a batch, (B, C, H, W) float32, in place.
 
-    ``std`` is the largest standard deviation, in the image's unit, ``prob`` the probability of a slice to be changed.
+    Args:
+        keys: Names of the images.
+        std: The largest standard deviation, in the image's unit.
+        prob: The probability that a slice changes, 0 to 1.
     """
 
     def __init__(self, keys: KeysCollection, std: float = 0.0, prob: float = 0.0) -> None:

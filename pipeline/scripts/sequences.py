@@ -1,4 +1,4 @@
-"""Which sequence a name tells: BraTS, BIDS and plain names."""
+"""Finds the MRI sequence in a file's name: BraTS, BIDS and plain names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ _SPACE = re.compile(r"_space-[a-z0-9]+", re.IGNORECASE)
 
 
 def sequence_of(stem: str) -> tuple[str, str] | None:
-    """Patient and sequence that a file's name without its suffix tells: ``pre``, ``flair`` or ``post``.
+    """Patient and sequence (``pre``, ``flair`` or ``post``) from a file's name.
 
-    The patient is empty where the name tells the sequence alone. None where it tells no sequence of these.
+    Args:
+        stem: The file's name without its suffix.
+
+    Returns:
+        Patient and sequence; the patient is empty where the name holds only the sequence. None where the name holds
+        none of these sequences.
+
+    Examples:
+        >>> sequence_of("sub-01_ce-gd_T1w")
+        ('sub-01', 'post')
     """
     if is_t1_flair(stem):
         return None
@@ -31,5 +40,5 @@ def sequence_of(stem: str) -> tuple[str, str] | None:
 
 
 def is_t1_flair(stem: str) -> bool:
-    """Whether a name has T1 beside FLAIR: a T1 FLAIR is neither of the two, and the name may tell something else."""
+    """Whether a name has T1 beside FLAIR. A T1 FLAIR image is neither FLAIR nor a T1 image of these sequences."""
     return bool(_T1_FLAIR.search(_SPACE.sub("", stem)))

@@ -1,4 +1,4 @@
-"""Weights held against what is known of them, read without running code, and put into a network."""
+"""Reads weights without running code, checks them, and loads them into a network."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ if TYPE_CHECKING:
 WEIGHTS = "models/model.pt"
 MAX_WEIGHTS_BYTES = 4 * 2**30
 WRAPPERS = ("model", "state_dict", "model_state_dict")
-"""Keys below which other programs keep a network's weights in a file."""
+"""Keys under which other programs store a network's weights in a file."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What ``DataParallel`` and ``torch.compile`` put before the name of every weight."""
+"""Prefixes that ``DataParallel`` and ``torch.compile`` add to the name of every weight."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that is what its checksum, its record or the bundle's metadata say; ``data`` is not parsed.
-
-    ``record`` is empty where none lies beside the file. ``is_replaced``: a training replaced the bundle's own by it.
-    """
+    """A weights file that fits its checksum, its record or the bundle's metadata."""
 
     path: Path
+    """The file."""
     data: bytes = field(repr=False)
+    """The file's content, not parsed."""
     sha256: str
+    """SHA-256 of the content."""
     record: dict[str, Any] = field(repr=False)
+    """The record beside the file; empty where there is none."""
     is_replaced: bool
+    """Whether a training has written the file over the bundle's original weights."""
 
 
 def shipped_sha256(bundle: Path) -> str | None:
-    """SHA-256 of the weights that a bundle came with, as its metadata names it; None where it names none."""
+    """SHA-256 of a bundle's original weights, from its metadata; None where the metadata has none."""
     try:
         return str(json.loads((bundle / "configs" / "metadata.json").read_bytes())["weights"]["sha256"]).lower()
     except (OSError, ValueError, LookupError, TypeError):
@@ -49,10 +51,18 @@ def shipped_sha256(bundle: Path) -> str | None:
 
 
 def read_weights(path: Path, bundle: Path, option: str = "--ckpt_path") -> Weights:
-    """Read weights and check their hash; no code in them is run. ``option`` names other weights, for messages.
+    """Read weights and check their hash, without running code in them.
 
-    The hash must be the one in ``NAME.sha256`` beside the file, where that exists. A record beside the file must name
-    it. Without a record, the file in the place of the bundle's own weights must be the one that its metadata names.
+    The hash must be the one in ``NAME.sha256`` beside the file, where that exists. A record beside the file must hold
+    the hash. Without a record, the hash of ``models/model.pt`` must be the one in the bundle's metadata.
+
+    Args:
+        path: The weights file.
+        bundle: The bundle's folder.
+        option: The option that names other weights, for messages.
+
+    Raises:
+        PipelineError: The file is missing, too large or damaged, or belongs to another record or bundle.
     """
     try:
         data = content_of(path, MAX_WEIGHTS_BYTES)
@@ -70,24 +80,31 @@ def read_weights(path: Path, bundle: Path, option: str = "--ckpt_path") -> Weigh
     shipped = shipped_sha256(bundle) if is_own else None
     if not record and shipped not in (None, sha256):
         raise PipelineError(
-            f"{path}: SHA-256 {sha256} (the bundle's metadata: {shipped}). Restore the file; your own weights come "
-            f"with their {RECORD}, or are named by {option}."
+            f"{path}: SHA-256 {sha256} (the bundle's metadata: {shipped}). Restore the file. For your own weights, "
+            f"keep their {RECORD} beside them, or pass {option} FILE."
         )
     return Weights(path, data, sha256, record, is_replaced=shipped not in (None, sha256))
 
 
 def weights_in(place: Path) -> Path:
-    """The weights file that a path means: itself or, of a folder, that of a bundle or a training."""
+    """The weights file for a path: the file itself, or the one in the folder of a bundle or a training."""
     if not place.is_dir():
         return place
     return next((file for file in (place / WEIGHTS, place / Path(WEIGHTS).name) if file.is_file()), place / WEIGHTS)
 
 
 def read_state(data: bytes, path: Path, device: torch.device | str | None) -> dict[str, torch.Tensor]:
-    """The state dict of a weights file, by the names of a plain network; no code in it is run.
+    """The state dict of a weights file, without running code in it.
 
-    It may lie below one of ``WRAPPERS``, and all of its names may begin with one of ``PREFIXES``. ``path`` is for
-    messages.
+    The state dict may lie below one of ``WRAPPERS``. If all names begin with one of ``PREFIXES``, it is removed.
+
+    Args:
+        data: The file's content.
+        path: The file, for messages.
+        device: The device to which the tensors are loaded.
+
+    Raises:
+        PipelineError: The content is damaged, is not a state dict of tensors, or holds NaN or Inf.
     """
     import torch
 
@@ -97,11 +114,11 @@ def read_state(data: bytes, path: Path, device: torch.device | str | None) -> di
         if zipfile.is_zipfile(io.BytesIO(data)):
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                    raise ValueError("compressed: torch.save compresses nothing, and what it unpacks to has no bound")  # noqa: TRY301
+                    raise ValueError("compressed: torch.save does not compress, and the unpacked size has no limit")  # noqa: TRY301
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except Exception as error:
-        # Its unpickler raises whatever a damaged file leads it to (IndexError, TypeError, struct.error among them).
-        # torch's text may advise weights_only=False, which runs the file's code.
+        # On a damaged file the unpickler raises many types, such as IndexError, TypeError and struct.error.
+        # torch's text is not shown, because it may advise weights_only=False, which runs the file's code.
         raise PipelineError(
             f"{path}: no readable weights ({type(error).__name__}). Restore the file or train again."
         ) from error
@@ -117,7 +134,7 @@ def read_state(data: bytes, path: Path, device: torch.device | str | None) -> di
 
 
 def _unwrapped(content: Any) -> Any:
-    """The innermost state dict, without a prefix that all of its names have."""
+    """The innermost state dict, without a prefix that all of its names share."""
     while isinstance(content, Mapping):
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
@@ -134,11 +151,22 @@ def _unwrapped(content: Any) -> Any:
 def load_state(
     network: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: Path, owner: object, *, strict: bool = True
 ) -> None:
-    """Put weights into a network, by ``strict`` all of it; ``owner``, whose network it is, is for messages."""
+    """Load weights into a network.
+
+    Args:
+        network: The network.
+        state: The weights by name.
+        weights: The weights file, for messages.
+        owner: The bundle or config of the network, for messages.
+        strict: Refuse missing and unknown names.
+
+    Raises:
+        PipelineError: The weights do not fit the network.
+    """
     try:
         network.load_state_dict(state, strict=strict)
     except RuntimeError as error:
         what = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise PipelineError(
-            f"{weights}: weights of another architecture than {owner}. {what} Choose the bundle of their training."
+            f"{weights}: weights of another architecture than {owner}. {what} Choose the bundle that was trained."
         ) from error

@@ -1,4 +1,4 @@
-"""Pages in headless Chromium."""
+"""Fixtures that open pages in headless Chromium."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
 @pytest.fixture
 def browser() -> Iterator[Callable[..., Any]]:
-    """Opens a page in headless Chromium at a window's width and a colour scheme."""
+    """A function that opens a page in headless Chromium, with a width of window and a colour scheme."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver
@@ -47,7 +47,7 @@ def browser() -> Iterator[Callable[..., Any]]:
 
 
 def drawn(driver: Any, before: str | None = None) -> str:
-    """What the viewer has drawn last: patient, slice, channel, number of the drawing; waits for another than before."""
+    """The viewer's last drawing: patient, slice, channel, number. Waits until it differs from ``before``."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     def last(driver: Any) -> str | None:

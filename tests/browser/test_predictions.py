@@ -1,4 +1,4 @@
-"""The page of predictions in a real browser: no error, no request, and the same viewer as the report's."""
+"""The page of predictions in a real browser causes no error and no request, and uses the report's viewer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_browser_loads_predictions_without_error_or_request(browser: Callable[..
     state = drawn(driver)
     assert state.startswith("b ")
     assert driver.find_element("id", "caption-0").text == "1.23 ml in 12 of 30 slices"
-    assert not driver.find_element("id", "channel").is_displayed()  # FLAIR alone
+    assert not driver.find_element("id", "channel").is_displayed()  # only FLAIR
     for key in ("p", "u"):
         before = pixels(driver)
         driver.find_element("id", "viewer").send_keys(key)
@@ -42,7 +42,7 @@ def test_browser_loads_predictions_without_error_or_request(browser: Callable[..
 
 
 def test_browser_keeps_the_shape_of_voxels(browser: Callable[..., Any], written: Path) -> None:
-    """Rows are twice as far apart as columns: 40 rows and 36 columns."""
+    """The volume has 40 rows and 36 columns, and rows are twice as far apart as columns."""
     driver = browser(written)
     drawn(driver)
     width, height = driver.execute_script(

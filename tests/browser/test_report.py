@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads without error or request, and every control does what it says."""
+"""The report in a real browser loads without error or request, and every control works."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_browser_slider_and_keys_away_from_the_picture(browser: Callable[..., An
     slider.send_keys(Keys.HOME)
     state = drawn(driver, state)
     assert state.split()[1] == "0"
-    slider.send_keys(Keys.ARROW_RIGHT)  # by one, not by the slider and the page both
+    slider.send_keys(Keys.ARROW_RIGHT)  # one step only, although slider and page both see the key
     state = drawn(driver, state)
     assert state.split()[1] == "1"
     driver.find_element("id", "truth").send_keys("p")
@@ -168,7 +168,7 @@ def test_browser_sorts_tables(browser: Callable[..., Any], written: Path) -> Non
     names.find_element("tag name", "button").click()
     assert column(1) == ["3", "7", "9", "12"]
     assert head.get_attribute("aria-sort") == "none"
-    for _ in range(2):  # without a DSC: last, up and down
+    for _ in range(2):  # a patient without a DSC is last in both orders
         driver.find_elements("css selector", "#patients th[aria-sort]")[1].find_element("tag name", "button").click()
         assert column(1)[-1] == "9"
 
@@ -186,7 +186,7 @@ def test_browser_page_fits_the_window(browser: Callable[..., Any], written: Path
     dark, bright = (ink, paper) if scheme == "light" else (paper, ink)
     assert dark < 64
     assert bright > 190
-    # Charts take the page's colour.
+    # Charts use the page's text colour.
     fill = driver.execute_script("return getComputedStyle(document.querySelector('.chart svg text')).fill")
     assert int(re.findall(r"\d+", fill)[0]) == ink
 
@@ -289,7 +289,7 @@ def test_browser_folds_patients_that_were_trained_on(browser: Callable[..., Any]
     assert not folded.is_displayed()
     driver.find_element("css selector", "details.more > summary").click()
     assert folded.is_displayed()
-    assert box(driver, ".tall")["height"] <= 700  # a hundred rows scroll in a frame of their own
+    assert box(driver, ".tall")["height"] <= 700  # a hundred rows scroll inside their frame
     for chart in driver.find_elements("css selector", ".charts svg"):
         assert chart.size["height"] < 600
 
@@ -331,7 +331,7 @@ def test_browser_changes_grey_values_and_zoom(browser: Callable[..., Any], writt
     drawn(driver, state)
     assert pixels(driver) != before
     viewer.send_keys("0")
-    assert drawn(driver).split()[1] == slice_shown  # none of this turned slices
+    assert drawn(driver).split()[1] == slice_shown  # none of this changed the slice
     viewer.send_keys("n")
     drawn(driver)
     assert value("zoom") == 1
@@ -339,7 +339,7 @@ def test_browser_changes_grey_values_and_zoom(browser: Callable[..., Any], writt
 
 
 def test_browser_spreads_grey_values_over_the_head(browser: Callable[..., Any], tmp_path: Path) -> None:
-    """The image has values from 60 to 160; the brightest are shown white, the darkest black."""
+    """The image has values from 60 to 160, which are shown from black to white."""
     driver = browser(write_report([make_run(tmp_path / "run", 0)])[0])
     drawn(driver)
     for name in ("prediction", "truth", "errors"):

@@ -1,4 +1,4 @@
-"""What several tests of the cohort share: folders of slices, and builds whose counts agree with the folder."""
+"""Helpers for several tests: folders of slices, and builds whose counts agree with the folder."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def three_patients(folder: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    """Time and content of all that is below a folder."""
+    """Time and content of all files in a folder and its subfolders."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
         for path in folder.rglob("*")
@@ -78,7 +78,7 @@ def tree(folder: Path) -> dict[str, Any]:
 
 
 def files_below(root: Path) -> int:
-    """Files, and links to folders."""
+    """All files in a folder, and links to folders."""
     return sum(
         len(files) + sum((Path(folder) / name).is_symlink() for name in folders)
         for folder, folders, files in os.walk(root)
@@ -101,7 +101,7 @@ class Counts:
 
 
 class Built(Counts):
-    """A manifest that was built, checked against its schema and the folder."""
+    """A new manifest, checked against its schema and the folder."""
 
     def __init__(self, result: BuildResult, told: tuple[str, ...], root: Path, out: Path) -> None:
         self.manifest, self.is_new, self.told = result.content, result.is_new, told
@@ -115,7 +115,7 @@ class Built(Counts):
 
 
 def check(content: dict[str, Any]) -> None:
-    """Schema, counts and lists of a manifest agree."""
+    """Check that schema, counts and lists of a manifest agree."""
     jsonschema.validate(content, SCHEMA)
     counts = content["counts"]
     assert counts["found"] == counts["used"] + counts["skipped"] + counts["refused"]
@@ -134,13 +134,13 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """The folder of a manifest that is not there yet."""
+    """The folder for a manifest, which does not exist yet."""
     return tmp_path / "out"
 
 
 @pytest.fixture
 def build(root: Path, out: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Built]:
-    """Build the folder's manifest, with one patient of three in validation unless told otherwise."""
+    """Build the folder's manifest, by default with one patient of three in validation."""
 
     def run(**options: Any) -> Built:
         caplog.clear()
@@ -152,7 +152,7 @@ def build(root: Path, out: Path, caplog: pytest.LogCaptureFixture) -> Callable[.
 
 @pytest.fixture
 def refused(root: Path, out: Path) -> Callable[..., Counts]:
-    """A build that must fail with all of these words and one line of counts, and leave what was there as it was."""
+    """A build that must fail with all of these words and one line of counts, and must change no file."""
 
     def run(*parts: str, **options: Any) -> Counts:
         before = tree(out)
@@ -170,7 +170,7 @@ def refused(root: Path, out: Path) -> Callable[..., Counts]:
 
 @pytest.fixture
 def split_file(tmp_path: Path) -> Callable[[Any], str]:
-    """Write a JSON file of sections; the path as ``split`` takes it."""
+    """Write a JSON file of sections, and return its path for ``split``."""
 
     def save(content: Any) -> str:
         path = tmp_path / "split.json"

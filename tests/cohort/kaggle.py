@@ -1,4 +1,4 @@
-"""A stand-in for kagglehub with the real signature; Kaggle itself is never asked."""
+"""A replacement for kagglehub with the real signature. No test connects to Kaggle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def archive(root: Path, *, slices: bool = True) -> Path:
-    """Lay out what Kaggle's archive unpacks to: the folder and its nested second copy."""
+    """Write what Kaggle's archive unpacks to: the folder and a second copy nested in it."""
     for folder in (root / "kaggle_3m", root / "lgg-mri-segmentation" / "kaggle_3m"):
         patient = folder / "TCGA_XX_0001_19990101"
         patient.mkdir(parents=True)
@@ -18,7 +18,7 @@ def archive(root: Path, *, slices: bool = True) -> Path:
 
 
 def stand_in(cache: Path) -> Any:
-    """kagglehub 1.0: ``dataset_download`` with ``output_dir``; ``calls`` records what was asked."""
+    """kagglehub 1.0: ``dataset_download`` with ``output_dir``; ``calls`` records its arguments."""
     module: Any = ModuleType("kagglehub")
     module.calls = []
 
@@ -34,7 +34,7 @@ def stand_in(cache: Path) -> Any:
 
 
 def make_old(module: Any, root: Path) -> None:
-    """An old version: it knows no ``output_dir`` and always answers with its cache."""
+    """An old version, which has no ``output_dir`` and always returns its cache."""
 
     def dataset_download(handle, path=None, *, force_download=False):
         module.calls.append((handle, None))

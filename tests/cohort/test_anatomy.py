@@ -1,4 +1,4 @@
-"""Phantoms are drawn with a lesion where one may be, seen in every sequence, and no FLAIR threshold finds it."""
+"""Phantoms have a lesion in a possible place, visible in every sequence, and no FLAIR threshold finds it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_no_single_flair_threshold_finds_the_lesions():
         brain.append(((flair - inner.mean()) / inner.std(), truth))
     assert best_threshold_dsc([(truth.astype(float), truth) for _, truth in plain]) == 1.0, "the search itself fails"
     assert best_threshold_dsc(plain) < 0.6
-    # Nor after each volume is normalised, by percentiles, by rank, or over the brain alone.
+    # The same is true after each volume is normalised, by percentiles, by rank, or only over the brain.
     assert best_threshold_dsc(percentile) < 0.6
     assert best_threshold_dsc(rank) < 0.6
     assert best_threshold_dsc(brain) < 0.6

@@ -1,4 +1,4 @@
-"""A folder becomes a manifest and its volumes: the same bytes for the same files, all of it or nothing."""
+"""A folder becomes a manifest and volumes, all or none of them, with the same bytes for the same files."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_changed_split_is_said(build):
     assert build(split="none").told == ()
     assert build(seed=5, split="none").told == ()
     (told,) = build().told
-    assert told.startswith("split changed: 3 patients stand in another section")
+    assert told.startswith("split changed: 3 patients are in another section")
 
 
 # Builds that fail --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Names, folders and ``dataset.json`` tell which volume is what to whom; what they do not tell is a fault."""
+"""Names, folders and ``dataset.json`` show patient and role of each volume. Unclear names are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END = ".nii.gz"
 
 
 def found(root: Path, names: Iterable[str], *, content: Any = None, skip_unpaired: bool = False) -> Cases:
-    """The cases of a folder of empty files, which are named without ``.nii.gz``."""
+    """The cases of a folder of empty files. Their names are given without ``.nii.gz``."""
     for name in names:
         path = root / (name if "." in name else name + END)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def test_a_mask_that_names_the_lesion_comes_before_one_that_names_nothing(tmp_pa
 
 def test_a_t1_flair_is_no_image(tmp_path: Path) -> None:
     cases = found(tmp_path, ["images/x_T1_FLAIR", "labels/x_T1_FLAIR"])
-    assert cases.skipped == {f"images/x_T1_FLAIR{END}": "its name tells T1 beside FLAIR"}
+    assert cases.skipped == {f"images/x_T1_FLAIR{END}": "its name says both T1 and FLAIR"}
     assert "no FLAIR" in cases.cases["x_T1_FLAIR"].fault
 
 
@@ -135,15 +135,15 @@ def test_an_exam_is_whole_without_what_is_of_its_name_elsewhere(tmp_path: Path) 
         (["a/derivatives/m/sub-1_mask", "b/sub-1/anat/sub-1_FLAIR"], "of patient sub-1 in several folders"),
         (["imagesTr/x", "labelsTs/x"], "of patient x in several folders"),
         (["a/images/x", "b/labels/x"], "of patient x in several folders"),
-        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_label-lesion_mask", f"{BIDS_MASK}_label-tumor_mask"], "cannot be told"),
+        ([f"{BIDS_ANAT}_FLAIR", f"{BIDS_MASK}_label-lesion_mask", f"{BIDS_MASK}_label-tumor_mask"], "it is not clear"),
         (
             ["imagesTr/x_0000", "labelsTr/x"],
-            "channel 0 of one patient, and nothing says which is FLAIR. Write dataset.json",
+            "channel 0 of one patient, and nothing shows which is FLAIR. Write dataset.json",
         ),
-        (["x_image", "x_label", "x_mask"], "which file is which cannot be told: x_label.nii.gz and x_mask.nii.gz"),
+        (["x_image", "x_label", "x_mask"], "it is not clear which file is which: x_label.nii.gz and x_mask.nii.gz"),
         (["a/x_image", "b/x_image", "x_mask"], "a/x_image.nii.gz, b/x_image.nii.gz and x_mask.nii.gz"),
         (["x_image", "x_flair", "x_mask"], "x_flair.nii.gz and x_image.nii.gz"),
-        (["imagesTr/x_0000", "imagesTr/x_0001", "labelsTr/x"], "nothing says which is FLAIR. Write dataset.json"),
+        (["imagesTr/x_0000", "imagesTr/x_0001", "labelsTr/x"], "nothing shows which is FLAIR. Write dataset.json"),
         (["=x_image", "=x_mask"], "the name '=x' starts with a character"),
         (["x_image"], "patient x has no mask (expected"),
         (["x_t1", "x_seg"], "patient x has no FLAIR (expected"),
@@ -208,7 +208,7 @@ PAIR = {"image": "images/x.nii.gz", "label": "labels/x.nii.gz"}
     [
         ("{", "no JSON object"),
         ("[1]", "no JSON object"),
-        ({"training": {}}, "'training' is no list (expected one of image and label)"),
+        ({"training": {}}, "'training' is not a list (expected a list of image and label)"),
         ({"training": [{"image": 3}]}, "expected image and label"),
         ({"training": [PAIR, PAIR]}, "names images/x.nii.gz, labels/x.nii.gz twice"),
         (

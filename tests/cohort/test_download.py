@@ -1,4 +1,4 @@
-"""The dataset is downloaded by kagglehub, old or new, whole or not at all; a failure tells the way by hand."""
+"""Old and new kagglehub download all of the dataset or nothing. A failure explains the manual way."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_failed_download_tells_cause_and_the_manual_way(kagglehub):
     error = str(info.value)
     assert "ConnectionError: no route to host" in error
     assert f"https://www.kaggle.com/datasets/{HANDLE}" in error
-    assert "point pipeline.manifest to its folder kaggle_3m" in error
+    assert "pass its folder kaggle_3m to lgg-flair manifest" in error
 
 
 def test_download_without_slices_is_refused(kagglehub, tmp_path):
     make_old(kagglehub, archive(tmp_path / "cache", slices=False))
-    with pytest.raises(PipelineError, match="found no folder kaggle_3m with slices"):
+    with pytest.raises(PipelineError, match=": no folder kaggle_3m with slices"):
         download(None)
-    with pytest.raises(PipelineError, match="found no folder kaggle_3m with slices"):
+    with pytest.raises(PipelineError, match=": no folder kaggle_3m with slices"):
         download(tmp_path / "dest")
 
 

@@ -1,4 +1,4 @@
-"""What is given to be predicted is found, and what cannot be told is refused."""
+"""The inputs of a prediction are found, and unclear ones are refused."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_an_input_that_holds_no_volume_is_named(tmp_path: Path, given: str, mess
 
 @pytest.mark.parametrize("name", ["..nii.gz", "_image.nii.gz", "=cmd_image.nii.gz", ".hidden_image.nii.gz"])
 def test_names_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
-    """They become names of folders, and cells of tables."""
+    """Names of patients become names of folders and cells of tables."""
     (tmp_path / name).write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
     with pytest.raises(PipelineError, match=r"the name '.*' .* Rename the file"):
         find_inputs([tmp_path / name], tmp_path / "out")
 
 
 def test_volumes_and_slices_in_one_folder_are_refused(slices, manifest: Path, tmp_path: Path) -> None:
-    """Which of them is meant cannot be told, and nobody is to be left out in silence."""
+    """It is not clear which file is meant, and no patient may be left out silently."""
     folder, _ = slices
     shutil.copy(read_manifest(manifest).sections["test"][0].image, folder / "new_image.nii.gz")
     with pytest.raises(PipelineError, match=r"holds 1 volumes and 2 patients in slices"):
@@ -70,7 +70,7 @@ def test_two_volumes_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for path in (tmp_path / "a_image.nii.gz", tmp_path / "deep" / "a_image.nii.gz"):
         path.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
-    with pytest.raises(PipelineError, match=r"two volumes of the name a \(.*/a_image.nii.gz, .*deep/a_image.nii.gz\)"):
+    with pytest.raises(PipelineError, match=r"two volumes are named a \(.*/a_image.nii.gz, .*deep/a_image.nii.gz\)"):
         find_inputs([tmp_path], tmp_path / "out")
 
 
@@ -86,7 +86,7 @@ def slices(phantoms: Path, tmp_path: Path) -> tuple[Path, list[str]]:
 def test_only_nameless_slices_are_told(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "nameless.tif").touch()
-    with pytest.raises(ManifestError, match="the name holds no slice number"):
+    with pytest.raises(ManifestError, match="the name has no slice number"):
         find_inputs([tmp_path / "in"], tmp_path / "out")
 
 
@@ -121,7 +121,7 @@ def test_links_and_folders_that_cannot_be_followed_are_refused(
 
 
 def test_links_within_the_folder_are_followed_or_counted(tmp_path: Path) -> None:
-    """In a data set of DataLad each volume is a link to a hidden file of its own."""
+    """In a data set of DataLad, each volume is a link to a hidden file."""
     folder = named(tmp_path / "in", "P1/flair.nii.gz", ".git/annex/x.nii.gz")
     (folder / "P2").mkdir()
     (folder / "P2" / "flair.nii.gz").symlink_to(folder / ".git/annex/x.nii.gz")
@@ -129,16 +129,16 @@ def test_links_within_the_folder_are_followed_or_counted(tmp_path: Path) -> None
     found = find_inputs([folder], tmp_path / "out")
     assert list(found.sources) == ["P1", "P2"]
     assert {path.relative_to(folder).as_posix(): reason for path, reason in found.skipped.items()} == {
-        ".git/annex/x.nii.gz": "hidden, or of an operating system",
-        "first": "link to a file or folder that is counted itself",
+        ".git/annex/x.nii.gz": "hidden, or written by an operating system",
+        "first": "link to a file or folder that is already counted",
     }
     (folder / "notes.txt").symlink_to(folder / ".git/annex/x.nii.gz")
-    with pytest.raises(ManifestError, match=r"notes.txt: symbolic link to what is not counted itself"):
+    with pytest.raises(ManifestError, match=r"notes.txt: symbolic link to a file that is not counted"):
         find_inputs([folder], tmp_path / "out")
 
 
 def test_every_file_is_counted(tmp_path: Path) -> None:
-    """The voxels of an MHD are a part of it."""
+    """The file with the voxels of an MHD header belongs to it."""
     from tests.imaging.series import PLACES, save_itk, write_series
 
     voxels = np.ones((8, 8, 3), np.int16)
@@ -148,7 +148,7 @@ def test_every_file_is_counted(tmp_path: Path) -> None:
     for name in ("readme.txt", ".hidden/notes", "Thumbs.db"):
         (folder / name).touch()
     found = find_inputs([folder], tmp_path / "out")
-    hidden = "hidden, or of an operating system"
+    hidden = "hidden, or written by an operating system"
     assert {path.name: reason for path, reason in found.skipped.items()} == {
         "readme.txt": "not a volume",
         "notes": hidden,
@@ -161,11 +161,11 @@ def test_every_file_is_counted(tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "zip"), "zip", tmp_path / "dicom"))
     for place in (tmp_path / "dicom", archive):
         skipped = find_inputs([place], tmp_path / "out").skipped
-        assert skipped == {place / "readme.txt": "no DICOM", place / "__MACOSX" / "._003_0001.dcm": hidden}
+        assert skipped == {place / "readme.txt": "not DICOM", place / "__MACOSX" / "._003_0001.dcm": hidden}
 
 
 def test_slices_as_png_make_a_volume(tmp_path: Path) -> None:
-    """Gray ones hold FLAIR; the number is the slice's place."""
+    """Gray pictures hold FLAIR, and the number gives the position of the slice."""
     from PIL import Image
 
     voxels = np.random.default_rng(0).integers(1, 255, (16, 12, 11), dtype=np.uint8)
@@ -197,17 +197,17 @@ def test_folders_of_brats_and_bids(tmp_path: Path) -> None:
         "P1-t2f.nii.gz",
         "P1-t1c.nii.gz",
     ]
-    assert found.sources["sub-1"] == Source(bids / "sub-1/anat/sub-1_FLAIR.nii.gz")  # read as it is
+    assert found.sources["sub-1"] == Source(bids / "sub-1/anat/sub-1_FLAIR.nii.gz")  # not built
     assert {path.name for path in found.skipped} == {"P1-t2w.nii.gz", "P1-seg.nii.gz", "sub-2_T1w.nii.gz"}
 
 
 def test_a_sequence_that_flair_stands_in_for_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Also by ``build_one``, which a program calls; FLAIR alone is what the networks need."""
+    """``build_one`` warns too. Without any T1 there is no warning, because the networks need only FLAIR."""
     place = named(tmp_path / "sub-1", "sub-1_FLAIR.nii.gz", "sub-1_T1w.nii.gz")
     flair, t1 = place / "sub-1_FLAIR.nii.gz", place / "sub-1_T1w.nii.gz"
     for pre, post, expected in (
-        (None, t1, ["no pre-contrast T1: FLAIR stands in for it"]),
-        (t1, None, ["no post-contrast T1: FLAIR stands in for it"]),
+        (None, t1, ["no pre-contrast T1: FLAIR is used instead"]),
+        (t1, None, ["no post-contrast T1: FLAIR is used instead"]),
         (t1, t1, []),
     ):
         (source,) = name_sequences([flair], pre, post, tmp_path / "out").sources.values()
@@ -215,16 +215,16 @@ def test_a_sequence_that_flair_stands_in_for_is_told(tmp_path: Path, caplog: pyt
     build_one(flair, tmp_path / "alone")
     assert not caplog.records
     build_one(place, tmp_path / "built")
-    assert caplog.messages == [f"{place}: no post-contrast T1: FLAIR stands in for it"]
+    assert caplog.messages == [f"{place}: no post-contrast T1: FLAIR is used instead"]
 
 
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     two = named(tmp_path / "two", "sub-1_run-1_FLAIR.nii.gz", "sub-1_run-2_FLAIR.nii.gz")
-    with pytest.raises(ManifestError, match=r"sub-1: which file is which cannot be told: .*run-1.* and .*run-2"):
+    with pytest.raises(ManifestError, match=r"sub-1: it is not clear which file is which: .*run-1.* and .*run-2"):
         find_inputs([two], tmp_path / "out")
-    with pytest.raises(PipelineError, match=r"no file's name tells that it is FLAIR \(found a.nii.gz, b.nii.gz\)"):
+    with pytest.raises(PipelineError, match=r"no file name says FLAIR \(found a.nii.gz, b.nii.gz\)"):
         find_inputs([named(tmp_path / "plain", "a.nii.gz", "b.nii.gz")], tmp_path / "out")
-    with pytest.raises(PipelineError, match="T1 of its own goes with one FLAIR file"):
+    with pytest.raises(PipelineError, match="a separate T1 file needs exactly one FLAIR file"):
         name_sequences([tmp_path / "a.nii", tmp_path / "b.nii"], tmp_path / "t1.nii", None, tmp_path / "out")
 
 
@@ -244,7 +244,7 @@ def test_studies_are_named_by_their_folders(tmp_path: Path) -> None:
         build_volume(source)
         assert np.asarray(nib.load(source.image).dataobj).shape == (8, 8, 3)
     shutil.copytree(tmp_path / "in", tmp_path / "more")
-    with pytest.raises(PipelineError, match=r"two volumes of the name Anna \(.*in/Anna/s, .*more/Anna/s\)"):
+    with pytest.raises(PipelineError, match=r"two volumes are named Anna \(.*in/Anna/s, .*more/Anna/s\)"):
         find_inputs([tmp_path / "in", tmp_path / "more"], tmp_path / "out")
 
 
@@ -262,7 +262,7 @@ def test_a_series_is_asked_for_by_its_uid_among_all_inputs(tmp_path: Path) -> No
         "Anna": "a/003_0001.dcm",
         "Ben": "b/004_0001.dcm",
     }
-    with pytest.raises(PipelineError, match=rf"--series {uid}1: no series of this UID \(found 3 others\)"):
+    with pytest.raises(PipelineError, match=rf"--series {uid}1: no series with this UID \(found 3 others\)"):
         find_inputs(given, tmp_path / "out", f"{uid}1")
 
 
@@ -271,10 +271,10 @@ def test_a_patient_who_cannot_be_told_does_not_keep_others_out(tmp_path: Path) -
     found = find_inputs([folder], tmp_path / "out")
     assert list(found.sources) == ["B"]
     assert list(found.refused) == ["A"]
-    assert found.refused["A"].startswith("which file is which cannot be told: ")
+    assert found.refused["A"].startswith("it is not clear which file is which: ")
     with pytest.raises(PipelineError, match=r"2 patients \(expected one\)"):
         build_one(folder, tmp_path / "out")
-    with pytest.raises(PipelineError, match="two volumes of the name A"):
+    with pytest.raises(PipelineError, match="two volumes are named A"):
         find_inputs([folder, named(tmp_path / "more", "A/flair.nii.gz")], tmp_path / "out")
 
 
@@ -282,7 +282,7 @@ def test_a_patient_who_cannot_be_told_does_not_keep_others_out(tmp_path: Path) -
 def test_only_the_files_of_a_study_s_flair_are_opened_again(
     zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once to look for FLAIR, then each study's own files alone, however many studies there are."""
+    """A zip is unpacked once to find FLAIR, and then only for each study's own files."""
     from tests.imaging.series import write_series
 
     place, voxels = tmp_path / "in", np.ones((8, 8, 3), np.int16)
@@ -314,12 +314,12 @@ def test_only_the_files_of_a_study_s_flair_are_opened_again(
         ):
             opened.clear()
             step()
-            numbers = {"000000", "000001", "000002"} if zipped else set()  # names of what was unpacked
+            numbers = {"000000", "000001", "000002"} if zipped else set()  # names of the unpacked files
             assert set(opened) == {*own, *numbers}
 
 
 def test_a_folder_with_a_dicomdir_is_read(tmp_path: Path) -> None:
-    """As of a disc: DICOMDIR lists the files, whose names have no suffix."""
+    """On a patient's disc, DICOMDIR lists the files, whose names have no suffix."""
     from pydicom.fileset import FileSet
 
     from tests.imaging.series import write_series
@@ -339,7 +339,7 @@ def test_a_folder_with_a_dicomdir_is_read(tmp_path: Path) -> None:
 
 
 def test_results_below_a_folder_are_no_patients(tmp_path: Path) -> None:
-    """Pictures are named slice_003.png, as a patient's slices are."""
+    """Some pictures are named slice_003.png, like slices of a patient."""
     from PIL import Image
 
     (tmp_path / "out" / ".finished").mkdir(parents=True)
@@ -359,7 +359,7 @@ def test_results_may_lie_in_or_above_the_folder_of_the_images(out: str, tmp_path
 
 
 def test_a_datalist_needs_no_labels(tmp_path: Path) -> None:
-    """Paths alone, as MONAI and nnU-Net write a test section, and the section that MONAI's Auto3DSeg writes."""
+    """A test section of MONAI and nnU-Net may hold only paths. MONAI's Auto3DSeg writes another section."""
     data = named(tmp_path / "data", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b.nii.gz", "c_image.nii.gz")
     lists = {
         "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz", "fold": 0}],
@@ -376,10 +376,10 @@ def test_a_datalist_needs_no_labels(tmp_path: Path) -> None:
     (data / "manifest.json").write_text(json.dumps({"test": lists["test"]}))
     assert list(find_inputs([data], tmp_path / "out").sources) == ["b"]
     wrong = {
-        '{"name": "x"}': "no manifest .expected 'patients' and 'counts', or the lists of a Decathlon datalist",
-        '{"training": [], "test": {}}': r"'test' is no list .expected one of images.. Mend the file",
+        '{"name": "x"}': "not a manifest .expected 'patients' and 'counts', or the lists of a Decathlon datalist",
+        '{"training": [], "test": {}}': r"'test' is not a list .expected a list of images.. Correct the file",
         '{"test": [{"label": "a.nii.gz"}]}': "expected image and label, each a path",
-        '{"test": ["a.nii.gz", "deep/a.nii.gz"]}': "two volumes of the name a",
+        '{"test": ["a.nii.gz", "deep/a.nii.gz"]}': "two volumes are named a",
         '{"test": []}': "no volume in it",
     }
     for text, message in wrong.items():
@@ -417,5 +417,5 @@ def test_a_folder_names_its_patient_however_it_is_given(
 @pytest.mark.parametrize("name", ["t1gd.nii.gz", "x_t1n.nii", "sub-1_T1w.nii.gz", "x_T1_FLAIR.nii.gz"])
 def test_a_file_that_is_called_t1_is_not_taken_for_flair(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(PipelineError, match=r"by its name a T1 \(expected FLAIR\)"):
+    with pytest.raises(PipelineError, match=r"T1 by its name \(expected FLAIR\)"):
         find_inputs([tmp_path / name], tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Every file of a folder is found once, and none outside it; links, pipes and what cannot be read are told."""
+"""Every file in a folder is found once. Links out of it, pipes and unreadable files are reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_case_08_junk_of_operating_systems(root, build):
     assert (built.used, built.skipped) == (18, 8)
     reasons = {entry["path"]: entry["reason"] for entry in built.manifest["skipped"]}
     assert reasons == list_files(root).skipped
-    assert reasons["data.csv"] == "clinical table, not joined"
+    assert reasons["data.csv"] == "clinical table, not used"
     assert reasons["README.txt"] == "not a slice"
 
 
@@ -65,7 +65,7 @@ def test_case_26_links_to_what_is_not_counted_are_faults(root, refused):
         (root / target).parent.mkdir()
         (root / A / name).rename(root / target)
         (root / A / name).symlink_to(root / target)
-    refused(f"{A}/{A}_3.tif: symbolic link to what is not counted itself", f"{A}_3_mask.tif: symbolic link")
+    refused(f"{A}/{A}_3.tif: symbolic link to a file that is not counted", f"{A}_3_mask.tif: symbolic link")
 
 
 def test_case_26_links_within_the_folder_are_skipped(root, build, tmp_path):
@@ -116,6 +116,6 @@ def test_case_31_no_folder(tmp_path, out, what):
     path = tmp_path / "x"
     if what == "a file":
         path.write_text("x")
-    with pytest.raises(PipelineError, match=rf"x: {what} \(expected the folder with the slices\)"):
+    with pytest.raises(PipelineError, match=rf"x: {what} \(expected a folder with slices or volumes\)"):
         build_manifest(path, out)
     assert not out.exists()

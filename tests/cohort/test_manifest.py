@@ -1,4 +1,4 @@
-"""A manifest is read as it was written, and nothing else is: no path leaves its folder, no person stands twice."""
+"""A manifest is read as it was written. Paths out of its folder and persons in two sections are refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_reads_a_file_or_its_folder(content, save, tmp_path):
     [
         ("{", "no JSON"),
         ("[]", "no JSON object"),
-        ('{"patients": {}}', "no manifest .expected 'patients' and 'counts'"),
+        ('{"patients": {}}', "not a manifest .expected 'patients' and 'counts'"),
         ("\xff", "no JSON"),
     ],
 )
@@ -77,7 +77,7 @@ def test_other_files_are_refused(tmp_path, text, message):
 
 
 def test_a_missing_manifest_says_how_to_build_one(tmp_path):
-    with pytest.raises(PipelineError, match=r"python -m pipeline\.manifest"):
+    with pytest.raises(PipelineError, match=r"lgg-flair manifest"):
         read_manifest(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_paths_out_of_the_folder_are_refused(content, save, path):
 @pytest.mark.parametrize("section", ["training", "test"])
 def test_case_30_a_patient_listed_twice(content, save, section):
     content[section].append(item("A"))
-    with pytest.raises(PipelineError, match="A stands twice"):
+    with pytest.raises(PipelineError, match="A is listed twice"):
         read_manifest(save(content))
 
 
@@ -168,7 +168,7 @@ def test_case_29_a_hostile_id_is_refused_before_it_names_a_file(content, save, p
 
 @pytest.fixture
 def staged(content, tmp_path):
-    """The volumes of ``content``, finished but not in place."""
+    """The volumes of ``content``, finished but not yet in place."""
     items = [one for section in ("training", "validation", "test") for one in content[section]]
     (tmp_path / "staging").mkdir()
     files = {name: tmp_path / "staging" / Path(name).name for one in items for name in (one["image"], one["label"])}
@@ -179,7 +179,7 @@ def staged(content, tmp_path):
 
 @pytest.fixture
 def put(root, out, tmp_path):
-    """Write a manifest and its staged volumes into ``out``, as built of ``root``."""
+    """Write a manifest and its staged volumes into ``out``, as if built from ``root``."""
     out.mkdir()
 
     def _put(content, staged, options, earlier=None):
@@ -241,5 +241,5 @@ def test_a_disk_that_refuses_leaves_the_earlier_manifest(content, staged, put, o
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(PipelineError, match="No space left"):
         put({**content, "name": "x"}, staged, {}, earlier=read_manifest(out))
-    before.pop(".state.json")  # went first, so that the next build checks by content
+    before.pop(".state.json")  # it is removed first, so that the next build compares the content
     assert bytes_below(out) == before

@@ -1,4 +1,4 @@
-"""A file's name tells patient, number and kind, or is refused; what may stand in an id may stand in a file name."""
+"""A file's name gives patient, number and kind, or is refused. Every valid id is a valid file name."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_name_is_parsed_none_or_refused(name):
         ("P/desktop.ini", "operating system"),
         ("__MACOSX/P/P_1.tif", "__MACOSX"),
         (".git/x_1.tif", "hidden"),
-        ("kaggle_3m/data.csv", "clinical table, not joined"),
+        ("kaggle_3m/data.csv", "clinical table, not used"),
         ("notes.txt", "not a slice"),
     ],
 )

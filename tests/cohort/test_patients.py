@@ -1,4 +1,4 @@
-"""The slices of one patient become two volumes, in the order of their numbers; each fault is told by its file."""
+"""The slices of one patient become two volumes, in the order of their numbers. Each error names its file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.cohort.conftest import SIDE, A, add_patient, encoded, image, mask, se
 
 
 def read(root: Path, name: str = A, **options: Any) -> PatientVolumes:
-    """One patient of a folder."""
+    """Read one patient of a folder."""
     pattern = "*.tif" if options.get("masks", True) else "*[0-9].tif"
     files = [parse_name(PurePosixPath(path.relative_to(root))) for path in sorted((root / name).glob(pattern))]
     return read_patient(root, name, [file for file in files if file], **options)
@@ -50,7 +50,7 @@ def test_masks_may_be_passed_over(root):
     assert (found.faults, found.record.mask_values) == ({}, ())
     assert set(found.record.sources) == {f"{A}/{A}_{number}.tif" for number in (1, 2, 3)}
     write(root / A / f"{A}_3.tif", np.zeros((SIDE, SIDE, 3), np.uint8))
-    assert read(root, masks=False).record.warnings == ()  # black slices are told beside a truth
+    assert read(root, masks=False).record.warnings == ()  # black slices matter only if there are masks
 
 
 def test_a_fault_leaves_no_volume_and_no_source(root):
@@ -127,14 +127,14 @@ def test_case_06_numbering_that_starts_late_is_a_warning(root, build):
 @pytest.mark.parametrize("name", [f"{A}_01.tif", f"{A}_1.TIFF"])
 def test_case_07_one_number_in_two_spellings(root, refused, name):
     shutil.copy(root / A / f"{A}_1.tif", root / A / name)
-    refused("image of slice 1 stands twice", f"{A}_1.tif", name)
+    refused("image of slice 1 exists twice", f"{A}_1.tif", name)
 
 
 # Files that are no slices ------------------------------------------------------------------------------------------
 
 
 def tiff(tags: list[tuple[int, int, int, int]], tail: bytes) -> bytes:
-    """An uncompressed little-endian TIFF of these tags; ``tail`` follows them."""
+    """An uncompressed little-endian TIFF with these tags, followed by ``tail``."""
     data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return data + bytes(4) + tail
 
@@ -163,7 +163,7 @@ def pages() -> bytes:
 
 
 def float_rgb(value: float) -> bytes:
-    """An uncompressed 32-bit float RGB page; Pillow neither writes nor reads such."""
+    """An uncompressed 32-bit float RGB page, which Pillow can neither write nor read."""
     pixels = np.full((4, 4, 3), value, "<f4").tobytes()
     tags = [
         (256, 3, 1, 4),

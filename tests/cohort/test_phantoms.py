@@ -1,4 +1,4 @@
-"""The synthetic dataset: layout, determinism, refusals; nothing is left half, nor deleted that is not its own."""
+"""The synthetic dataset: layout, determinism and refusals. No patient is incomplete, and no other file is deleted."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_lesion_free_patients_are_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patients": 0}, "patients is 0, expected 1 to 10000"),
-        ({"patients": 10001}, "patients is 10001"),
-        ({"size": 31}, "size is 31, expected 32 to 1024"),
-        ({"size": 2048}, "size is 2048"),
-        ({"slices": 3}, "slices is 3, expected 4 to 200"),
-        ({"seed": -1}, "seed is -1"),
-        ({"patients": 2, "lesion_free": 3}, "lesion-free is 3, expected 0 to 2"),
-        ({"lesion_free": -1}, "lesion-free is -1"),
+        ({"patients": 0}, "--patients 0 .expected 1 to 10000"),
+        ({"patients": 10001}, "--patients 10001 "),
+        ({"size": 31}, "--size 31 .expected 32 to 1024"),
+        ({"size": 2048}, "--size 2048 "),
+        ({"slices": 3}, "--slices 3 .expected 4 to 200"),
+        ({"seed": -1}, "--seed -1 "),
+        ({"patients": 2, "lesion_free": 3}, "--lesion-free 3 .expected 0 to 2"),
+        ({"lesion_free": -1}, "--lesion-free -1 "),
     ],
 )
 def test_bad_arguments_are_refused_and_write_nothing(tmp_path, arguments, message):
@@ -117,7 +117,7 @@ def test_interrupted_call_leaves_whole_patients_and_goes_on(tmp_path, monkeypatc
 
     def interrupted(self, target, *args, **kwargs):
         written.append(target)
-        if len(written) == 12:  # amid the second patient
+        if len(written) == 12:  # during the second patient
             raise KeyboardInterrupt
         save(self, target, *args, **kwargs)
 

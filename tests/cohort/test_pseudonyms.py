@@ -1,4 +1,4 @@
-"""Pseudonyms: one to one by a key kept apart, in everything that is written, through to the report."""
+"""Pseudonyms from a separate key replace ids one to one in all files, from the manifest to the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {"split": "random", "validation_fraction": 0.25, "fold
 
 @pytest.fixture
 def source(phantoms: Path, tmp_path: Path) -> Path:
-    """Phantoms with a copy, a file of a name, and a patient with a fault."""
+    """Phantoms with a copy, a file that bears a name, and a patient with an error."""
     folder = tmp_path / "source" / "kaggle_3m"
     shutil.copytree(phantoms, folder)
     first, second = sorted(path.name for path in folder.iterdir() if path.is_dir())[:2]
@@ -49,7 +49,7 @@ def build(source: Path, out: Path, key: Path | None) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Name and bytes of every file below a folder; gzip opened."""
+    """Name and bytes of every file in a folder, with gzipped files decompressed."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -126,7 +126,7 @@ def test_a_key_that_is_missing_or_misplaced_is_refused(source: Path, tmp_path: P
     with pytest.raises(PipelineError, match="pass --pseudonymise KEY"):
         verify_manifest(source, out)
     for place in (out / "key.csv", source / "key.csv"):
-        with pytest.raises(PipelineError, match="Keep the key apart"):
+        with pytest.raises(PipelineError, match="Keep the key in a separate folder"):
             build(source, out, place)
     key.rename(tmp_path / "lost.csv")
     (out / ".state.json").unlink()
@@ -154,7 +154,7 @@ def test_predictions_under_names_are_not_mixed_with_pseudonyms(source: Path, tmp
     assert predict.main(given) == 0
     with pytest.raises(PipelineError, match="holds results under the patients' own names"):
         predict.main([*given, "--overwrite", "--pseudonymise", str(tmp_path / "key" / "key.csv")])
-    with pytest.raises(PipelineError, match="Keep the key apart"):
+    with pytest.raises(PipelineError, match="Keep the key in a separate folder"):
         predict.main([*given, "--overwrite", "--pseudonymise", str(source / ids(source)[0] / "key.csv")])
 
 
@@ -162,7 +162,7 @@ def test_scores_of_pseudonyms_do_not_pass_as_unseen(source: Path, tmp_path: Path
     build(source, tmp_path / "out", tmp_path / "key.csv")
     given = ["--manifest", str(tmp_path / "out"), "--bundle", str(BUNDLE), "--out", str(tmp_path / "scores")]
     assert evaluate.main(given) == 0
-    assert "was trained on is not known" in capsys.readouterr().err
+    assert "so it is not known whether the weights were trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_scores_of_pseudonyms_do_not_pass_as_unseen(source: Path, tmp_path: Path
     ],
 )
 def test_a_damaged_key_is_refused_and_kept(tmp_path: Path, text: str) -> None:
-    """An empty one too: it may be what a full disk left of it, and new pseudonyms would contradict the old."""
+    """An empty key is refused too. A full disk may have emptied it, and new pseudonyms would contradict the old."""
     key = tmp_path / "key.csv"
     key.write_bytes(text.encode("latin-1"))
     for use in (read_key, lambda path: key_for(path, ["a"])):
         with pytest.raises(PipelineError) as error:
             use(key)
         assert re.fullmatch(
-            rf"{re.escape(str(key))}: no (readable )?key \(.*patient, pseudonym.*\. Restore it\.", str(error.value)
+            rf"{re.escape(str(key))}: (no readable|not a) key \(.*patient, pseudonym.*\. Restore it\.", str(error.value)
         )
     assert key.read_bytes() == text.encode("latin-1")
 

@@ -1,4 +1,4 @@
-"""Every file of a folder has one fate: used, skipped or refused; one fault leaves a patient out, and is told."""
+"""Every file in a folder is used, skipped or refused. An error leaves the patient out, and is reported."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_case_28_names_that_differ_in_case_only(root, build, refused):
 def test_case_28_backslash_and_undecodable_names(root, refused):
     write(root / "a\\b_1.tif", image())
     (root / os.fsdecode(b"bad\xff_1.tif")).write_bytes(b"")
-    assert refused("a\\b_1.tif: the patient id", "bad\\udcff_1.tif: the path holds").refused == 2
+    assert refused("a\\b_1.tif: the patient id", "bad\\udcff_1.tif: the path has").refused == 2
 
 
 @pytest.mark.parametrize("name", ["..\\x", "<script>alert(1)<", "=cmd", "-rf", "a\x1b[31m"])
@@ -96,7 +96,7 @@ def test_case_29_hostile_ids(root, out, refused, name):
 
 def test_case_29_a_name_without_number(root, refused):
     write(root / "scan.tif", image())
-    refused("scan.tif: the name holds no slice number (expected <patient>_<number>.tif")
+    refused("scan.tif: the name has no slice number (expected <patient>_<number>.tif")
 
 
 def test_skip_faulty_leaves_whole_patients_out(root, build):
@@ -148,7 +148,7 @@ def test_images_with_a_gap_are_refused_or_warned_of(root, out, caplog):
     (root / A / f"{A}_2.tif").unlink()
     with pytest.raises(ManifestError, match=r"slice\(s\) 2 missing between 1 and 3"):
         build_images(root, out)
-    caplog.set_level("WARNING", logger="pipeline")  # a command of an earlier test may have set another
+    caplog.set_level("WARNING", logger="pipeline")  # a command of an earlier test may have set another level
     build_images(root, out, allow_gaps=True)
     assert caplog.messages == [f"{A}: gap: slice(s) 2 missing, neighbours are joined in the volume"]
 

@@ -1,4 +1,4 @@
-"""Names of volume files: which patient, which sequence."""
+"""Names of volume files give patient and sequence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_files_become_patients() -> None:
         "y": Sequences(Path("a/y_flair.nii")),
     }
     assert skipped == {
-        Path("a/x-seg.nii"): "its name tells neither FLAIR nor T1",
+        Path("a/x-seg.nii"): "its name says neither FLAIR nor T1",
         Path("a/z_t1.nii"): "no FLAIR of z beside it",
     }
     assert not unclear

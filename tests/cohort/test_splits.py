@@ -1,4 +1,4 @@
-"""Persons are divided, not exams: by lists or by draw, the same seed the same way, into sections and folds."""
+"""Persons, not exams, are divided into sections and folds by lists or by draw. The same seed gives the same result."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_without_folds_there_are_no_numbers():
     assert set(division.sections.values()) == {"test"}
 
 
-# What is asked for -------------------------------------------------------------------------------------------------
+# Options -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

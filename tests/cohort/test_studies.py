@@ -1,4 +1,4 @@
-"""A DICOM study is named by its folders; one whose FLAIR is doubtful is refused, the others are used."""
+"""A DICOM study is named after its folders. A study with unclear FLAIR is refused, and the others are used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def studies_of(folder: Path, wanted: str | None = None) -> Studies:
 
 
 def write(folder: Path, *places: str) -> Path:
-    """A study of one FLAIR series in each place."""
+    """Write a study with one FLAIR series into each folder."""
     for number, place in enumerate(places):
         write_series(folder / place, VOXELS, PLACES, study=f"1.2.{number}")
     return folder
@@ -49,8 +49,10 @@ def test_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
     write_series(folder / "Cleo" / "a", VOXELS, PLACES, study="1.2.9", number=4)
     found = studies_of(folder)
     assert list(found.flair) == ["Anna", "Ben"]
-    assert found.refused["Cleo_a"].startswith("2 studies that do not lie in a folder each: sort them")
-    write_series(folder / "Anna", VOXELS, PLACES, study="1.2.1", number=11)  # of Ben's study
+    assert found.refused["Cleo_a"].startswith(
+        "2 studies without a folder each (expected one study per folder). Sort them"
+    )
+    write_series(folder / "Anna", VOXELS, PLACES, study="1.2.1", number=11)  # the same study as Ben's
     found = studies_of(folder)
     assert (found.flair, list(found.refused)) == ({}, ["Anna", "in", "Cleo_a"])
 
@@ -58,7 +60,7 @@ def test_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
 def test_folders_whose_joined_names_are_one_are_refused(tmp_path: Path) -> None:
     found = studies_of(write(tmp_path, "P1_2019", "P1/2019", "P1/2020"))
     assert (list(found.flair), list(found.refused)) == (["P1_2020"], ["P1_2019"])
-    assert found.refused["P1_2019"].startswith("2 studies that do not lie in a folder each")
+    assert found.refused["P1_2019"].startswith("2 studies without a folder each")
 
 
 def test_a_patient_of_damaged_files_alone_is_refused_at_any_depth(tmp_path: Path) -> None:
@@ -89,8 +91,8 @@ def test_a_study_with_two_flairs_is_refused_until_one_is_asked_for(tmp_path: Pat
     [
         (lambda _: b"", "0 bytes"),
         (lambda whole: whole[:300], "it ends within the header"),
-        (lambda whole: whole[132:], "it does not begin as DICOM does"),
-        (lambda _: b"<html>", "it does not begin as DICOM does"),
+        (lambda whole: whole[132:], "it does not begin as a DICOM file does"),
+        (lambda _: b"<html>", "it does not begin as a DICOM file does"),
     ],
     ids=["empty", "cut", "no preamble", "HTML"],
 )
@@ -118,8 +120,8 @@ def test_damaged_files_elsewhere_are_counted(tmp_path: Path) -> None:
     assert found.refused == {
         "P3": "2 damaged DICOM file(s) and no other: P3/x/1.dcm, P3/x/2.dcm. Export the series again."
     }
-    assert found.skipped["P1/t1/1.dcm"] == "damaged, it does not begin as DICOM does"
-    assert {name for name, why in found.skipped.items() if why == "no DICOM"} == {
+    assert found.skipped["P1/t1/1.dcm"] == "damaged, it does not begin as a DICOM file does"
+    assert {name for name, why in found.skipped.items() if why == "not DICOM"} == {
         "P1/readme",
         "P1/a/notes.txt",
         "LICENSE",
@@ -145,8 +147,8 @@ def test_a_file_that_may_not_be_read_is_damaged(tmp_path: Path, monkeypatch: pyt
 def test_copies_are_told_and_equal_numbers_alone_are_none(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", "s")
     for path in (folder / "s").iterdir():
-        edit(path, lambda header: setattr(header, "SOPInstanceUID", "1.2.3"))  # by a careless program
+        edit(path, lambda header: setattr(header, "SOPInstanceUID", "1.2.3"))  # as a careless program writes it
     assert list(studies_of(folder).flair) == ["in"]
     shutil.copytree(folder / "s", folder / "s" / "copy")
     message = studies_of(folder).refused["in"]
-    assert message.startswith("3 image(s) are there twice: for example s/003_0001.dcm and s/copy/003_0001.dcm. Remove")
+    assert message.startswith("3 image(s) exist twice: for example s/003_0001.dcm and s/copy/003_0001.dcm. Remove")

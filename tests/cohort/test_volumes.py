@@ -1,4 +1,4 @@
-"""Cohorts of volumes become manifests that keep their grids; every file is accounted for, as of slices."""
+"""Cohorts of volumes become manifests that keep their grids. Every file is counted, as with slices."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_spacing_that_nobody_set_gives_no_millilitres(tmp_path: Path) -> None:
     nib.Nifti1Image(mask, np.eye(4)).to_filename(tmp_path / "in" / "x_mask.nii.gz")
     info = built(tmp_path / "in", tmp_path / "out", split="none").manifest["patients"]["x"]
     assert (info["spacing_mm"], info["lesion_ml"]) == (None, None)
-    assert "spacing: the file tells none" in info["warnings"]
+    assert "spacing: the file gives none" in info["warnings"]
 
 
 def test_image_and_label_may_count_in_another_unit(tmp_path: Path) -> None:

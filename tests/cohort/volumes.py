@@ -1,4 +1,4 @@
-"""Phantoms as image and mask volumes, in the layouts in which cohorts are handed on."""
+"""Phantoms as image and mask volumes, in the layouts in which cohorts are shared."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save(
     spacing: Sequence[float] = SPACING,
     shift: float = 0,
 ) -> Path:
-    """Write a volume of the networks' orientation as it is stored in another, with this spacing of rows and so on."""
+    """Write a volume, given in the networks' orientation, in another orientation and with this spacing."""
     affine = AFFINE @ np.diag([*spacing, 1])
     affine[:3, 3] = (11 + shift, -7, 5)
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(orientation))
@@ -60,7 +60,7 @@ def write_itk(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) -> 
 
 
 def pairs(root: Path, patients: int = 4, orientation: str = "RAS", **options: Any) -> Path:
-    """FLAIR alone and its mask, ``images/P1.nii.gz`` and ``labels/P1.nii.gz``."""
+    """Only FLAIR and its mask, ``images/P1.nii.gz`` and ``labels/P1.nii.gz``."""
     for number in range(patients):
         image, mask = phantom(number, **options)
         save(root / "images" / f"P{number + 1}.nii.gz", image[..., FLAIR].astype(np.int16), orientation)
@@ -69,7 +69,7 @@ def pairs(root: Path, patients: int = 4, orientation: str = "RAS", **options: An
 
 
 def brats(root: Path, patients: int = 2, values: Sequence[int] = (1, 2, 4)) -> Path:
-    """Folders of BraTS; the mask holds several values, by slices."""
+    """Folders as in BraTS. The mask holds several values, by slice."""
     for number in range(patients):
         name = f"BraTS-GLI-{number:05d}-000"
         image, mask = phantom(number)

@@ -68,7 +68,7 @@ def test_workflows_have_every_property(bundle: Path, name: str, manifest: Path) 
     workflow.initialize()
     assert workflow.check_properties() == []
     assert workflow.network_def is not None
-    assert workflow.version == "0.1.0"
+    assert workflow.version == "0.2.0"
 
 
 @each_bundle
@@ -264,7 +264,7 @@ def test_monai_federated_client(zoo: Path, manifest: Path, monkeypatch) -> None:
     wrong = {**given, "loss": {"_target_": "DiceLoss", "sigmoid": False}}
     algo = MonaiAlgo(bundle_root=zoo.name, local_epochs=1, train_kwargs=wrong, eval_kwargs=given)
     algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(zoo.parent)})
-    with pytest.raises(Exception, match="no sigmoid or with two"):
+    with pytest.raises(Exception, match="no sigmoid to them, or two"):
         algo.train(ExchangeObject(weights=weights), {})
 
 

@@ -74,7 +74,7 @@ def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tm
     (start / "training.json.sha256").unlink()
     run = tmp_path / "run"
     run_config(bundle / "configs/train.json", **places(manifest, run, start), **{**TINY, **STILL})
-    assert "1 of 2 validation patients were trained on by the weights of --init, their" in caplog.text
+    assert "the weights of --init were trained on 1 of 2 validation patients, whose" in caplog.text
     assert f"not of unseen patients: {unseen[0]}" in caplog.text
     assert {unseen[0], "SOMEBODY"} < set(seen_patients(load_bundle(bundle, run / "model.pt").record))
     result = evaluate_volumes(manifest, bundle, tmp_path / "scores", weights=run / "model.pt")
@@ -126,7 +126,7 @@ def test_an_initialised_training_is_resumed_to_the_bit(
         return run_config(path, **{"init": str(out), **overrides})
 
     overrides = interrupted_training(bundle, tmp_path / "a", manifest, with_init, monkeypatch)
-    for other, message in ((str(BASIC), "changed since the training began: the weights of --init"), (None, "--init")):
+    for other, message in ((str(BASIC), "changed since the training started: the weights of --init"), (None, "--init")):
         with pytest.raises(RuntimeError) as failure:
             run_config(config, **overrides, init=other, resume=True)
         assert message in str(fault_line(failure.value))

@@ -104,7 +104,7 @@ def test_a_training_too_large_for_a_gpu_ends_in_one_line(manifest: Path, tmp_pat
     command[at - 1 : at + 1] = ["-c", small]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     told = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == 2, ended.stderr
     assert len(told) == 1, ended.stderr
     assert told[0].startswith("error: memory ran out (CUDA out of memory")
     assert "Traceback" not in ended.stderr

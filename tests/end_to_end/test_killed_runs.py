@@ -164,11 +164,11 @@ def test_a_killed_loader_worker_ends_the_training_in_a_line(manifest: Path, tmp_
         os.kill(workers[0], signal.SIGKILL)
         start = time.monotonic()
         text = process.communicate(timeout=120)[0]
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "Traceback" not in text
     line = text.strip().splitlines()[-1]
     assert "A process that loads batches was killed" in line
-    assert line.endswith("No epoch has ended, there is no checkpoint to resume from: start again.")
+    assert line.endswith("No epoch has ended, so there is no checkpoint to resume from: start again.")
     assert time.monotonic() - start < 60
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
@@ -185,6 +185,6 @@ def test_a_training_without_memory_ends_in_a_line(manifest: Path, tmp_path: Path
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)),
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "Traceback" not in ended.stdout + ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("error: memory ran out (")

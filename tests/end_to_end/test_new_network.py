@@ -46,4 +46,4 @@ def test_a_fourth_network_is_one_file(manifest: Path, run_config: Any, tmp_path:
     verify_net_in_out(net_id="network_def", meta_file=meta_file, config_file=config_file, bundle_root=str(bundles))
     (bundles / "segresnet" / "models" / "training.json").unlink()  # it tells of another image size than the config
     pack_bundle(bundles / "segresnet", tmp_path, trust=True)
-    assert (tmp_path / "segresnet_v0.1.0.zip").is_file()
+    assert (tmp_path / "segresnet_v0.2.0.zip").is_file()

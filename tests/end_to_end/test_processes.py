@@ -61,7 +61,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(manifest: Path, run_config
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
     with pytest.raises(RuntimeError) as failure:
         run_config(BASIC / "configs" / "train.json", **folders, **TINY, world_size=3)
-    assert "a batch of 4 cannot be shared out evenly to 3 processes" in str(failure.value.__cause__)
+    assert "a batch of 4 slices cannot be shared evenly by 3 processes" in str(failure.value.__cause__)
     assert not (tmp_path / "run").exists()
 
 

@@ -28,8 +28,8 @@ MEAN_OF_SIGMOIDS = (
         ("network_def", "$torch.nn.Sequential(monai.networks.nets.BasicUNet(2, 3, 1), torch.nn.Sigmoid())", "probab"),
         ("network_def", "$torch.nn.Sequential(monai.networks.nets.BasicUNet(2, 3, 1), torch.nn.Softmax(1))", "probab"),
         ("network_def", {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 2}, "logits"),
-        ("loss", {"_target_": "DiceLoss", "sigmoid": False}, "no sigmoid or with two"),
-        ("loss", "$lambda p, t: monai.losses.DiceLoss(sigmoid=True, jaccard=True)(p.sigmoid(), t)", "or with two"),
+        ("loss", {"_target_": "DiceLoss", "sigmoid": False}, "no sigmoid to them, or two"),
+        ("loss", "$lambda p, t: monai.losses.DiceLoss(sigmoid=True, jaccard=True)(p.sigmoid(), t)", "them, or two"),
     ],
     ids=["case report", "four heads", "probabilities", "constant", "two channels", "no sigmoid", "two sigmoids"],
 )

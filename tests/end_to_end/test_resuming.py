@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over(  # noqa: PLR0917
     shutil.copy(tmp_path / "checkpoint_1.pt.sha256", tmp_path / "checkpoint_2.pt.sha256")
     run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
     assert "checkpoint_2.pt: damaged" in caplog.text
-    assert "going on from checkpoint_1.pt" in caplog.text
+    assert "the training continues from checkpoint_1.pt" in caplog.text
     assert not list(tmp_path.glob("checkpoint*"))
 
 
@@ -178,7 +178,7 @@ def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
     assert "every checkpoint is damaged: checkpoint_1.pt: damaged" in str(failure.value.__cause__)
-    assert "delete them and begin again without --resume." in str(failure.value.__cause__)
+    assert "delete them and start again without --resume." in str(failure.value.__cause__)
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
@@ -202,10 +202,10 @@ def test_other_versions_are_refused_unless_allowed(  # noqa: PLR0917
     path.write_text(json.dumps(record))
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
-    assert "changed since the training began: monai 1.0.0 (now " in str(failure.value.__cause__)
+    assert "changed since the training started: monai 1.0.0 (now " in str(failure.value.__cause__)
     assert "--allow_different True" in str(failure.value.__cause__)
     run_config(trained[0] / "configs" / "train.json", **overrides, resume=True, allow_different=True)
-    assert "goes on all the same: monai 1.0.0" in caplog.text
+    assert "continues anyway: monai 1.0.0" in caplog.text
     assert (tmp_path / "model.pt").is_file()
 
 
@@ -219,15 +219,15 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
 
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     refused("Pass --resume True")
-    refused("changed since the training began: learning_rate", resume=True, learning_rate=0.001)
+    refused("changed since the training started: learning_rate", resume=True, learning_rate=0.001)
     amp = json.loads((tmp_path / "checkpoint.json").read_text())["amp"]
     with monkeypatch.context() as other_cpu:
         other_cpu.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not amp}, raising=False)
-        refused(f"changed since the training began: amp on this device (pass --amp {amp})", resume=True)
+        refused(f"changed since the training started: amp on this device (pass --amp {amp})", resume=True)
     shutil.copytree(manifest, tmp_path / "other")
     (tmp_path / "other" / "manifest.json").write_text((manifest / "manifest.json").read_text() + " ")
     (tmp_path / "other" / "manifest.json.sha256").unlink()
-    refused("changed since the training began: the manifest", resume=True, dataset_dir=str(tmp_path / "other"))
+    refused("changed since the training started: the manifest", resume=True, dataset_dir=str(tmp_path / "other"))
     for path in tmp_path.glob("checkpoint_*"):
         path.unlink()
     with pytest.raises(RuntimeError) as failure:
@@ -256,7 +256,7 @@ def test_a_change_that_a_checkpoint_would_undo_is_refused(  # noqa: PLR0917
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **changed)
     assert message in str(failure.value.__cause__)
-    assert "would not take effect" in str(failure.value.__cause__)
+    assert "would have no effect" in str(failure.value.__cause__)
     assert (tmp_path / "checkpoint.json").read_bytes() == began
     assert not (tmp_path / "training.json").exists()
     if "learning_rate" in change:
@@ -273,4 +273,4 @@ def test_checkpoints_of_another_version_are_refused(trained, manifest, run_confi
     (tmp_path / "checkpoint.json").write_text(json.dumps(record))
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **overrides, resume=True, allow_different=True)
-    assert "began with another version of the bundle" in str(failure.value.__cause__)
+    assert "started with another version of the bundle" in str(failure.value.__cause__)

@@ -61,7 +61,7 @@ def test_an_experiment_that_a_record_cannot_hold_is_refused(manifest: Path, run_
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
     change = {"intensity": [{"_target_": "Lambdad", "keys": "image", "func": "$lambda image: image / 255"}]}
     run_config(BASIC / "configs" / "train.json", **folders, **{**TINY, "max_epochs": 1}, **change)
-    with pytest.raises(PipelineError, match="trained with intensity of its own, which a record cannot hold"):
+    with pytest.raises(PipelineError, match="trained with its own intensity, which a record cannot hold"):
         load_bundle(BASIC, tmp_path / "model.pt")
 
 
@@ -74,7 +74,7 @@ def test_the_bundles_own_configs_refuse_other_settings_than_trained(
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(trained[1]), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as failure:
         run_config(BASIC / "configs" / f"{name}.json", **folders)
-    assert "trained with image_size 32 (the config: 192). Pass the same by --image_size" in str(failure.value.__cause__)
+    assert "trained with image_size 32 (the config: 192). Pass the same values" in str(failure.value.__cause__)
     with pytest.raises(RuntimeError) as failure:
         run_config(BASIC / "configs" / f"{name}.json", **folders, image_size=32, normalize_head="false")
     assert "normalize_head: 'false' (expected True or False" in str(failure.value.__cause__)

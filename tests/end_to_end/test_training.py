@@ -186,13 +186,13 @@ def test_a_training_says_that_it_will_replace_the_bundles_own_weights(
     metadata.write_text(
         json.dumps({**json.loads(metadata.read_text()), "weights": {"sha256": sha256_file(weights).upper()}})
     )
-    shipped = "weights that the bundle came with"
+    shipped = "bundle's original weights"
     for places, warned in (({"ckpt_dir": str(tmp_path / "mine")}, False), ({}, True)):
         caplog.clear()
         run_config(bundle / "configs" / "train.json", dataset_dir=str(manifest), **places, **{**TINY, "max_epochs": 1})
         assert (shipped in caplog.text) == warned
         assert (weights.read_bytes() == b"as shipped") != warned
-    replaced = "other weights than the bundle came with"
+    replaced = "weights of a later training, not those that the bundle came with"
     assert replaced in load_bundle(bundle).as_trained()
     assert replaced not in load_bundle(bundle, tmp_path / "mine" / "model.pt").as_trained()
 

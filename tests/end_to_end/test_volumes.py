@@ -142,10 +142,10 @@ def test_a_hand_written_datalist_is_scored(
         ([{"image": "x.nii.gz", "label": 3}], "expected image and label, each a path"),
         (
             [{"image": "a/x.nii.gz", "label": "y"}, {"image": "b/x.nii.gz", "label": "z"}],
-            "patient x stands twice. Give each",
+            "patient x is listed twice. Put each",
         ),
         ([{"image": "=x.nii.gz", "label": "y"}], "the patient id '=x' starts with .* Rename =x.nii.gz"),
-        ({"image": "x"}, "no list"),
+        ({"image": "x"}, "is not a list"),
     ],
 )
 def test_an_odd_datalist_is_refused(tmp_path: Path, items: Any, fault: str) -> None:

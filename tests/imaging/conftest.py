@@ -1,4 +1,4 @@
-"""What the tests of imaging share."""
+"""Fixtures for several tests of imaging."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ def write_series(
     study: str = STUDY,
     **fields: Any,
 ) -> list[Path]:
-    """Write a volume as an MR series, a file a slice.
+    """Write a volume as an MR series with one file per slice.
 
     Args:
-        folder: The folder, made where it is missing.
+        folder: The folder, which is made if it does not exist.
         volume: (rows, columns, slices), whole numbers.
         affine: (4, 4), (row, column, slice) to right, anterior, superior in mm.
         description: SeriesDescription.
@@ -79,7 +79,7 @@ def write_enhanced(
     """Write a volume as one enhanced MR file of many frames.
 
     Args:
-        path: The file.
+        path: The file to write.
         volume: (rows, columns, slices), whole numbers.
         affine: (4, 4), (row, column, slice) to right, anterior, superior in mm.
         description: SeriesDescription.
@@ -137,7 +137,7 @@ class _Place(NamedTuple):
 
 
 def _place(affine: NDArray[np.float64]) -> _Place:
-    """How DICOM says where a volume lies."""
+    """The position of a volume in the terms of DICOM."""
     lps = np.diag([-1.0, -1, 1, 1]) @ affine
     down, along, up = (lps[:3, axis] for axis in range(3))
     lengths = [float(np.linalg.norm(axis)) for axis in (down, along, up)]
@@ -153,7 +153,7 @@ def _item(**fields: Any) -> Dataset:
 
 
 def _header(path: Path, kind: UID, volume: NDArray[Any], study: str) -> FileDataset:
-    """What every MR file of a study holds."""
+    """The header fields of every MR file of a study."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = kind
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -171,7 +171,7 @@ def _header(path: Path, kind: UID, volume: NDArray[Any], study: str) -> FileData
 
 
 def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> Path:
-    """Write by ITK what NIfTI would hold as ``voxels`` and ``affine``."""
+    """Write ``voxels`` and ``affine``, as NIfTI has them, with ITK."""
     lps = np.diag([-1.0, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(voxels.T))
@@ -183,7 +183,7 @@ def save_itk(path: Path, voxels: NDArray[np.int16], affine: NDArray[np.float64])
 
 
 def one(folder: Path) -> Series:
-    """The series of a folder that holds one."""
+    """The only series in a folder."""
     (series,) = find_series(sorted(folder.iterdir())).series
     return series
 

@@ -1,4 +1,4 @@
-"""Masks as DICOM SEG: the marked voxels lie where the lesion is, and refer to the slices they were made of."""
+"""Masks as DICOM SEG: the marked voxels lie where the lesion is, and refer to the slices of the series."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_mask_as_dicom_seg_lies_where_the_lesion_is(
 def assert_segmentation_fits(
     series: Series, shape: tuple[int, ...], affine: NDArray[np.float64], folder: Path
 ) -> highdicom.seg.Segmentation:
-    """The marked voxels lie where the lesion's do."""
+    """Check that the marked voxels lie where the lesion is."""
     image = nib.load(convert(series, folder / "out"))
     lesion = np.zeros(shape, np.uint8)
     lesion[3:9, 5:12, 2:6] = 1

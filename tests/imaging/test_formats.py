@@ -1,4 +1,4 @@
-"""MHA, NRRD and NIfTI volumes read alike; T1 brought onto FLAIR's grid."""
+"""MHA, NRRD and NIfTI volumes give the same image, and T1 is resampled to the grid of FLAIR."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def voxels() -> NDArray[np.int16]:
 
 
 def rotation() -> NDArray[np.float64]:
-    """An oblique affine with perpendicular axes, as scanners give them: ITK takes no others."""
+    """An oblique affine with perpendicular axes, as from scanners. ITK accepts no others."""
     turn, _ = np.linalg.qr(OBLIQUE[:3, :3])
     affine = OBLIQUE.copy()
     affine[:3, :3] = turn * (0.9, 0.9, 4.0)
@@ -66,7 +66,7 @@ def test_what_is_no_volume_is_refused_in_a_line(tmp_path: Path, voxels: NDArray[
 
 
 def test_t1_of_another_grid_is_brought_onto_that_of_flair(tmp_path: Path) -> None:
-    """A ramp stays the same ramp in mm, whatever grid it is sampled on; an absent T1 is FLAIR."""
+    """A ramp stays the same in mm on every grid. FLAIR takes the place of a missing T1."""
     fine = np.diag([-1.0, -1, 2, 1])
     places = np.stack(np.meshgrid(*map(np.arange, (20, 18, 10)), indexing="ij"), axis=-1)
     ramp = 100 + nib.affines.apply_affine(fine, places)[..., 1].astype(np.float32)
@@ -98,13 +98,13 @@ def test_t1_in_another_unit_lies_where_flair_does(tmp_path: Path, voxels: NDArra
 
 
 def test_an_affine_that_places_no_voxel_is_told_in_a_line(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
-    """Of T1 beside FLAIR and of a cohort's volumes too."""
+    """This also applies to T1 files and to the volumes of a cohort."""
     image = nib.Nifti1Image(voxels, np.eye(4))
     image.set_sform(np.eye(4), 1)
     content = bytearray(image.to_bytes())
     content[280:296] = bytes(16)  # srow_x
     (tmp_path / "flat.nii").write_bytes(content)
-    with pytest.raises(PipelineError, match=r"flat\.nii: an affine that places no voxel"):
+    with pytest.raises(PipelineError, match=r"flat\.nii: the affine .* is not invertible"):
         read_volume(tmp_path / "flat.nii")
 
 
@@ -127,7 +127,7 @@ def test_t1_that_lies_elsewhere_is_refused(tmp_path: Path, voxels: NDArray[np.in
 
 @pytest.mark.parametrize(("slices", "covered"), [(20, 100), (19, 95), (18, 90), (10, 50), (1, 5)])
 def test_flair_stands_in_for_t1_that_covers_too_little_of_the_head(tmp_path: Path, slices: int, covered: int) -> None:
-    """Air of FLAIR, in half of the columns, does not count."""
+    """Air in FLAIR, which fills half of the columns, does not count."""
     flair = np.zeros((10, 16, 20), np.float32)
     flair[:, :8] = 100
     affine = np.diag([-1.0, -1, 2, 1])
@@ -164,7 +164,7 @@ def test_three_channels_come_in_files_as_itk_writes_them(suffix: str, tmp_path: 
 
 
 def test_a_metatensor_without_an_affine_of_its_own_is_an_array(voxels: NDArray[np.int16], tmp_path: Path) -> None:
-    """MONAI gives it the identity. What a reader or a person told holds, and the file's unit."""
+    """MONAI sets the identity itself. An affine of a file or of the caller is used, and so is the file's unit."""
     import torch
     from monai.data import MetaTensor
     from monai.transforms import LoadImage
@@ -213,5 +213,5 @@ def test_wide_integers_are_read_and_colours_refused(voxels: NDArray[np.int16], t
 
 
 def test_an_image_of_nibabel_without_orientation_is_refused(voxels: NDArray[np.int16]) -> None:
-    with pytest.raises(PipelineError, match="a NIfTI image: the header tells no orientation"):
+    with pytest.raises(PipelineError, match="a NIfTI image: the header has no orientation"):
         as_nifti(nib.Nifti1Image(voxels, None))

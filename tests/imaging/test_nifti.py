@@ -1,4 +1,4 @@
-"""A volume opens as it was written, aligned with its image, without a word of another program; or it is refused."""
+"""A volume opens as it was written, aligned with its image, without text of other programs, or it is refused."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_map_keeps_its_values_and_is_refused_with_gaps(image_file, tmp_path):
 
 
 def test_an_image_has_three_channels(image_file, tmp_path):
-    """FLAIR alone stands in for the others."""
+    """In a file with only FLAIR, FLAIR takes the place of the others."""
     path, volume = image_file
     np.testing.assert_array_equal(load_image(path), volume)
     path.write_bytes(nifti_bytes(volume[..., 1]))
@@ -157,7 +157,7 @@ def test_an_image_has_three_channels(image_file, tmp_path):
 
 
 def test_a_mask_fits_nifti_2(tmp_path):
-    """Whose header lacks fields of NIfTI-1."""
+    """The header of NIfTI-2 lacks some fields of NIfTI-1."""
     image = nib.Nifti2Image(np.ones((6, 5, 4), np.float32), np.diag([1.0, 2, 3, 1]))
     nib.save(image, tmp_path / "image.nii.gz")
     save_mask(np.ones((6, 5, 4), np.uint8), tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz")
@@ -167,7 +167,7 @@ def test_a_mask_fits_nifti_2(tmp_path):
 @pytest.mark.parametrize("axes", ["LPS", "RAS"])
 @pytest.mark.parametrize(("scale", "degrees"), [(1.05, 0), (1, 5)])
 def test_a_label_that_drifts_away_from_its_image_is_refused(tmp_path, axes, scale, degrees):
-    """A little a voxel is a lot at the corner."""
+    """A small error per voxel becomes large at the corner."""
     turn = np.deg2rad(degrees)
     rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     for name, factor in (("image", np.eye(3)), ("label", rotation * scale)):
@@ -187,7 +187,7 @@ UNITS = {"meter": 0.001, "mm": 1, "micron": 1000}
 
 
 def stored_in(unit: str, path: Path, move: float = 0) -> Path:
-    """A volume of 1 x 2 x 3 mm voxels whose header counts in a unit, moved by so many mm."""
+    """A volume of 1 x 2 x 3 mm voxels with a header in a given unit, moved by some mm."""
     affine = np.diag([1.0, 2, 3, 1])
     affine[:3, 3] = 7 + move
     affine[:3] *= UNITS[unit]
@@ -199,7 +199,7 @@ def stored_in(unit: str, path: Path, move: float = 0) -> Path:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_headers_unit_counts(tmp_path, unit):
-    """A mm is a mm, whatever the header counts in."""
+    """Distances in mm are the same, whatever the unit of the header."""
     image = stored_in(unit, tmp_path / "image.nii.gz")
     assert sorted(spacing_mm(image)) == pytest.approx([1, 2, 3])
     assert oddities(image) == []

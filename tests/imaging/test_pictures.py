@@ -1,4 +1,4 @@
-"""A TIFF slice is decoded to its exact values; whatever else lies under the name is refused by what was found."""
+"""A TIFF slice is decoded to its exact values. All other content is refused, and the message names it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def saved(pixels, name: str, **options) -> bytes:
 
 @pytest.mark.parametrize("name", ["TIFF", "PNG"])
 def test_colour_and_gray_slices(name):
-    """Gray is FLAIR, which stands in for the other sequences."""
+    """Gray is FLAIR, which takes the place of the other sequences."""
     assert np.array_equal(decode_slice(saved(RGB, name), "image"), RGB)
     gray = RGB[..., 1]
     assert np.array_equal(decode_slice(saved(gray, name), "image"), np.stack([gray] * 3, axis=-1))
@@ -103,7 +103,7 @@ def test_stacks_are_refused_however_they_are_packed():
         packed[name] = buffer.getvalue()
     packed["ImageJ"] = saved(RGB, "TIFF", description="ImageJ=1.53\nimages=30\nslices=30\n")
     for data in packed.values():
-        with pytest.raises(PipelineError, match=r"several p.*one slice a file"):
+        with pytest.raises(PipelineError, match=r"several p.*one slice per file"):
             decode_slice(data, "image")
     assert decode_slice(saved(RGB, "TIFF", description="ImageJ=1.53\nimages=1\n"), "image").shape == RGB.shape
 

@@ -1,4 +1,4 @@
-"""Networks run by other libraries: the same logits, the same scores, and a clear word where a library is missing."""
+"""Other backends give the same logits and the same scores, and a clear message if a package is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = TINY["image_size"]
 
 @pytest.mark.parametrize("backend", OTHERS)
 def test_backend_gives_the_networks_logits(trained, tmp_path: Path, backend: str) -> None:
-    """For any number of slices; a result is not overwritten by the next call."""
+    """This holds for any number of slices, and the next call does not overwrite a result."""
     for package in PACKAGES[backend]:
         pytest.importorskip(package, reason=f"{package} (extra backends) is not installed")
     state = torch.load(trained[1] / "model.pt", weights_only=True)

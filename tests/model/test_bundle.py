@@ -1,4 +1,4 @@
-"""A bundle is loaded with weights that fit it, by its own scripts, or refused with what is wrong."""
+"""A bundle is loaded with its own scripts and weights that fit, or refused with a message that says why."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_case_33_weights_of_another_architecture_name_the_keys(trained, tmp_path
 
 
 def test_two_bundles_with_scripts_load_together(tmp_path: Path, monkeypatch) -> None:
-    """Neither ``scripts`` of another bundle nor a package ``scripts`` of the user's own hides a bundle's."""
+    """A bundle uses its own ``scripts``, even if another bundle's or a user's package ``scripts`` is imported."""
     (tmp_path / "own" / "scripts").mkdir(parents=True)
     (tmp_path / "own" / "scripts" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path / "own"))

@@ -1,4 +1,4 @@
-"""The zip of a bundle: the same bytes twice, complete, small, and at work where ``pipeline`` is not."""
+"""The zip of a bundle is reproducible, complete and small, and works without the package ``pipeline``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.conftest import BUNDLES, silent_weights
 
 @pytest.fixture
 def ready(trained: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A copy of the bundle with weights, and with what does not belong into a zip."""
+    """A copy of the bundle with weights, and with files that do not belong in a zip."""
     bundle = tmp_path / "source" / trained[0].name
     shutil.copytree(trained[0], bundle, ignore=shutil.ignore_patterns("models", "eval"))
     silent_weights(trained, bundle / "models" / "model.pt")
     record = json.loads((bundle / "models" / "training.json").read_text())
-    record["prediction"]["image_size"] = 192  # the config's own; the tests train smaller
+    record["prediction"]["image_size"] = 192  # the value in the config; the tests train with a smaller one
     (bundle / "models" / "training.json").write_text(json.dumps(record))
     metadata = bundle / "configs" / "metadata.json"
     content = json.loads(metadata.read_text())
@@ -44,17 +44,17 @@ def test_packing_twice_gives_the_same_bytes(ready: Path, tmp_path: Path, capsys:
         if path.is_file():
             path.chmod(0o600)
     assert pack.main([str(ready), "--out", str(tmp_path / "two")]) == 0
-    first, second = ((tmp_path / name / f"{ready.name}_v0.1.0.zip").read_bytes() for name in ("one", "two"))
+    first, second = ((tmp_path / name / f"{ready.name}_v0.2.0.zip").read_bytes() for name in ("one", "two"))
     assert first == second
     assert len(first) < packing.MAX_ZIP_BYTES
     digest = hashlib.sha256(first).hexdigest()
     assert digest in capsys.readouterr().out
-    assert (tmp_path / "one" / f"{ready.name}_v0.1.0.zip.sha256").read_text().split()[0] == digest
+    assert (tmp_path / "one" / f"{ready.name}_v0.2.0.zip.sha256").read_text().split()[0] == digest
 
 
 def test_zip_holds_the_bundle_and_nothing_else(ready: Path, tmp_path: Path) -> None:
     assert pack.main([str(ready), "--out", str(tmp_path)]) == 0
-    with zipfile.ZipFile(tmp_path / f"{ready.name}_v0.1.0.zip") as archive:
+    with zipfile.ZipFile(tmp_path / f"{ready.name}_v0.2.0.zip") as archive:
         names = archive.namelist()
         code = [archive.read(name) for name in names if name.endswith((".json", ".py"))]
     assert {name.split("/")[0] for name in names} == {ready.name}
@@ -62,7 +62,8 @@ def test_zip_holds_the_bundle_and_nothing_else(ready: Path, tmp_path: Path) -> N
     configs = {f"configs/{name}.json" for name in ("train", "evaluate", "inference", "multi_gpu_train", "metadata")}
     scripts = {path.relative_to(ready).as_posix() for path in ready.glob("scripts/*.py")}
     models = {"models/model.pt", "models/training.json"}
-    assert inside == {"LICENSE", "docs/README.md", "configs/logging.conf"} | configs | scripts | models
+    docs = {"docs/README.md", "docs/WEIGHTS_LICENSE.md"}
+    assert inside == {"LICENSE", "configs/logging.conf"} | docs | configs | scripts | models
     assert not any(word in text for text in code for word in (b"import pipeline", b"from pipeline"))
 
 
@@ -81,7 +82,7 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     metadata = ready / "configs" / "metadata.json"
     content = metadata.read_text()
     metadata.write_text(json.dumps({**json.loads(content), "weights": {"sha256": "0" * 64}}))
-    with pytest.raises(PipelineError, match=r"metadata\.json tells of other weights.* in its configs/ "):
+    with pytest.raises(PipelineError, match=r"metadata\.json names other weights.* in its configs/ "):
         pack_bundle(ready, tmp_path / "out")
     metadata.write_text(content)
     record["weights"] = {"model.pt": "0"}

@@ -1,4 +1,4 @@
-"""Masks of volumes without truth: those of an evaluation, from every kind of input; faults are told first."""
+"""Predictions give the masks of an evaluation, from every kind of input, and report errors before they start."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.conftest import BUNDLES, evaluated, lively_weights
 
 @pytest.fixture(scope="module")
 def lively(trained: tuple[Path, Path], manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(bundle folder, folder of weights whose masks hit)."""
+    """The folder of a bundle, and the folder of weights whose masks find lesions."""
     folder = tmp_path_factory.mktemp("lively")
     lively_weights(trained, manifest, folder / "model.pt")
     return trained[0], folder
 
 
 UNUSED = (BUNDLES[0], Path("no_weights"))
-"""For faults that are told before a bundle is read."""
+"""A bundle for errors that are reported before any bundle is read."""
 
 
 def run(lively: tuple[Path, Path], out: Path, *given: Path | str) -> dict[str, dict[str, object]]:
@@ -168,14 +168,14 @@ def test_every_fault_is_told_before_the_first_prediction(tmp_path: Path) -> None
     assert set(faults) == {f"{name}_image.nii.gz" for name in ("two", "cut", "complex", "flat", "code")}
     assert "shape (8, 8, 3, 2) (expected (H, W, D) FLAIR, or (H, W, D, 3)" in faults["two_image.nii.gz"]
     assert "complex64 (expected numbers)" in faults["complex_image.nii.gz"]
-    assert "an affine that places no voxel" in faults["flat_image.nii.gz"]
+    assert "is not invertible. Correct the header" in faults["flat_image.nii.gz"]
     assert "no readable NIfTI" in faults["cut_image.nii.gz"]
     assert "no readable NIfTI" in faults["code_image.nii.gz"]
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_odd_of_many_patients_is_one_line(lively, manifest: Path, tmp_path: Path, capsys) -> None:
-    """A T1 that is missing of four; one of another that covers half of the head."""
+    """Four patients lack a T1; the T1 of another covers half of the head."""
     voxels = load_image(read_manifest(manifest).sections["validation"][0].image)
     (tmp_path / "in").mkdir()
     for name in "ABCDE":
@@ -183,8 +183,8 @@ def test_what_is_odd_of_many_patients_is_one_line(lively, manifest: Path, tmp_pa
         image_of(voxels[..., 0], tmp_path / "in" / f"{name}_t1.nii.gz")
     image_of(voxels[..., : voxels.shape[2] // 2, 2], tmp_path / "in" / "E_t1ce.nii.gz")
     run(lively, tmp_path / "out", tmp_path / "in")
-    lines = [line for line in capsys.readouterr().err.splitlines() if "stands in" in line]
-    assert "A, B, C and 1 more (4 in all): no post-contrast T1: FLAIR stands in for it" in lines[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "FLAIR is used instead" in line]
+    assert "A, B, C and 1 more (4 in all): no post-contrast T1: FLAIR is used instead" in lines[0]
     assert "E: post-contrast T1 covers " in lines[1]
     assert len(lines) == 2
     built = load_image(tmp_path / "out" / "volumes" / "E_image.nii.gz")
@@ -233,7 +233,7 @@ def test_a_folder_of_slices_gives_what_the_manifest_gives(lively, slices, manife
         assert built.read_bytes() == images[patient].read_bytes()
         mask = nib.load(tmp_path / "out" / f"{patient}_mask.nii.gz")
         np.testing.assert_array_equal(mask.affine, AFFINE)
-    # Once more, into a folder below the slices, twice: what was built there is no input.
+    # Predict twice into a folder below the slices: volumes built there are no input of the second run.
     for out in ("masks", "again"):
         assert list(run(lively, folder / out, folder, "--overwrite")) == patients
 
@@ -263,7 +263,7 @@ def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path:
     told = str(caught.value)
     assert "an HTML page" in told
     assert "slice(s) 4 missing" in told
-    assert "nameless.tif: the name holds no slice number" in told
+    assert "nameless.tif: the name has no slice number" in told
     assert not list(tmp_path.rglob("*.nii.gz"))
     found = len(list(folder.rglob("*.tif")))
     assert caught.value.__notes__ == [f"files: {found} found = 0 used + 0 skipped + {found} refused"]
@@ -275,7 +275,7 @@ def test_a_fault_leaves_the_volumes_of_before(lively, slices, tmp_path: Path) ->
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")}
     (folder / two / f"{two}_4.tif").write_bytes(b"")
     first = sorted((folder / one).glob("*.tif"))[:2]
-    first[0].write_bytes(first[1].read_bytes())  # the first patient is sound, but another
+    first[0].write_bytes(first[1].read_bytes())  # The first patient stays readable, with other content.
     with pytest.raises(ManifestError, match="0 bytes"):
         run(lively, tmp_path / "out", folder, "--overwrite")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")} == before
@@ -306,7 +306,7 @@ def test_uncertainty_is_the_deviation_of_the_passes(lively, manifest: Path, tmp_
     assert "agreement" in capsys.readouterr().out
     run(lively, tmp_path / "out", image, "--overwrite")
     assert not (tmp_path / "out" / f"{name}_uncertainty.nii.gz").exists()
-    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+    with pytest.raises(PipelineError, match="--uncertainty with one network"):
         run(lively, tmp_path / "other", image, "--uncertainty")
 
 
@@ -319,15 +319,15 @@ def test_every_nifti_of_a_folder_is_counted(lively, manifest: Path, tmp_path: Pa
     assert list(run(lively, tmp_path / "out", tmp_path / "in")) == ["a"]
     said = capsys.readouterr().out
     assert "patients and other files: 4 found = 1 used + 3 skipped + 0 refused\n" in said
-    assert "skipped, hidden, or of an operating system: ._a_image.nii.gz, a_image.nii.gz\n" in said
-    assert "skipped, its name tells neither FLAIR nor T1: b.nii.gz\n" in said
+    assert "skipped, hidden, or written by an operating system: ._a_image.nii.gz, a_image.nii.gz\n" in said
+    assert "skipped, its name says neither FLAIR nor T1: b.nii.gz\n" in said
 
 
 def test_a_flipped_bit_of_a_volume_is_told(lively, manifest: Path, tmp_path: Path) -> None:
-    """nibabel stops at the last voxel, before the checksum."""
+    """A checksum is verified although nibabel stops reading before it, at the last voxel."""
     first, second = read_manifest(manifest).sections["validation"][:2]
     data = bytearray(first.image.read_bytes())
-    data[-8] ^= 1  # of the checksum itself
+    data[-8] ^= 1  # a byte of the checksum
     (tmp_path / "a_image.nii.gz").write_bytes(data)
     shutil.copy(second.image, tmp_path / "b_image.nii.gz")
     with pytest.raises(ManifestError, match=r"a_image.nii.gz: damaged NIfTI file \(CRC check failed"):
@@ -354,7 +354,7 @@ def test_pipes_are_not_opened(manifest: Path, tmp_path: Path) -> None:
     image = read_manifest(manifest).sections["validation"][0].image
     for name in ("manifest.json", "model.pt", "a_image.nii.gz"):
         os.mkfifo(tmp_path / name)
-    told = "no file, but a folder, pipe, socket or device"
+    told = "not a file, but a folder, pipe, socket or device"
     with pytest.raises(PipelineError, match=rf"manifest.json: no manifest \({told}\)"):
         read_manifest(tmp_path)
     with pytest.raises(PipelineError, match=rf"model.pt: no weights \({told}\)"):
@@ -433,7 +433,7 @@ def test_two_patients_may_have_one_image(lively, manifest: Path, tmp_path: Path)
 def test_a_patient_who_cannot_be_told_is_refused_and_the_others_are_predicted(
     lively, manifest: Path, tmp_path: Path, capsys
 ) -> None:
-    """The table of what failed names no header: it is a file."""
+    """The list of failed patients in the result file repeats no text from DICOM headers."""
     from tests.imaging.series import write_series
 
     voxels = load_image(read_manifest(manifest).sections["validation"][0].image)[..., 1].astype(np.int16)

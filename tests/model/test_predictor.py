@@ -1,4 +1,4 @@
-"""Several volumes at once: results in order, one network at a time, and a fault ends it."""
+"""Several volumes are predicted at once: results stay in order, networks take turns, an error ends the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_volumes_overlap_and_results_keep_their_order() -> None:
     together = threading.Barrier(MAX_VOLUMES_AT_ONCE)
 
     def work(number: int) -> int:
-        together.wait(timeout=60)  # breaks unless as many are here at the same time
+        together.wait(timeout=60)  # fails unless this many threads wait at the same time
         return number * number
 
     numbers = range(2 * MAX_VOLUMES_AT_ONCE)
@@ -56,7 +56,7 @@ def test_a_fault_ends_it_and_nothing_more_is_begun() -> None:
 
 
 def fake_bundle(**fields: Any) -> Bundle:
-    """A bundle whose network is none: the first channel as logits."""
+    """A bundle without a network: its logits are the first channel."""
     import torch
 
     given: dict[str, Any] = {
@@ -77,7 +77,7 @@ def fake_bundle(**fields: Any) -> Bundle:
 
 
 def test_networks_take_turns(manifest: Path) -> None:
-    """An inferer and a compiled network keep what they work on in themselves."""
+    """Only one thread may use an inferer or a compiled network, because both keep the batch as state."""
     inside, most = [0], [0]
 
     def inferer(batch: Any, network: object) -> Any:
@@ -127,7 +127,7 @@ def test_bundles_may_be_named_by_their_folders(manifest: Path) -> None:
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SRA", "AIR"])
 def test_a_volume_of_another_orientation_gets_its_own_mask(manifest: Path, tmp_path: Path, axes: str) -> None:
-    """The network sees the same volume; the mask comes back as the file is stored."""
+    """The network gets the same volume for every orientation, and the mask has the orientation of the file."""
     image = nib.load(read_manifest(manifest).sections["validation"][0].image)
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
     nib.save(image.as_reoriented(turn), tmp_path / "turned.nii.gz")
@@ -147,7 +147,7 @@ def test_a_volume_of_two_channels_is_refused() -> None:
 def test_what_cannot_be_asked_of_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no bundle given"):
         Predictor([])
-    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+    with pytest.raises(PipelineError, match="--uncertainty with one network"):
         Predictor([fake_bundle()], uncertainty=True)
     (tmp_path / "x_image.nii.gz").write_bytes(b"no volume")
     with pytest.raises(PipelineError, match=r"x_image\.nii\.gz"):
@@ -179,7 +179,7 @@ OBLIQUE = np.array([[-0.1, -0.9, 0.3, 20], [-0.9, 0.1, 0.2, 30], [-0.2, -0.3, 4.
 
 @pytest.fixture(scope="module")
 def flair(manifest: Path) -> nib.Nifti1Image:
-    """FLAIR of a phantom with the affine of a scanner."""
+    """The FLAIR image of a phantom, with an affine as from a scanner."""
     image = load_image(read_manifest(manifest).sections["validation"][0].image)
     turn, _ = np.linalg.qr(OBLIQUE[:3, :3])
     affine = OBLIQUE.copy()
@@ -190,7 +190,7 @@ def flair(manifest: Path) -> nib.Nifti1Image:
 
 
 def test_an_image_of_any_kind_gets_the_same_mask(flair: nib.Nifti1Image, tmp_path: Path) -> None:
-    """A path, images of nibabel and SimpleITK, a MetaTensor, an array; DICOM in a folder or zip, slices."""
+    """Inputs: a path, images of nibabel and SimpleITK, a MetaTensor, an array, DICOM in a folder or zip, slices."""
     import shutil
 
     import SimpleITK

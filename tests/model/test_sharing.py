@@ -1,4 +1,4 @@
-"""Volumes shared out among processes, and runs that go on."""
+"""Processes share volumes, and a stopped run can continue."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one process."""
+    """The results of a run in one process."""
     out = tmp_path_factory.mktemp("whole") / "out"
     predict_volumes(manifest, BUNDLES[0], out)
     return out
@@ -106,7 +106,7 @@ def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_pa
 def test_a_run_that_was_stopped_goes_on(
     whole: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has its mask is not predicted again; a mask that is gone is; one of other settings is not replaced."""
+    """A run continues: it keeps masks, predicts missing ones again, and does not replace masks of other settings."""
     from pipeline.model import predictions
 
     out = tmp_path / "out"
@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on(
         original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(predictions, "save_prediction", counted)
-    with pytest.raises(PipelineError, match="is there already"):
+    with pytest.raises(PipelineError, match="already exists"):
         predict_volumes(manifest, BUNDLES[0], out)
     predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
     assert seen == masks[:1]
@@ -147,7 +147,7 @@ def test_a_run_that_was_killed_while_a_mask_was_written_goes_on(
 
     image = read_manifest(manifest).volumes[0].image
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predictions, "sha256_file", killed)  # the mask is there, its record is not
+        patch.setattr(predictions, "sha256_file", killed)  # killed after the mask was written, before its record
         predict_volumes(image, BUNDLES[0], tmp_path)
     assert len(list(tmp_path.glob("*_mask.nii.gz"))) == 1
     assert predict_volumes(image, BUNDLES[0], tmp_path, skip_existing=True).faults == {}
@@ -162,11 +162,11 @@ def test_a_mask_corrected_by_hand_is_not_replaced(whole: Path, manifest: Path, t
     nib.save(corrected, path)
     result = predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
     (fault,) = result.faults.values()
-    assert fault.startswith(f"{path.name} is of another image, or was changed or put there since")
+    assert fault.startswith(f"{path.name} belongs to another image, or was changed or added later")
     assert np.array_equal(nib.load(path).dataobj, corrected.dataobj)
     assert len(result.predictions) == len(list(out.glob("*_mask.nii.gz"))) - 1
-    shutil.rmtree(out / ".finished")  # as where the masks alone were copied
-    with pytest.raises(ManifestError, match="was changed or put there since"):
+    shutil.rmtree(out / ".finished")  # as if only the masks were copied
+    with pytest.raises(ManifestError, match="was changed or added later"):
         predict_volumes(manifest, BUNDLES[0], out, skip_existing=True)
     assert np.array_equal(nib.load(path).dataobj, corrected.dataobj)
     assert not predict_volumes(manifest, BUNDLES[0], out, skip_existing=True, overwrite=True).faults
@@ -174,7 +174,7 @@ def test_a_mask_corrected_by_hand_is_not_replaced(whole: Path, manifest: Path, t
 
 
 def test_another_file_of_the_same_name_is_not_mistaken(manifest: Path, tmp_path: Path) -> None:
-    """Also where the networks read a volume that is built of it."""
+    """This also holds if the networks read a volume that was built from the file."""
     from tests.imaging.series import save_itk
 
     found = []
@@ -182,7 +182,7 @@ def test_another_file_of_the_same_name_is_not_mistaken(manifest: Path, tmp_path:
         image = nib.load(volume.image)
         save_itk(tmp_path / "flair.mha", np.asarray(image.dataobj)[..., 1].astype(np.int16), image.affine)
         if found:
-            with pytest.raises(ManifestError, match=r"flair_mask\.nii\.gz is of another image"):
+            with pytest.raises(ManifestError, match=r"flair_mask\.nii\.gz belongs to another image"):
                 predict_volumes(tmp_path / "flair.mha", BUNDLES[0], tmp_path / "out", skip_existing=True)
         result = predict_volumes(
             tmp_path / "flair.mha", BUNDLES[0], tmp_path / "out", skip_existing=True, overwrite=bool(found)

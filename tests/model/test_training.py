@@ -1,4 +1,4 @@
-"""Trainings are planned before the first one runs: what there is to do, and what is refused."""
+"""All trainings are planned and checked before the first one runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_folds_are_planned_together_and_ended_ones_passed_over(folded: Path, tmp
         plan = plan_training("basic_unet", folded, fold="all", resume=True, out=out)
     assert [folder.name for folder in plan.commands] == ["fold_0", "fold_1", "fold_2"]
     assert ["--resume" in command for command in plan.commands.values()] == [False, True, False]
-    assert caplog.messages == [f"{out}/fold_{fold}: nothing to resume, starts afresh" for fold in (0, 2)]
+    assert caplog.messages == [
+        f"{out}/fold_{fold}: nothing to resume, so the training starts from the beginning" for fold in (0, 2)
+    ]
     assert plan.best_validation_dsc() == []
 
 
@@ -121,5 +123,5 @@ def test_a_bundle_that_knows_no_start_is_refused(folded: Path, tmp_path: Path) -
     config = json.loads((bundle / "configs" / "train.json").read_text())
     config.pop("init")
     (bundle / "configs" / "train.json").write_text(json.dumps(config))
-    with pytest.raises(PipelineError, match="knows no init, --init would change nothing"):
+    with pytest.raises(PipelineError, match="has no key init, so --init has no effect"):
         plan_training(bundle, folded, init="basic_unet", trust=True)

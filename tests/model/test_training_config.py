@@ -1,4 +1,4 @@
-"""Experiments, recipes and overrides change keys that a config has, and no others."""
+"""Experiments, recipes and overrides can only change keys that a config has."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_shipped_files_override_keys_that_exist(bundle: Path, file: Path) -> Non
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
 def test_delta_for_several_processes_overrides_keys_that_exist(bundle: Path) -> None:
     delta = json.loads((bundle / "configs" / "multi_gpu_train.json").read_text())
-    assert delta.pop("finalize")  # a key of MONAI's own, which the config need not have
-    config_with(bundle / "configs" / "train.json", [], delta)  # refuses keys that do not exist
+    assert delta.pop("finalize")  # MONAI's own key, which a config may lack
+    config_with(bundle / "configs" / "train.json", [], delta)  # raises if a key does not exist
 
 
 def test_a_file_adds_to_a_list_as_monai_does(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A bundle of this project runs with any weights; every other bundle needs the user's word, and runs nothing before."""
+"""A bundle of this project runs with any weights. Any other bundle runs no code unless the user trusts it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ HIDDEN: dict[str, dict[str, Any]] = {
     "initialisation": {"initialize": ["$__import__('os').system('touch pwned')"]},
 }
 ATTACKS = HIDDEN | {name: {"device": attack} for name, attack in (EXPRESSIONS | COMPONENTS).items()}
-"""Changes of a config. Some would run as soon as MONAI reads the key, others only in a program that resolves it."""
+"""Harmful changes of a config. Some run when MONAI reads the key, others only in a program that resolves it."""
 
 
 def copy_of(bundle: Path, target: Path) -> Path:
@@ -81,7 +81,7 @@ def copy_of(bundle: Path, target: Path) -> Path:
 
 
 def differing(copy: Path, *files: str) -> str:
-    """What is said of a copy of the first bundle of which these files, and no others, are not the project's."""
+    """The message about a copy of the first bundle in which exactly these files differ."""
     return f"{copy}: differs from this project's {BUNDLES[0].name} in {', '.join(files)}. A config can run any code"
 
 
@@ -93,7 +93,7 @@ def test_a_bundle_of_this_project_is_known_wherever_it_lies(bundle: Path, tmp_pa
     (copy / "docs" / "README.md").write_text("changed")
     (copy / "configs" / "metadata.json").write_text("{}")
     (copy / "models" / "events.out.tfevents.1").touch()
-    refuse_foreign(copy)  # these run nothing
+    refuse_foreign(copy)  # these files run no code
 
 
 def test_it_runs_with_any_weights(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_more_code_makes_a_bundle_foreign(tmp_path: Path, name: str) -> None:
-    """A bundle's folder is the first on Python's path."""
+    """Such a file would be imported, because a bundle's folder is first on Python's path."""
     copy = copy_of(BUNDLES[0], tmp_path / "copy")
     (copy / name).parent.mkdir(exist_ok=True, parents=True)
     (copy / name).touch()
@@ -168,7 +168,7 @@ def test_no_attack_runs_unless_the_bundle_is_trusted(
 
 
 def test_a_trusted_bundle_does_run_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the message says is true: the attacks above are real ones."""
+    """The attacks above work with ``trust``, so the tests of their refusal are valid."""
     monkeypatch.chdir(tmp_path)
     bundle = copy_of(BUNDLES[0], tmp_path / "bundle")
     config = bundle / "configs" / "inference.json"
@@ -201,7 +201,7 @@ def test_a_folders_name_is_no_expression(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_hashed_is_what_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The config is read once: a change between check and use has no effect."""
+    """The config is read only once, so a change between check and use has no effect."""
     monkeypatch.chdir(tmp_path)
     bundle = copy_of(BUNDLES[0], tmp_path / "bundle")
     config = bundle / "configs" / "inference.json"
@@ -245,7 +245,7 @@ EVIL_SOURCE = "open('pwned', 'w')\n"
 
 
 def evil_compiled(path: Path, source: Path) -> None:
-    """Compiled code that Python takes for that of a script, by its time and size."""
+    """Compiled code that Python takes for a script's, because its time and size fit."""
     import importlib.util
     import marshal
 
@@ -257,7 +257,7 @@ def evil_compiled(path: Path, source: Path) -> None:
 
 
 def test_a_prediction_imports_nothing_from_a_bundles_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its scripts are those of the package, byte for byte: compiled code in the folder is not looked at."""
+    """A prediction uses the package's own scripts, so it ignores compiled code in the bundle's folder."""
     monkeypatch.chdir(tmp_path)
     bundle = copy_of(BUNDLES[-1], tmp_path / "b")
     tag = f"networks.{sys.implementation.cache_tag}.pyc"
@@ -265,7 +265,7 @@ def test_a_prediction_imports_nothing_from_a_bundles_folder(tmp_path: Path, monk
     load_bundle(bundle)
     assert not (tmp_path / "pwned").exists()
     assert str(bundle) not in sys.path
-    with contextlib.suppress(AttributeError, PipelineError):  # the attack is a real one
+    with contextlib.suppress(AttributeError, PipelineError):  # shows that the attack works
         load_bundle(bundle, trust=True)
     assert (tmp_path / "pwned").exists()
 
@@ -283,7 +283,7 @@ def test_compiled_scripts_that_stay_are_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(PipelineError, match="cannot be removed"):
         clear_compiled(tmp_path)
-    monkeypatch.setattr("pipeline.model.trust.OWN", tmp_path.parent)  # of an installed, read-only package
+    monkeypatch.setattr("pipeline.model.trust.OWN", tmp_path.parent)  # as in an installed, read-only package
     clear_compiled(tmp_path)
 
 
@@ -297,7 +297,7 @@ def test_a_training_asks_for_trust_too(tmp_path: Path, manifest: Path) -> None:
 
 @pytest.mark.parametrize("name", ["medpy", "scripts/__pycache__", "scripts/networks"])
 def test_links_to_folders_are_refused(tmp_path: Path, name: str) -> None:
-    """What stands behind them would be imported, and was not hashed."""
+    """Python would import files behind these links, which were not hashed."""
     bundle = copy_of(BUNDLES[0], tmp_path / "b")
     (bundle / "docs" / "scripts" / "__pycache__").mkdir(parents=True)
     (bundle / name).symlink_to(bundle / "docs" / "scripts" / "__pycache__")
@@ -316,7 +316,7 @@ def denied(real: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in it could be opened by its name."""
+    """Files in a folder that cannot be listed can still be opened by name."""
     bundle = copy_of(BUNDLES[0], tmp_path / "own")
     monkeypatch.setattr(os, "scandir", denied(os.scandir, "configs"))
     with pytest.raises(PipelineError, match="configs: cannot be listed"):

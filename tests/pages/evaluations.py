@@ -1,4 +1,4 @@
-"""Folders as an evaluation leaves them, made without a network, and pages of them."""
+"""Build folders like those of an evaluation, but without a network, and their pages."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pipeline.scoring.statistics import summarise
 from pipeline.scripts.files import write_durably
 
 PATIENTS = ("3", "12", "7", "9")
-"""From the best to the worst; the last has no lesion and none predicted. JavaScript would sort them as numbers."""
+"""Ids from the best to the worst patient; the last has neither lesion nor prediction. They look like numbers."""
 WORST_FIRST = ("7", "12", "3", "9")
 DEPTH = 7
 HOSTILE = '</script><img src=x onerror="window.hacked=1"> & {{ 7 * 7 }}'
 
 
 def make_run(out: Path, shift: int, *, name: str = "basic_unet", protocol: str = "native", maps: bool = False) -> Path:
-    """An evaluation's folder: patients with a square lesion, predicted ``shift`` pixels beside it."""
+    """The folder of an evaluation. Patients have a square lesion, and predictions lie ``shift`` pixels beside it."""
     rng = np.random.default_rng(0)
     scores: list[VolumeScore] = []
     for number, patient in enumerate(PATIENTS):
@@ -84,7 +84,7 @@ def changed(run: Path, **values: Any) -> Path:
 
 
 def make_runs(root: Path) -> list[Path]:
-    """Two runs, the second without a fault, with uncertainty; curves of the first."""
+    """Two runs: the first has training curves; the second predicts perfectly and has uncertainty maps."""
     made = [make_run(root / "first", 1), make_run(root / "second", 0, name="attention_unet", maps=True)]
     curve = {"train_loss": [(float(step), 1 / step) for step in range(1, 30)], "val_dsc": [(10.0, 0.5), (20.0, 0.7)]}
     write_curves(made[0] / CURVES_NAME, {"basic_unet": curve})
@@ -92,14 +92,14 @@ def make_runs(root: Path) -> list[Path]:
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What the page's viewer is given."""
+    """The data of the page's viewer."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
     assert found
     return json.loads(found[1])
 
 
 def slices_of(view: dict[str, Any], address: str) -> np.ndarray:
-    """The volume (H, W, D) that one of the viewer's images holds, decoded again."""
+    """The volume, (H, W, D), decoded from one of the viewer's images."""
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("L"))
     across, height, width = view["columns"], view["height"], view["width"]
     tiles = pixels.reshape(-1, height, across, width).swapaxes(1, 2).reshape(-1, height, width)
@@ -107,13 +107,13 @@ def slices_of(view: dict[str, Any], address: str) -> np.ndarray:
 
 
 def trained_on(run: Path, *patients: str) -> Path:
-    """Say of patients that the weights were trained on them, and of the others that they were not."""
+    """Mark these patients of a run as trained on, and all others as not trained on."""
     write_scores(run, [replace(score, seen=score.patient in patients) for score in read_scores(run)])
     return changed(run, seen_in_training=list(patients))
 
 
 def many_patients(source: Path, out: Path, count: int) -> Path:
-    """An evaluation of so many patients, each a copy of the first of another."""
+    """An evaluation of so many patients, all copies of one patient of another evaluation."""
     summary, (score, *_) = read_summary(source), read_scores(source)
     scores = [replace(score, patient=f"TEST_CS_{number:04d}_1996", dsc=number / count) for number in range(count)]
     for file in source.glob(f"*/{score.patient}_*"):
@@ -127,7 +127,7 @@ def many_patients(source: Path, out: Path, count: int) -> Path:
 
 
 def make_predictions(out: Path) -> tuple[Path, dict[str, Path]]:
-    """A folder of predictions and the images by name: FLAIR alone, stored as right, front, top, rows twice as thick."""
+    """A folder of predictions, and name -> image: only FLAIR, stored as RAS, with rows twice as thick as columns."""
     rng = np.random.default_rng(0)
     images = {}
     facts = {
@@ -163,7 +163,7 @@ def make_predictions(out: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def hostile_page(source: Path, run: Path) -> Path:
-    """A page of a patient and a run whose names are markup; ids like this are refused by the manifest, not here."""
+    """A page with HTML in the names of patient and run. Only a manifest refuses such ids."""
     shutil.copytree(source, run)
     name = HOSTILE.replace("/", "\u2215")  # no file name holds a slash
     for path in (*run.glob("*/3_*"),):

@@ -1,4 +1,4 @@
-"""Charts hold every patient and run that they are given, take the page's colour, and look the same every time."""
+"""Charts show every patient and run, use the page's text colour, and are reproducible."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_dsc_chart_is_a_picture_that_grows_with_the_patients() -> None:
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_can_be_set_into_a_page(name: str) -> None:
-    """It is one element without header, style or metadata, drawn in the page's colour, the same every time."""
+    """The chart is one reproducible element in the page's colour, without header, style or metadata."""
     chart = CHARTS[name]()
     assert chart.startswith("<svg ")
     assert not re.search(r"<(?:\?xml|!DOCTYPE|metadata|style|script)\b", chart)
@@ -54,7 +54,7 @@ def test_charts_of_one_page_share_no_id() -> None:
 def test_dsc_is_drawn_of_all_patients_with_a_cross_where_none_is_defined() -> None:
     chart = dsc_svg(RUNS, ["A", "$B_$^", "C"])
     assert all(f">{patient}</text>" in chart for patient in ("A", "$B_$^", "C"))
-    assert 'aria-label="DSC of 3 patients, a mark a run"' in chart
+    assert 'aria-label="DSC of 3 patients, one mark for each run"' in chart
     without = {**RUNS, "first <run>": {"A": 0.5, "$B_$^": 0.9}}
     assert len(chart) > len(dsc_svg(without, ["A", "$B_$^", "C"]))
 

@@ -1,4 +1,4 @@
-"""Picture files: of slices with something in them, drawn once, removed when they are of other files."""
+"""Pictures of slices with lesion are drawn once, and removed when their files change."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_pictures_that_are_there_are_not_drawn_again(case: Case, tmp_path: Path)
     assert draw_cases([case], out) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == stamps
     (out / "A" / "slice_004.png").unlink()
-    assert draw_cases([case], out) == 1  # one is missing
+    assert draw_cases([case], out) == 1  # a picture is missing
     empty = np.zeros((40, 32, 6), dtype=np.uint8)
     save_mask(empty, case.mask, case.image)
-    assert draw_cases([case], out) == 1  # the mask is another
+    assert draw_cases([case], out) == 1  # the mask has changed
     assert names(out) == ["slice_003.png", "slice_004.png"]
 
 
@@ -108,7 +108,7 @@ def test_pictures_of_other_files_and_of_no_case_are_removed(case: Case, tmp_path
 
 
 def test_pictures_keep_the_shape_of_voxels_that_are_no_squares(case: Case, tmp_path: Path) -> None:
-    """The same volume, of which rows are twice as far apart as columns."""
+    """The same volume, with rows twice as far apart as columns."""
     turned = np.array([[0.0, -0.9, 0, 0], [-1.8, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]])
     for path in (case.image, case.mask, case.label, case.mask.with_name("A_uncertainty.nii.gz")):
         assert path

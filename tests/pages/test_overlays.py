@@ -1,4 +1,4 @@
-"""Pictures of slices: contours where the masks end, each in its colour, heat where a map is not 0, GIFs as drawn."""
+"""Pictures show contours at the edges of masks, uncertainty where it is not 0, and GIFs keep every frame."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_contour_follows_the_edge_of_the_mask() -> None:
     assert frame.shape == (80, 64, 3)
     reddish = frame[..., 0] - frame[..., 1] > 40
     rows, columns = np.nonzero(reddish)
-    # The outline runs through the middle between mask and air: screen pixels 19 to 20 and 39 to 40, 15 to 16, 47 to 48.
+    # The outline lies between mask and background: at screen pixels 19 to 20, 39 to 40, 15 to 16 and 47 to 48.
     assert (rows.min(), rows.max()) in {(19, 40), (18, 40), (19, 41), (18, 41)}
     assert (columns.min(), columns.max()) in {(15, 48), (14, 48), (15, 49), (14, 49)}
-    assert not reddish[25:35, 22:42].any()  # the lesion itself stays as it is
+    assert not reddish[25:35, 22:42].any()  # the inside of the lesion is not changed
     assert (frame[25:35, 22:42] == 100).all()
 
 

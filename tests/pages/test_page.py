@@ -1,4 +1,4 @@
-"""What pages share: names that break where they may, numbers, and lists that stay short."""
+"""Pages format names, numbers and lists in the same way, and limit their size."""
 
 from __future__ import annotations
 

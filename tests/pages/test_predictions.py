@@ -1,4 +1,4 @@
-"""The page of predictions says what was found, shows each volume, and needs nothing but itself."""
+"""The page of predictions lists what was found, shows each volume, and needs no other file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_page_says_what_was_found(predictions: tuple[Path, dict[str, Path]]) -> 
 
 
 def test_masks_in_any_orientation_lie_on_their_images(predictions: tuple[Path, dict[str, Path]]) -> None:
-    """Both are shown with rows to posterior and columns to the patient's left."""
+    """Masks and images are shown with rows to the back and columns to the patient's left."""
     data = data_of(write_predictions_page(*predictions))
-    assert data["order"] == ["b", "a", HOSTILE.replace("/", "-")]  # the least sure first, the unknown last
+    assert data["order"] == ["b", "a", HOSTILE.replace("/", "-")]  # lowest agreement first, unknown agreement last
     view = data["patients"]["b"]
     shown = slices_of(view, view["masks"]["prediction"]) > 0
     mask = load_label(predictions[0] / "b_mask.nii.gz")
@@ -45,7 +45,7 @@ def test_masks_in_any_orientation_lie_on_their_images(predictions: tuple[Path, d
     assert grey[shown].mean() > 1.5 * grey[~shown].mean()
     assert view["truth"] is None
     assert view["aspect"] == pytest.approx(2.0)
-    assert view["channels"][0] == view["channels"][2] == 1  # FLAIR alone
+    assert view["channels"][0] == view["channels"][2] == 1  # only FLAIR
     assert list(view["maps"]) == ["prediction"]
     assert view["captions"] == {"prediction": "1.23 ml in 12 of 30 slices"}
     other = data["patients"]["a"]
@@ -55,7 +55,7 @@ def test_masks_in_any_orientation_lie_on_their_images(predictions: tuple[Path, d
 def test_only_some_have_slices_where_there_are_many(predictions: tuple[Path, dict[str, Path]]) -> None:
     page = write_predictions_page(*predictions, viewers=1)
     assert data_of(page)["order"] == ["b"]
-    assert "slices of 1 of 3 volumes, those whose networks agree least" in page.read_text()
+    assert "slices of 1 of 3 volumes: those whose networks agree least" in page.read_text()
     assert page.read_text().count("<tr data-patient=") == 3
 
 
@@ -69,7 +69,7 @@ def test_failures_that_are_many_are_counted(predictions: tuple[Path, dict[str, P
     path = predictions[0] / "predictions.json"
     summary = json.loads(path.read_text())
     path.write_text(json.dumps({**summary, "failed": {f"{n}.nii": "damaged" for n in range(9)}}))
-    assert "not predicted, 6 more" in write_predictions_page(*predictions).read_text()
+    assert "not predicted: 6 more" in write_predictions_page(*predictions).read_text()
 
 
 def test_a_mask_that_is_gone_is_told(predictions: tuple[Path, dict[str, Path]]) -> None:

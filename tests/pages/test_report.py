@@ -1,4 +1,4 @@
-"""The page says what was compared, holds all that it shows, escapes names, and refuses what does not fit together."""
+"""The report shows what was compared, needs no other file, escapes names, and refuses runs that do not fit."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_only_the_worst_have_slices_where_asked(runs: list[Path], tmp_path: Path
 
 
 def test_slices_and_masks_are_in_the_page(written: Path, runs: list[Path]) -> None:
-    """Decoded again, the images hold the volumes."""
+    """The images of the page decode to the volumes."""
     view = data_of(written)["patients"]["12"]
     rows, columns = slice(2, 38), slice(0, 36)  # the head and four pixels of air
     assert (view["height"], view["width"], view["depth"]) == (36, 36, DEPTH)
@@ -190,7 +190,7 @@ def test_patients_that_were_trained_on_are_folded_with_a_subtotal(runs: list[Pat
     assert f'{scores["3"]:.4f}<br><span class="soft">1 patients' in main  # 9 has no DSC
     assert f'{seen:.4f}<br><span class="soft">2 patients' in main
     assert "&dagger;" not in text
-    write_report([first, trained_on(second, "7")])  # of a patient that one run alone was trained on it is said
+    write_report([first, trained_on(second, "7")])  # the table marks a patient that only one run was trained on
     assert "&dagger;: trained on by this run" in alone.read_text()
     assert alone.read_text().count("&dagger;") == 4
 
@@ -224,7 +224,7 @@ def test_many_patients_keep_the_page_small(runs: list[Path], tmp_path: Path, mon
     monkeypatch.setattr("pipeline.pages.page.MAX_SLICES_BYTES", int(3.5 * view))
     page, notes = write_report([run], patients=["TEST_CS_0070_1996"])
     assert data_of(page)["order"] == ["TEST_CS_0000_1996", "TEST_CS_0054_1996", "TEST_CS_0070_1996"]
-    assert any("no room for slices of TEST_CS_0109_1996" in note and note.count("TEST_CS") == 3 for note in notes)
+    assert any("no slices of TEST_CS_0109_1996" in note and note.count("TEST_CS") == 3 for note in notes)
     monkeypatch.setattr("pipeline.pages.page.MAX_SLICES_BYTES", 1)
     page, _ = write_report([run], viewers=1)
     assert len(data_of(page)["order"]) == 1

@@ -1,4 +1,4 @@
-"""The viewer is given every slice of a patient: masks without loss, images as seen, in the box of the head."""
+"""The viewer gets every slice of a patient, cropped to the head, with masks compressed without loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.pages.evaluations import slices_of
 
 
 def volumes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A head of 20 x 22 x 5 in air, its truth and a mask; first and second channel are alike."""
+    """An image with a head of 20 x 22 x 5 in air, its truth and a mask. First and second channel are equal."""
     image = np.zeros((40, 36, 5, 3), dtype=np.uint8)
     image[10:30, 8:30] = np.linspace(60, 200, 22).astype(np.uint8)[None, :, None, None]
     image[12:20, 10:20, :, 2] = 250
@@ -31,9 +31,9 @@ def test_decoded_again_the_images_hold_the_volumes() -> None:
     assert np.array_equal(slices_of(view, view["masks"]["first"]) > 0, mask[rows, columns] > 0)
     assert not slices_of(view, view["masks"]["second"]).any()
     assert list(view["maps"]) == ["second"]
-    heat = slices_of(view, view["maps"]["second"]).astype(float)  # half of the highest, 0.5, is 128 of 255
+    heat = slices_of(view, view["maps"]["second"]).astype(float)  # half of the highest value, 0.5, is stored as 128
     assert np.abs(heat - 128 * mask[rows, columns]).mean() < 6
-    assert view["channels"][0] == 1  # it repeats FLAIR and takes its image
+    assert view["channels"][0] == 1  # it repeats FLAIR and uses the same image
     for channel in (1, 2):
         seen = slices_of(view, view["channels"][channel]).astype(float)
         assert np.abs(seen - image[rows, columns, :, channel]).mean() < 6

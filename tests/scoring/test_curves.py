@@ -1,4 +1,4 @@
-"""Training curves: what TensorBoard's files hold comes back, thinned where it is long, and nothing else."""
+"""Training curves are read from TensorBoard's files, and long ones are shortened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes of a manifest are predicted and scored; what cannot be compared or did not end is not mixed up."""
+"""Volumes of a manifest are predicted and scored. Results of different or unfinished runs are not mixed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.conftest import BUNDLES, ROOT, lively_weights
 
 
 def evaluated(trained: tuple[Path, Path], manifest: Path, out: Path, **options: Any) -> EvaluationResult:
-    """The evaluation of the weights in a folder, by the library."""
+    """The library's evaluation of the weights in a folder."""
     bundle, weights = trained
     return evaluate_volumes(manifest, [bundle], out, weights=(weights / "model.pt",), **options)
 
@@ -80,16 +80,16 @@ def test_curves_and_uncertainty_are_kept_for_a_report(trained, manifest, tmp_pat
     assert [score.patient for score in result.scores] == patients
     assert all(0 < score.agreement <= 1 for score in result.scores)
     tags = read_curves(out / "curves.json")[trained[0].name]
-    assert [step for step, _ in tags["val_dsc"]] == [4, 8]  # iterations, as those of the training loss
+    assert [step for step, _ in tags["val_dsc"]] == [4, 8]  # iterations, as for the training loss
     assert [step for step, _ in tags["train_loss"]] == list(range(1, 9))
     evaluated(folder, manifest, out)
     assert not list((out / "uncertainty").iterdir())
-    with pytest.raises(PipelineError, match="--uncertainty of one network"):
+    with pytest.raises(PipelineError, match="--uncertainty with one network"):
         evaluated(folder, manifest, out, uncertainty=True)
 
 
 def test_an_evaluation_that_did_not_end_says_so(trained, manifest, tmp_path: Path, monkeypatch) -> None:
-    """Its masks may be of two runs."""
+    """An unfinished evaluation may hold masks of two runs."""
     evaluated(trained, manifest, tmp_path / "out")
 
     def killed(*args: object) -> None:
@@ -99,7 +99,7 @@ def test_an_evaluation_that_did_not_end_says_so(trained, manifest, tmp_path: Pat
         patch.setattr("pipeline.scoring.evaluation.write_curves", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluated(trained, manifest, tmp_path / "out", flips=True)
-    with pytest.raises(PipelineError, match="did not come to its end"):
+    with pytest.raises(PipelineError, match="did not finish"):
         write_report([tmp_path / "out"])
     evaluated(trained, manifest, tmp_path / "out", flips=True)
     assert write_report([tmp_path / "out"])[0].is_file()
@@ -116,8 +116,8 @@ def test_evaluating_twice_writes_the_same_bytes(trained, manifest, tmp_path: Pat
     for name in ("first", "second"):
         evaluated(trained, manifest, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*") if path.is_file())
-    # Table, summary, curves; of two patients mask, image and label.
-    assert len(files) == 11  # with the results of each patient alone
+    # Table, summary and curves; for each of two patients, mask, image, label and a record.
+    assert len(files) == 11
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
@@ -140,7 +140,7 @@ def test_patients_the_weights_were_trained_on_are_named(trained, manifest, phant
     trained_on = {volume.patient for volume in read_manifest(manifest).sections["training"]}
     validated = {volume.patient for volume in read_manifest(other).sections["validation"]}
     assert set(seen) == trained_on & validated != set()
-    assert f"{len(seen)} of {len(validated)} patients were trained on" in caplog.text
+    assert f"the weights were trained on {len(seen)} of {len(validated)} patients" in caplog.text
     assert all(patient in caplog.text for patient in seen)
 
 
@@ -157,7 +157,7 @@ def test_weights_without_their_record_are_said_to_be(trained, manifest, tmp_path
 def test_pseudonyms_hide_who_was_trained_on(  # noqa: PLR0917
     trained, manifest, phantoms, tmp_path: Path, caplog, hidden: str
 ) -> None:
-    """The manifest of the training, this one, or both have pseudonyms, of two keys."""
+    """Pseudonyms are in the training's manifest, in this one, or in both with different keys."""
     record = json.loads((trained[1] / "training.json").read_text())
     assert record["pseudonymised"] is False
     if hidden != "evaluated":
@@ -172,7 +172,7 @@ def test_pseudonyms_hide_who_was_trained_on(  # noqa: PLR0917
         )
     result = evaluated((trained[0], tmp_path), here, tmp_path / "out")
     assert {score.seen for score in result.scores} == {None}
-    assert caplog.text.count("this manifest or that of the training has pseudonyms") == 1
+    assert caplog.text.count("this manifest and that of the training use different pseudonyms or names") == 1
 
 
 def test_an_unknown_protocol_is_an_error_that_names_the_known_ones(trained, manifest, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_the_folder_of_the_results_must_not_be_a_file(trained, manifest, tmp_pat
 
 @pytest.fixture(scope="module")
 def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one process, by shipped weights."""
+    """The results of a run in one process, with the shipped weights."""
     out = tmp_path_factory.mktemp("evaluated") / "out"
     evaluate_volumes(manifest, BUNDLES[0], out, split="all")
     return out
@@ -227,7 +227,7 @@ def test_two_processes_give_the_table_of_one(whole: Path, manifest: Path, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_fault_of_one(manifest: Path, tmp_path: Path) -> None:
-    """Each checks its own volumes; both have a faulty one."""
+    """Each of two processes checks its own volumes, and both find a bad one."""
     here = tmp_path / "here"
     shutil.copytree(manifest, here)
     volumes = read_manifest(here).volumes
@@ -263,7 +263,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
 
 
 def test_a_corrected_label_is_scored_again(manifest: Path, tmp_path: Path) -> None:
-    """A datalist that was written by hand knows no hashes."""
+    """A datalist that was written by hand holds no hashes."""
     volume = read_manifest(manifest).sections["validation"][0]
     for kind, path in (("image", volume.image), ("label", volume.label)):
         shutil.copy(path, tmp_path / f"{kind}.nii.gz")

@@ -1,4 +1,4 @@
-"""Hand-made masks score known fractions, random ones as other libraries score them; what is no mask is refused."""
+"""Scores of simple masks are known fractions, those of random masks agree with other libraries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_empty_volume_rule(prediction, truth, dsc, sensitivity, precision) -> No
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.6), st.floats(0, 0.6))
 @settings(max_examples=60, deadline=None)
 def test_agrees_with_medpy_and_monai_on_random_masks(seed: int, density_a: float, density_b: float) -> None:
-    """Two implementations that know nothing of this one; masks from empty through one voxel to many."""
+    """Scores agree with two independent implementations, for masks that are empty, one voxel or many."""
     import torch
     from monai.metrics import compute_dice
 
@@ -77,7 +77,7 @@ def test_distances_in_mm_go_by_the_spacing() -> None:
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.6))
 @settings(max_examples=20, deadline=None)
 def test_surfaces_in_mm_are_those_of_monai_on_the_whole_volume(seed: int, density: float) -> None:
-    """To crop to the masks changes nothing; in voxels of 1 mm MONAI's HD95 is near medpy's pooled one."""
+    """Cropping to the masks changes no distance. For voxels of 1 mm, MONAI's HD95 is close to medpy's."""
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
@@ -147,7 +147,7 @@ def test_reliability_counts_marked_voxels_by_tenths_of_probability() -> None:
     probability = np.array([0.0, 0.005, 0.04, 0.15, 0.15, 0.95, 0.95, 0.95, 1.0]).reshape(3, 3, 1)
     truth = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1]).reshape(3, 3, 1)
     counts = reliability(probability, truth)
-    assert [n for n, _, _ in counts] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 4]  # what is below 0.01 is not marked
+    assert [n for n, _, _ in counts] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 4]  # probabilities below 0.01 do not count
     assert [p for _, p, _ in counts] == pytest.approx([0.04, 0.3, 0, 0, 0, 0, 0, 0, 0, 3.85])
     assert [t for _, _, t in counts] == [0, 1, 0, 0, 0, 0, 0, 0, 0, 3]
     with pytest.raises(PipelineError, match="0 and 1"):

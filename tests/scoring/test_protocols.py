@@ -1,4 +1,4 @@
-"""Each protocol scores the part of a volume that it names: the whole one, or what the reference program scores."""
+"""Each protocol scores its part of a volume: all of it, or the part that the reference program scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.scoring.boxes import TRUTH, box
 
 def test_largest_component_counts_diagonal_neighbours() -> None:
     mask = np.zeros((6, 6, 6), dtype=np.uint8)
-    mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = 1  # one component of 3 by corners
-    mask[5, 4:, 5] = 1  # one of 2
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = 1  # one component of 3 voxels that touch at corners
+    mask[5, 4:, 5] = 1  # a component of 2 voxels
     kept = largest_component(mask)
     assert kept.sum() == 3
     assert kept[2, 2, 2]
@@ -24,7 +24,7 @@ def test_largest_component_counts_diagonal_neighbours() -> None:
 def test_reference_protocol_leaves_out_the_end_slices_before_the_component_rule() -> None:
     truth = TRUTH.copy()
     prediction = TRUTH.copy()
-    prediction[:, :, 0] = 1  # 120 voxels, the largest component of all slices, but on the first
+    prediction[:, :, 0] = 1  # 120 voxels: the largest component, but in the first slice
     seen, true = view("reference", truth, prediction, truth)
     assert seen.shape == true.shape == (12, 10, 6)
     assert score_volume("p", seen, true).dsc == 1.0

@@ -1,4 +1,4 @@
-"""Scores and summaries come back from their files as they were written; damaged or unfinished ones are refused."""
+"""Scores and summaries are read as they were written. Damaged or unfinished ones are refused."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_slices_are_a_table_of_their_own(tmp_path: Path) -> None:
     write_slices(tmp_path, [replace(SCORES[3], slices=counts), replace(SCORES[0], slices=counts[:1])])
     rows = (tmp_path / "slices.csv").read_text().splitlines()
     assert rows[0] == "patient,slice,tp,fp,fn,dsc"
-    assert rows[1:4] == ["007,1,0,0,0,", "007,2,0,0,0,", "007,3,12,4,4,0.75"]  # nothing to compare: an empty cell
+    assert rows[1:4] == ["007,1,0,0,0,", "007,2,0,0,0,", "007,3,12,4,4,0.75"]  # an empty cell if the DSC is not defined
     assert rows[-1] == "whole,1,0,0,0,"
     assert len(rows) == 1 + TRUTH.shape[2] + 1
     write_slices(tmp_path, SCORES)
@@ -144,7 +144,7 @@ def test_reliability_is_no_column(tmp_path: Path) -> None:
 )
 def test_damaged_scores_are_told(tmp_path: Path, content: str | bytes) -> None:
     (tmp_path / "scores.csv").write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(PipelineError, match=r"scores\.csv: no readable scores .* Write them by pipeline\.evaluate"):
+    with pytest.raises(PipelineError, match=r"scores\.csv: no readable scores .* Write them with lgg-flair evaluate"):
         read_scores(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_a_summary_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_summary_without_statistics_is_of_an_evaluation_that_did_not_end(tmp_path: Path) -> None:
     write_summary(tmp_path, PROVENANCE)
-    with pytest.raises(PipelineError, match="did not come to its end"):
+    with pytest.raises(PipelineError, match="did not finish"):
         read_summary(tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
 )
 def test_values_of_another_form_are_named(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, key: value}))
-    with pytest.raises(PipelineError, match=f"{key} missing, or of another form"):
+    with pytest.raises(PipelineError, match=f"{key} missing, or not as"):
         read_summary(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Statistics count every volume, name those without a DSC, and compare runs on the patients that both have."""
+"""Statistics count every volume, list those without a DSC, and compare runs on their common patients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_medians_are_of_the_volumes_that_have_a_figure() -> None:
     summary = summarise([*scores, score_volume("missed", 0 * TRUTH, TRUTH, (1.0, 1.0, 1.0))])
     assert summary["hd95_px_median"] == 0.5
     assert summary["hd95_mm_median"] == 2.0
-    assert summary["surface_dice_2mm_median"] == 0.5  # what was missed counts
+    assert summary["surface_dice_2mm_median"] == 0.5  # a missed lesion counts
     assert summary["volume_difference_median"] == 0.0
     assert summarise(scores[1:])["hd95_mm_median"] is None
 
@@ -57,7 +57,7 @@ def test_calibration_compares_probability_with_the_share_of_lesion() -> None:
     probability = np.array([0.0, 0.005, 0.04, 0.15, 0.15, 0.95, 0.95, 0.95, 1.0]).reshape(3, 3, 1)
     truth = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1]).reshape(3, 3, 1)
     counts = reliability(probability, truth)
-    assert [n for n, _, _ in counts] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 4]  # what is below 0.01 is not marked
+    assert [n for n, _, _ in counts] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 4]  # probabilities below 0.01 do not count
     assert [t for _, _, t in counts] == [0, 1, 0, 0, 0, 0, 0, 0, 0, 3]
     score = replace(score_volume("one", truth, truth), reliability=counts)
     found = calibration([score, score, score_volume("unknown", truth, truth)])
@@ -77,7 +77,7 @@ def test_paired_differences_are_of_patients_that_both_have() -> None:
     assert (found["patients"], found["better"], found["worse"]) == (4, 2, 1)
     assert found["mean"] == pytest.approx(0.05)
     assert found["mean_95"][0] < 0.05 < found["mean_95"][1]
-    # Six differences of one sign: 2 of 2^6 arrangements are as far apart.
+    # Six differences have the same sign, and 2 of 2^6 sign patterns are that extreme.
     better = {str(n): 0.5 + n / 100 for n in range(1, 7)}
     assert paired(dict.fromkeys(better, 0.5), better)["wilcoxon_p"] == pytest.approx(2 / 64)
 

@@ -76,7 +76,7 @@ def test_a_size_that_a_network_cannot_take_is_told_before_slices_are_read(run_co
 def test_neighbouring_slices_want_a_network_of_their_channels(run_config: Any, tmp_path: Path) -> None:
     expected = (
         "around: 1 (expected a network of 9 channels, the config's takes 3). Pass --network_def#in_channels 9, and "
-        "weights that were trained so."
+        "weights of such a network."
     )
     for name in ("train", "inference"):
         with pytest.raises(RuntimeError) as failure:

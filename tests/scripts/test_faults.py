@@ -89,7 +89,9 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sys, "excepthook", lambda *error: sys.stdout.write(f"traceback of {error[1]}\n"))
     faults.explain_faults()
     sys.excepthook(ValueError, ValueError("strange"), None)
-    sys.excepthook(AssertionError, AssertionError("known"), None)
+    with pytest.raises(SystemExit) as end:
+        sys.excepthook(AssertionError, AssertionError("known"), None)
+    assert end.value.code == 2
     assert capsys.readouterr() == ("traceback of strange\n", "\nerror: known\n")
 
 

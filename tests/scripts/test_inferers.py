@@ -58,4 +58,4 @@ def test_validation_takes_fewer_slices_where_a_gpu_is_full(caplog: Any, most: in
         return
     assert torch.equal(inferer(volume, Hungry(most)), volume[:, :1])
     assert inferer.inferer.sw_batch_size == shrunk
-    assert f"goes on with {shrunk} slices at once" in caplog.text
+    assert f"continues with {shrunk} slices at once" in caplog.text

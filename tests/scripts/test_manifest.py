@@ -31,7 +31,7 @@ def test_a_training_holds_the_manifest_against_its_hash(manifest: Path, tmp_path
     content = json.loads(file.read_text())
     items = [{**item, **{kind: copy / item[kind] for kind in ("image", "label")}} for item in content["training"]]
     refuse_changed_volumes(str(copy), items)
-    with pytest.raises(PipelineError, match="knows nothing of the patient of"):
+    with pytest.raises(PipelineError, match="does not name the patient of"):
         refuse_changed_volumes(str(copy), [{**items[0], "patient": "TCGA_XX_0000"}])
     text = file.read_text()
     file.write_text(text.replace(content["patients"][items[0]["patient"]]["image_sha256"], "0" * 64))
@@ -82,7 +82,7 @@ def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
         ({"modality": {"0": "T1", "1": "FLAIR", "2": "T2"}}, f"channels T1, FLAIR, T2 (expected {IN_ORDER})"),
         ({"modality": {"1": "T1", "2": "FLAIR", "3": "T1gd"}}, f"channels T1, FLAIR, T1gd (expected {IN_ORDER})"),
         ({"modality": {"0": "MRI"}}, "no channel FLAIR (found MRI). Name it in the file"),
-        ({"modality": "MRI"}, "channels MRI (expected numbers and names). Mend the file"),
+        ({"modality": "MRI"}, "channels MRI (expected numbers and names). Correct the file"),
         ({"modality": dict(enumerate(CHANNELS))}, ""),
         ({"channel_names": {"2": "T1ce", "0": "T1", "1": "T2-FLAIR"}}, ""),
         ({"modality": {"0": "FLAIR"}}, ""),

@@ -172,7 +172,7 @@ def test_the_recipe_holds_versions_and_code() -> None:
 def test_without_a_workflow_a_cache_is_refused(tmp_path: Path) -> None:
     dataset: Any = object()
     assert cached_volumes(dataset, None, []) is dataset
-    with pytest.raises(PipelineError, match="Run the config by a ConfigWorkflow"):
+    with pytest.raises(PipelineError, match="Run the config by MONAI's ConfigWorkflow"):
         cached_volumes(dataset, str(tmp_path), [])
 
 

@@ -51,5 +51,5 @@ def test_what_is_below_zero_throughout_is_told_how_to_go_on() -> None:
 def test_a_header_without_orientation_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), None), path)
-    with pytest.raises(PipelineError, match=r"the header tells no orientation .* pipeline\.segment"):
+    with pytest.raises(PipelineError, match=r"the header has no orientation .* pipeline\.segment"):
         read_voxels(path)

@@ -129,6 +129,9 @@ def test_metadata_has_what_the_schema_requires(bundle: Path) -> None:
 def test_bundle_folder_is_complete(bundle: Path) -> None:
     for name in ("LICENSE", "docs/README.md", "configs/logging.conf", "configs/metadata.json"):
         assert (bundle / name).is_file(), name
+    licence = (ROOT / "bundles" / generator.WEIGHTS_LICENCE).read_text()
+    assert "non-commercial research only" in licence
+    assert (bundle / "docs" / generator.WEIGHTS_LICENCE).read_text() == licence
 
 
 MOST = {  # lines, expressions, lambdas, characters of a line

@@ -69,6 +69,6 @@ def test_it_works_from_an_empty_folder(wheel: zipfile.ZipFile, tmp_path: Path) -
     found = json.loads(run("predict", str(flair), "-o", "out", "--json"))
     assert [bundle["name"] for bundle in found["bundles"]] == ["basic_unet", "attention_unet", "basic_unet_plusplus"]
     assert (empty / "out" / "flair_mask.nii.gz").is_file()
-    assert "basic_unet_v0.1.0.zip" in run("pack", "basic_unet", "--out", "packed")
+    assert "basic_unet_v0.2.0.zip" in run("pack", "basic_unet", "--out", "packed")
     given = ["--manifest", str(tmp_path / "manifest"), "--bundle", "basic_unet", "--split", "test"]
     assert "mean DSC" in run("evaluate", *given, "-o", "scores")

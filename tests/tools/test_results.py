@@ -18,7 +18,7 @@ from pipeline.scoring.results import VolumeScore, read_scores, write_scores, wri
 from pipeline.scoring.statistics import summarise
 from pipeline.scripts.files import sha256_bytes, sha256_file
 from tests.conftest import ROOT, evaluated
-from tools.results import main, read_results
+from tools.results import CHART, main, read_results
 
 WEIGHTS = b"weights"
 SHIPPED = "shipped/basic_unet_native"
@@ -93,6 +93,71 @@ def root(tmp_path: Path) -> Path:
     (root / "bundles/basic_unet/docs/README.md").write_text(block("summaries", SHIPPED, f"{SHIPPED}_tta"))
     assert main(["--root", str(root), "--write"]) == 0
     return root
+
+
+FOLDS = ("out_of_fold/basic_unet_cpu_fold_0", "out_of_fold/basic_unet_cpu_fold_1")
+LARGE = VolumeScore("large", 0.9, 1.0, 0.9, 0.9, 27_000, 3_000, 3_000)
+
+
+@pytest.fixture
+def with_folds(root: Path) -> Path:
+    """The same with the two folds of a cross-validation."""
+    add(root, FOLDS[0], ONE, EMPTY, bundles=[BUNDLE | {"fold": 0}])
+    add(root, FOLDS[1], TWO, LARGE, bundles=[BUNDLE | {"fold": 1}])
+    return root
+
+
+def test_pages_in_folders_are_written(root: Path) -> None:
+    page = root / "docs/results/accuracy.md"
+    page.write_text(block("summaries", SHIPPED))
+    assert main(["--root", str(root), "--write"]) == 0
+    assert "| basic_unet, native protocol | 0.6000 (" in page.read_text()
+
+
+def test_folds_are_pooled_and_divided_by_size(with_folds: Path) -> None:
+    page = with_folds / "docs/pooled.md"
+    page.write_text(f"{block('pooled', *FOLDS)}\n{block('sizes', *FOLDS)}\n")
+    assert main(["--root", str(with_folds), "--write"]) == 0
+    low, high = summarise([ONE, EMPTY, TWO, LARGE], 0)["dsc_mean_95"]
+    assert page.read_text() == (
+        f"<!-- pooled {' '.join(FOLDS)} -->\n"
+        "| | mean DSC (95 % interval) | median | lowest | patients |\n|---|---|---|---|---|\n"
+        f"| basic_unet, 2 folds, native protocol | 0.7000 ({low:.4f} to {high:.4f}) | 0.7000 | 0.5000 | 3 |\n"
+        f"<!-- end -->\n<!-- sizes {' '.join(FOLDS)} -->\n"
+        "| lesion, voxels | mean DSC (95 % interval) | median | lowest | patients |\n|---|---|---|---|---|\n"
+        "| under 8,000 | 0.6000 (0.5000 to 0.7000) | 0.6000 | 0.5000 | 2 |\n"
+        "| 25,000 and more | 0.9000 (0.9000 to 0.9000) | 0.9000 | 0.9000 | 1 |\n<!-- end -->\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["pooled", "sizes"])
+def test_what_is_no_cross_validation_is_not_pooled(with_folds: Path, kind: str) -> None:
+    for names, message in (((SHIPPED, "lonely"), "lonely share patients"), (("lonely", "other"), "not scored alike")):
+        add(with_folds, "other", TWO, tta=True)
+        (with_folds / "README.md").write_text(block(kind, *names))
+        with pytest.raises(PipelineError, match=message):
+            main(["--root", str(with_folds), "--write"])
+
+
+def test_a_table_calls_results_by_their_labels(root: Path) -> None:
+    names = (f"{SHIPPED}:First~of_two", "better:Second")
+    page = root / "docs/labels.md"
+    page.write_text("\n".join(block(kind, *names) for kind in ("summaries", "compare", "patients")))
+    assert main(["--root", str(root), "--write"]) == 0
+    written = page.read_text()
+    assert "| First of_two | 0.6000 (0.5000 to 0.7000) | 0.6000 | 0.5000 | 2 |\n| Second | 0.6500 (" in written
+    assert "| Second | 0.6500 | 0.6500 | 0.6000 | +0.0500 (" in written
+    assert "| patient | First of_two | Second |" in written
+    assert "<!-- compare shipped/basic_unet_native:First~of_two better:Second -->" in written
+
+
+def test_the_chart_shows_patients_out_of_fold(root: Path, with_folds: Path) -> None:
+    assert not (root / CHART).exists()
+    assert main(["--root", str(with_folds), "--write"]) == 0
+    chart = (with_folds / CHART).read_text()
+    assert chart.startswith("<svg")
+    assert "basic_unet, out of fold" in chart
+    assert "currentColor" not in chart
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -210,8 +275,8 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "other patients": (page_with(block("compare", SHIPPED, "lonely")), "lonely are not of the same patients"),
     "patient twice": (rewrite(TABLE, "folds,two,", "folds,one,"), f"{TABLE}: has a patient of one result twice"),
-    "rows alone": (rewrite(TABLE, "lonely,", "lonelier,"), "lonelier, lonely: stands in one of"),
-    "entry alone": (rewrite(PROVENANCE, '"lonely"', '"alone"'), "alone, lonely: stands in one of"),
+    "rows alone": (rewrite(TABLE, "lonely,", "lonelier,"), "lonelier, lonely: found in only one of"),
+    "entry alone": (rewrite(PROVENANCE, '"lonely"', '"alone"'), "alone, lonely: found in only one of"),
     "other columns": (rewrite(TABLE, ",hd95_px,", ",hd,"), "scores.csv: no readable scores"),
     "no names": (rewrite(TABLE, "result,", "name,"), "docs/results: no readable results ('result')"),
     "no provenance": (lambda root: (root / PROVENANCE).unlink(), "docs/results: no readable results"),
@@ -238,7 +303,7 @@ def test_what_does_not_agree_is_named(root: Path, change: Callable[[Path], None]
         ("new", [ONE, TWO, ONE], {}, "no DSC, a patient twice, or a summary of other scores"),
         ("new", [ONE, TWO], {"dsc_mean": 0.61}, "no DSC, a patient twice, or a summary of other scores"),
         ("new", [ONE, TWO], {"scored": 3}, "no DSC, a patient twice, or a summary of other scores"),
-        ("new", [ONE, TWO], {"seed": "0"}, "summary.json: seed missing, or of another form"),
+        ("new", [ONE, TWO], {"seed": "0"}, "summary.json: seed missing, or not as"),
     ],
 )
 def test_what_is_no_result_is_not_added(

@@ -1,4 +1,4 @@
-"""Faults that the user can mend: their exception, their one line, and the hook that ends a program with that line."""
+"""Errors that the user can correct: their exception, their message, and the hook that ends a program with it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-"""Codes that a full or broken disk answers with."""
+"""Error codes of a full or broken disk."""
 
 
 class PipelineError(Exception):
-    """A fault that the user can mend; the message names subject, found, expected and remedy."""
+    """An error that the user can correct. The message says what was found, what is expected and what to do."""
 
     is_users_fault = True
 
@@ -29,18 +29,18 @@ REMARKS = {
     "monai.data.nvimgcodec_pydicom_plugin": "nvImageCodec is not available",
     "matplotlib": "Matplotlib created a temporary",
 }
-"""Logger -> start of its warnings that a user of these programs can do nothing about."""
+"""Logger -> start of those of its warnings that do not concern a user of these programs."""
 
 
 def ready_process() -> None:
-    """Have this process ready for any terminal, pipe or container.
+    """Prepare this process for any terminal, pipe or container.
 
-    A letter that the output's encoding lacks becomes an escape; what is written to a closed output goes nowhere. An
-    error while a message is logged, such as PyTorch's about a loader process that was killed, prints no traceback.
+    A letter that the output's encoding lacks becomes an escape. Text for a closed output is dropped. An error while a
+    message is logged prints no traceback, such as PyTorch's error about a killed loader process.
     """
     logging.raiseExceptions = False
     with contextlib.suppress(OSError):
-        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # no file of the run must get a closed one's number
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # keeps files of the run off the standard numbers
             pass
         os.close(number)
     for name in ("stdout", "stderr"):
@@ -53,14 +53,14 @@ def ready_process() -> None:
 
 
 def ready_libraries() -> None:
-    """Have MONAI and Matplotlib work, and be silent about what is not there and not needed.
+    """Prepare MONAI and Matplotlib, and silence their warnings about optional parts that are missing.
 
-    Where the machine does not know the user, as in containers, the name is ``nobody``: MONAI asks for one when it is
-    imported. Remarks about a decoder that is not installed and a home folder that is missing are left out.
+    Containers may have no name for the user. The name is then ``nobody``, because MONAI asks for one at import.
+    Warnings about a missing decoder or a missing home folder are left out.
     """
     for name in REMARKS:
         logging.getLogger(name).addFilter(_is_no_remark)
-    warnings.filterwarnings("ignore", message=".*always_return_as_numpy")  # MONAI's surface DSC passes it by itself
+    warnings.filterwarnings("ignore", message=".*always_return_as_numpy")  # MONAI's own surface DSC causes it
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
     try:
         getpass.getuser()
@@ -73,12 +73,12 @@ def _is_no_remark(record: logging.LogRecord) -> bool:
 
 
 def is_users_fault(error: BaseException) -> bool:
-    """True for a ``PipelineError``, the package's or that of a bundle's own copy of this file."""
+    """True for a ``PipelineError`` of the package, or of a bundle's own copy of this file."""
     return bool(getattr(error, "is_users_fault", False))
 
 
 def shown(text: object) -> str:
-    """Text made safe for a terminal and for UTF-8: control, format and undecodable characters become escapes."""
+    """Text that is safe for a terminal and for UTF-8: control, format and undecodable characters become escapes."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in str(text)
@@ -86,9 +86,12 @@ def shown(text: object) -> str:
 
 
 def fault_lines(faults: Iterable[tuple[str, str]]) -> str:
-    """A line for each fault, a pair of subject and message; a kind of fault of more than three subjects is one line.
+    """A message with a line for each error; an error of more than three subjects gets one line.
 
-    Messages that differ in numbers and names of volumes alone are of one kind: the first one is told.
+    Messages that differ only in numbers and names of volumes count as one error. Its line shows the first message.
+
+    Args:
+        faults: Pairs of subject, such as a path, and message.
     """
     kinds: dict[str, list[tuple[str, str]]] = {}
     for subject, message in faults:
@@ -105,9 +108,12 @@ def fault_lines(faults: Iterable[tuple[str, str]]) -> str:
 
 
 def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str | None:
-    """One line for an error that is the machine's (memory, disk), None for any other.
+    """One line for an error of the machine, such as a full memory or disk; None for any other error.
 
-    ``remedy`` says what to do when memory ran out, ``then`` how to go on when the cause is mended.
+    Args:
+        error: The error.
+        remedy: What to do when memory ran out, a sentence.
+        then: How to continue after the cause is removed, a sentence.
     """
     first = str(error).strip().partition("\n")[0]
     # PyTorch, which need not be loaded here, raises an OutOfMemoryError on a GPU and a RuntimeError on a CPU.
@@ -115,15 +121,20 @@ def machine_fault_line(error: BaseException, remedy: str, then: str = "") -> str
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or on_cpu:
         return f"memory ran out ({first or 'MemoryError'}). {remedy} {then}".rstrip()
     if isinstance(error, RecursionError):
-        return "folders or a file's content are nested deeper than this program follows. Move them out."
+        return "folders or a file's content are nested too deeply for this program. Move them out."
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return f"{where}{error.strerror}. Free space on the disk or mend it, then run again. {then}".rstrip()
+        return f"{where}{error.strerror}. Free space on the disk or repair it, then run again. {then}".rstrip()
     return None
 
 
 def fault_line(error: BaseException, then: str = "") -> str | None:
-    """One line for a fault that the user of a bundle can mend, else None; ``then`` says how to go on afterwards."""
+    """One line for an error that the user of a bundle can correct, else None.
+
+    Args:
+        error: The error.
+        then: How to continue afterwards, a sentence.
+    """
     # MONAI and ignite wrap the error that was raised first.
     chain = [error]
     while chain[-1].__cause__ is not None:
@@ -135,14 +146,14 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
     if line := machine_fault_line(cause, "Lower --batch_size or --image_size.", then):
         return line
     if is_users_fault(cause) or isinstance(cause, AssertionError):
-        # A disk that refused: the training can go on when it is mended.
+        # After an error of the disk, the training can be resumed.
         line = f"{text} {then if isinstance(cause.__cause__, OSError) else ''}".strip() or None
     elif isinstance(cause, KeyboardInterrupt):
         line = f"interrupted. {then}".rstrip()
     elif _is_of_a_loader(cause):
         line = (
-            f"{first or type(cause).__name__}. A process that loads batches was killed or hangs, mostly for want of "
-            f"memory or of /dev/shm. Free some, or pass --train#dataloader#num_workers 0. {then}"
+            f"{first or type(cause).__name__}. A process that loads batches was killed or hangs, mostly because memory "
+            f"or /dev/shm is full. Free some, or pass --train#dataloader#num_workers 0. {then}"
         ).rstrip()
     elif isinstance(cause, RuntimeError) and text.startswith("PytorchStreamReader"):
         line = f"weights that are damaged or cut short ({first[:80]}). Restore the file that --ckpt_path names."
@@ -152,16 +163,20 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
 
 
 def _is_of_a_loader(error: BaseException) -> bool:
-    """True for the errors raised where a process that loads batches is killed or hangs."""
+    """True for the errors that PyTorch raises when a process that loads batches is killed or hangs."""
     said = isinstance(error, RuntimeError) and str(error).startswith(("DataLoader worker", "DataLoader timed out"))
     return said or isinstance(error, (ConnectionResetError, BrokenPipeError, EOFError))
 
 
 def explain_faults(then: Callable[[], str] = str) -> None:
-    """From now on, a fault that ends this program prints one line, which ``then()`` ends, instead of a traceback."""
+    """End this program with one line and status 2 on an error that the user can correct, from now on.
+
+    Args:
+        then: Called at such an error; returns a sentence about how to continue, which ends the line.
+    """
     ready_process()
     previous = sys.excepthook
-    # StatsHandler logs the traceback of whatever passes by it.
+    # StatsHandler logs the traceback of every error.
     logging.getLogger("train").addFilter(lambda record: not record.exc_info)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -169,18 +184,19 @@ def explain_faults(then: Callable[[], str] = str) -> None:
         if line is None:
             previous(kind, error, trace)
             return
-        with contextlib.suppress(OSError):  # of a pipe or terminal that is gone
+        with contextlib.suppress(OSError):  # the pipe or terminal may be gone
             sys.stdout.flush()
             sys.stderr.write(f"\nerror: {line}\n")
         # PyTorch raises when a process that loads batches ends, also among the functions called at Python's exit.
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise SystemExit(2)  # as all commands; 1 means an error of the program itself
 
     sys.excepthook = hook
     previous_of_threads = threading.excepthook
 
     def hook_of_threads(given: threading.ExceptHookArgs) -> None:
-        # TensorBoard writes by a thread; the program gets the same error at its next entry.
+        # TensorBoard writes in a thread. The program gets the same error at its next entry.
         if given.exc_value is None or fault_line(given.exc_value) is None:
             previous_of_threads(given)
 

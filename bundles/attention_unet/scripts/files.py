@@ -1,7 +1,7 @@
-"""Files as such: hashes, writes that are whole or not there, checksums beside files, and folders for one run at a time.
+"""Hashes, durable writes, checksums beside files, and locks on folders.
 
-A file under its final name is the old one or the new one. ``NAME.sha256`` beside a file holds its hash or, for the
-moment of a change, the hashes of both.
+A file under its final name is always complete: the old one or the new one. ``NAME.sha256`` beside a file holds its
+hash. During a change, it holds the hashes of the old and the new file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ from pathlib import Path
 from .faults import PipelineError
 
 WRITING = ".writing-"
-"""First characters of the names of files that are not finished."""
+"""First characters of the names of unfinished files."""
 
 
 def content_of(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file of limited size. An ``OSError`` for any other; pipes and devices are not opened."""
+    """The content of a regular file of limited size.
+
+    Args:
+        path: The file.
+        max_bytes: The largest size that is read, in bytes.
+
+    Raises:
+        OSError: The file is missing or too large, or it is a folder, pipe or device, which is not opened.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "no file, but a folder, pipe, socket or device", str(path))
+        raise OSError(errno.EINVAL, "not a file, but a folder, pipe, socket or device", str(path))
     if status.st_size > max_bytes:
         raise OSError(errno.EINVAL, f"{status.st_size} bytes, at most {max_bytes} are read", str(path))
     return path.read_bytes()
@@ -44,9 +52,15 @@ def sha256_file(path: Path) -> str:
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file, and its folder where that is missing. The name holds the old or the new content at any moment.
+    """Write a file, and make its folder where it is missing. The file has the old or the new content at any moment.
 
-    A disk that refuses is a ``PipelineError``. ``mode`` is the new file's permissions before the umask.
+    Args:
+        path: The file.
+        data: The new content.
+        mode: The new file's permissions before the umask.
+
+    Raises:
+        PipelineError: The file cannot be written.
     """
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +78,7 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk where the system can, so that a rename survives a loss of power."""
+    """Write a folder's entries to the disk where the system can, so that a rename survives a power failure."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -74,16 +88,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def checksum_path(path: Path) -> Path:
-    """The file that holds another file's SHA-256."""
+    """Path of the file that holds another file's SHA-256."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def write_with_checksum(path: Path, data: bytes) -> None:
-    """``write_durably``, and the SHA-256 beside the file."""
+    """Write a file as ``write_durably`` does, and its SHA-256 beside it."""
     new = sha256_bytes(data)
     with writing_errors(path):
         old = [sha256_file(path)] if path.is_file() else []
-    # The hash first: a file under its final name is never without its own.
+    # The hash goes first, so that a file never lacks its own.
     write_durably(checksum_path(path), "\n".join([new, *old]).encode())
     write_durably(path, data)
     if old:
@@ -91,23 +105,35 @@ def write_with_checksum(path: Path, data: bytes) -> None:
 
 
 def matches_checksum(path: Path, sha256: str) -> bool:
-    """True unless a checksum stands beside a file and does not list the hash of the file's content."""
+    """Whether a hash fits the checksum beside a file; True where there is no checksum.
+
+    Args:
+        path: The file.
+        sha256: The SHA-256 of the file's content.
+
+    Raises:
+        PipelineError: The checksum cannot be read.
+    """
     try:
         text = checksum_path(path).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
         return True
     except OSError as error:
         raise PipelineError(
-            f"{checksum_path(path)}: cannot be read ({error.strerror}). Mend its permissions."
+            f"{checksum_path(path)}: cannot be read ({error.strerror}). Change its permissions."
         ) from error
     return sha256 in text.split()
 
 
 @contextlib.contextmanager
 def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
-    """``held`` for a folder that may be missing: it is made, and removed again where nothing came into it.
+    """Lock a folder as ``held`` does, make it where it is missing, and remove it again if it stays empty.
 
-    What killed runs have not finished writing is removed from it and from ``parts``, folders within it.
+    Unfinished files of killed runs are removed.
+
+    Args:
+        folder: The folder.
+        parts: Names of folders within it, from which unfinished files are also removed.
     """
     made = not folder.exists()
     with writing_errors(folder):
@@ -125,11 +151,15 @@ def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder, or refuse where another run holds it. The lock ends with the process, and needs ``flock``."""
+    """Lock a folder until the block or the process ends. Systems without ``flock`` have no lock.
+
+    Raises:
+        PipelineError: Another run holds the lock.
+    """
     if sys.platform == "win32":
         yield
         return
-    import fcntl  # not there on Windows
+    import fcntl  # missing on Windows
 
     with writing_errors(folder):
         handle = os.open(folder, os.O_RDONLY)
@@ -139,9 +169,9 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PipelineError(
-                f"{folder}: another run writes there. Wait for it to end, or choose another folder."
+                f"{folder}: another run writes there. Wait until it ends, or choose another folder."
             ) from error
-        except OSError:  # a network file system without locks: go on as without flock
+        except OSError:  # a network file system without locks: continue as without flock
             pass
         yield
     finally:
@@ -150,11 +180,11 @@ def held(folder: Path) -> Iterator[None]:
 
 
 _HELD: set[int] = set()
-"""Open folders by which this process holds locks."""
+"""Handles of the folders that this process has locked."""
 
 
 def _release_in_child() -> None:
-    """A process that loads batches is a fork: it would hold the lock on when its parent is killed."""
+    """Close the locks in a forked process, which would keep them after its parent is killed."""
     for handle in _HELD:
         os.close(handle)
     _HELD.clear()
@@ -166,7 +196,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into a ``PipelineError`` that names ``path``."""
+    """Replace an ``OSError`` of the block by a ``PipelineError`` that names ``path``."""
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
@@ -175,6 +205,6 @@ def writing_errors(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise PipelineError(
-            f"{path}: cannot be written ({error.strerror or error}), what was there before stays. "
-            "Free space on the disk or mend the folder's permissions, then run again."
+            f"{path}: cannot be written ({error.strerror or error}); earlier content is kept. "
+            "Free space on the disk or change the folder's permissions, then run again."
         ) from error

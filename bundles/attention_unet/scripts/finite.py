@@ -1,4 +1,4 @@
-"""Values that are not finite, and where they are."""
+"""Finds values that are not finite (NaN or Inf), and says where they are."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     if not named:
         return []
-    # One transfer from a GPU, not one a tensor.
+    # One transfer from a GPU for all tensors is faster than one for each.
     finite = torch.stack([torch.isfinite(tensor.detach()).all() for _, tensor in named]).tolist()
     return [name for (name, _), fine in zip(named, finite, strict=True) if not fine]
 
 
 def first_three(places: Sequence[str]) -> str:
-    """Three names of a list, and how many more there are."""
+    """The first three names of a list as text, and how many more there are."""
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     return ", ".join(places[:3]) + more
 
 
 def prediction_fault(logits: torch.Tensor, names: Sequence[str]) -> str:
-    """A message where logits, of any shape, hold NaN or Inf, else empty. A sigmoid and a threshold would hide them."""
+    """A message where a prediction holds NaN or Inf, else empty. A sigmoid and a threshold would hide them.
+
+    Args:
+        logits: The prediction, of any shape.
+        names: The volumes' file names, for the message.
+    """
     if bool(torch.isfinite(logits).all()):
         return ""
     return (

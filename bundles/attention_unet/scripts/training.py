@@ -1,4 +1,4 @@
-"""The training of a bundle: refused where it cannot run, resumed, run, and recorded."""
+"""The training of a bundle: checks before the start, resuming, the run itself, and its record."""
 
 from __future__ import annotations
 
@@ -42,49 +42,59 @@ from .slices import library_versions
 from .weights import WEIGHTS, Weights, load_state, read_state, read_weights, shipped_sha256, weights_in
 
 BEGAN = "checkpoint.json"
-"""The record of how a training began, beside its checkpoints."""
+"""File name of the record of a training's start, beside its checkpoints."""
 RUN = "run.json"
-"""How far a training came: ``running`` or, written last, ``completed``."""
+"""File name of a training's status: ``running`` or, written last, ``completed``."""
 
 _LOG = logging.getLogger("train")
 
 
 class PrepareBatch:
-    """A batch brought to the device, and augmented there by random transforms of a whole batch."""
+    """Moves a batch to the device and augments it there.
+
+    Args:
+        transforms: Random transforms of a whole batch.
+    """
 
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
 
     def __call__(self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **options: Any) -> Any:
-        """Image and label, as MONAI's trainer takes them; ``options`` are its ``to_kwargs``."""
+        """Image and label, as MONAI's trainer expects them; ``options`` are the trainer's ``to_kwargs``."""
         moved = {key: value.to(device, non_blocking=non_blocking, **options) for key, value in batch.items()}
         return default_prepare_batch(self.transforms(moved), device)
 
 
 @dataclass(kw_only=True)
 class Setup:
-    """What a training is given: data, folder, budget. It is checked before slices are read and a network is built.
-
-    The data are those of this process; ``batch_size`` is of all ``world_size`` processes together. ``workflow`` holds
-    the MONAI workflow that runs the config, or nothing.
-    """
+    """Data, folder and settings of a training, for a check before slices are read and a network is built."""
 
     training_data: Sequence[Mapping[str, Any]]
+    """The training patients of this process."""
     validation_data: Sequence[Mapping[str, Any]]
+    """The validation patients of this process."""
     dataset_dir: str
+    """The folder of ``manifest.json``."""
     ckpt_dir: str
+    """The folder of checkpoints and weights."""
     workflow: Sequence[Any]
+    """The MONAI workflow that runs the config, in a sequence; empty where no workflow runs it."""
     batch_size: int
+    """Slices in a step of all processes together."""
     world_size: int = 1
+    """The number of processes that train together."""
     amp: bool = False
+    """Whether forward passes use 16 bits."""
     init: str | None = None
-    """Folder or file of the weights that the training starts from; None: from scratch."""
+    """Folder or file of the weights that the training starts from; None for random weights."""
     resume: bool | str = False
+    """Whether to continue from the newest checkpoint."""
     allow_different: bool | str = False
+    """Whether to resume although config, manifest, machine or versions have changed."""
 
     def __post_init__(self) -> None:
         self.folder, self.is_first = Path(self.ckpt_dir), idist.get_rank() == 0
-        # MONAI's command line reads True as a switch and true as text.
+        # MONAI's command line reads True as a bool and true as text.
         self.resume = str(self.resume).lower() == "true"
         self.allow_different = str(self.allow_different).lower() == "true"
         self.config: dict[str, Any] = dict(self.workflow[0].parser.config) if self.workflow else {}
@@ -92,29 +102,33 @@ class Setup:
         self.initial: Weights | None = None
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed; nothing is written. A second call does nothing."""
+        """Check that the training can run or resume. It writes nothing, and a second call does nothing.
+
+        Raises:
+            PipelineError: Settings, data, checkpoints or weights do not allow it.
+        """
         if self.facts:
             return
-        explain_faults(self._how_to_go_on)  # in place of the config's, which knows no folder
+        explain_faults(self._how_to_go_on)  # replaces the config's, which does not know the folder
         refuse_removed_keys(self.workflow, REMOVED_FROM_TRAINING)
         if self.batch_size % self.world_size:
             raise PipelineError(
-                f"a batch of {self.batch_size} cannot be shared out evenly to {self.world_size} processes: pass "
+                f"a batch of {self.batch_size} slices cannot be shared evenly by {self.world_size} processes: pass "
                 "another --batch_size."
             )
         if self.is_first and self.folder.is_dir():
-            with held(self.folder):  # refused where another training runs, before a word on its checkpoints
+            with held(self.folder):  # another running training is reported before its checkpoints
                 pass
         patients = self._patients()
         found = checkpoints_in(self.folder)
         if found and not self.resume:
             raise PipelineError(
-                f"{self.folder}: holds checkpoints of an interrupted training. Pass --resume True to go on with it, or "
-                "another --ckpt_dir, or delete them."
+                f"{self.folder}: holds checkpoints of an interrupted training. Pass --resume True to continue it, pass "
+                "another --ckpt_dir, or delete the checkpoints."
             )
         if self.resume and not found:
             raise PipelineError(
-                f"{self.folder}: nothing to resume, no checkpoint_*.pt in it (a finished training leaves none and "
+                f"{self.folder}: nothing to resume, found no checkpoint_*.pt (a finished training leaves none and "
                 "cannot be extended). Start without --resume."
             )
         facts = self._facts(patients)
@@ -127,19 +141,20 @@ class Setup:
 
     def _how_to_go_on(self) -> str:
         if checkpoints_in(self.folder):
-            return "--resume True goes on from the newest checkpoint."
-        return "No epoch has ended, there is no checkpoint to resume from: start again."
+            return "Pass --resume True to continue from the newest checkpoint."
+        return "No epoch has ended, so there is no checkpoint to resume from: start again."
 
     def _start(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """What is recorded of the weights that the training starts from; nothing from scratch.
+        """The entry of the record about the weights that the training starts from; empty for random weights.
 
-        ``training_patients`` are None where no record tells them. ``init`` in it is of the training before, if any.
+        ``training_patients`` are None where no record names them. The inner ``init`` is the entry of the training of
+        these weights, if any.
         """
         if self.init is None:
             return {}
         file = weights_in(Path(self.init))
         if self.resume and file.resolve().parent == self.folder.resolve():
-            # This training may have replaced them by its own.
+            # This training may already have written its own weights over them.
             return {"init": load_record(self.folder / BEGAN).get("init")}
         self.initial = read_weights(file, file.absolute().parent.parent, "--init")
         record = self.initial.record
@@ -156,25 +171,25 @@ class Setup:
         }
 
     def _check_start(self, record: Mapping[str, Any]) -> None:
-        """Refuse weights of another kind of network; say where they saw slices at other settings."""
+        """Refuse weights of another kind of network, and warn where they were trained with other settings."""
         try:
             trained = changed_settings(trained_settings(record, Path(str(self.init))), self.config)
-        except PipelineError:  # settings that cannot be told; the weights can be used all the same
+        except PipelineError:  # the settings are not known, but the weights can be used
             return
         before, now = (part.get("network_def") or {} for part in (trained, self.config))
         if before.get("_target_", now.get("_target_")) != now.get("_target_"):
             raise PipelineError(
-                f"{self.init}: weights of {before['_target_']} (expected {now['_target_']}). Pass --init of the same "
-                "bundle, or train the bundle of these weights."
+                f"{self.init}: weights of {before['_target_']} (expected {now['_target_']}). Pass --init with weights "
+                "of the same bundle, or train the bundle of these weights."
             )
-        told = ", ".join(
+        others = ", ".join(
             f"{key} {value} (now {self.config.get(key)})" for key, value in trained.items() if key != "network_def"
         )
-        if told and self.is_first:
-            _LOG.warning("the weights of --init were trained with other settings: %s", told)
+        if others and self.is_first:
+            _LOG.warning("the weights of --init were trained with other settings: %s", others)
 
     def _warn_of_seen_patients(self, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Say which validation patients the weights that the training starts from were trained on."""
+        """Warn of validation patients on which the initial weights were trained."""
         seen = set(seen_patients(record))
         own = [item["patient"] for item in self.validation_data if "patient" in item]
         shares: Any = idist.all_gather(json.dumps(own))
@@ -191,7 +206,7 @@ class Setup:
             _LOG.warning("which patients the weights of --init were trained on is not known: %s", reason)
         if known:
             _LOG.warning(
-                "%d of %d validation patients were trained on by the weights of --init, their scores are not of unseen "
+                "the weights of --init were trained on %d of %d validation patients, whose scores are not of unseen "
                 "patients: %s",
                 len(known),
                 len(validation),
@@ -199,29 +214,30 @@ class Setup:
             )
 
     def _patients(self) -> list[int]:
-        """The training patients of each process."""
+        """The number of training patients of each process."""
         counts: list[Any] = [idist.all_gather(len(data)) for data in (self.training_data, self.validation_data)]
         training, validation = counts
         if min(training) == 0:
             raise PipelineError(
                 f"{Path(self.dataset_dir, MANIFEST_NAME)}: has no training patients, or fewer than processes. Build it "
-                "with another split."
+                "with another split, or start fewer processes."
             )
         if min(validation) == 0 < max(validation):
             raise PipelineError(
-                "fewer validation patients than processes: start fewer, or build the manifest with another split."
+                "fewer validation patients than processes: start fewer processes, or build the manifest with another "
+                "split."
             )
         if not max(validation):
             _LOG.warning("no validation patients: no validation, no best checkpoint")
         return list(training)
 
     def _facts(self, patients_per_process: list[int]) -> dict[str, Any]:
-        """Config, data, machine and versions, for the record."""
+        """The record's entries about config, data, machine and versions."""
         own = config_without_overrides(self.workflow[0].config_root_path / "train.json") if self.workflow else {}
         patients = [item["patient"] for item in self.training_data if "patient" in item]
         shares: Any = idist.all_gather(json.dumps(patients))  # a list of texts
         manifest = Path(self.dataset_dir, MANIFEST_NAME)
-        # Of data that are not of a manifest neither patients nor manifest are known.
+        # Data without a manifest have no known patients.
         is_of_manifest = manifest.is_file() and all("patient" in item for item in self.training_data)
         content, sha256 = read_manifest_json(manifest) if is_of_manifest else ({}, None)
         return {
@@ -240,15 +256,15 @@ class Setup:
         }
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
-        """Refuse to resume a training of another config, manifest, machine or version, unless it may be."""
+        """Refuse to resume with another config, manifest, machine or version, unless ``allow_different`` is set."""
         path = self.folder / BEGAN
-        before = load_record(path, "Restore it; without it, delete checkpoint* there and begin again.")
+        before = load_record(path, "Restore it, or delete checkpoint* in its folder and start again.")
         if before.get("record_version") != RECORD_VERSION:
             raise PipelineError(
-                f"{path}: this training began with another version of the bundle, whose checkpoints this one does not "
-                "read. End it with that version, or delete checkpoint* there and begin again."
+                f"{path}: this training started with another version of the bundle, and this version cannot read its "
+                "checkpoints. Finish it with that version, or delete checkpoint* in its folder and start again."
             )
-        # amp is compared by its value on this device and init by the weights' hash, not by their text.
+        # amp and init are compared below, by the value on this device and by the weights' hash.
         may_change = {*PLACE_KEYS, "amp", "init"}
         changed = [key for key in _differing(before["config"], now["config"]) if key not in may_change]
         named = {
@@ -262,19 +278,19 @@ class Setup:
         changed += _differing(before.get("versions", {}), now["versions"]).values()
         if changed and not self.allow_different:
             raise PipelineError(
-                f"cannot resume, changed since the training began: {', '.join(changed)}. Set it back, or pass "
-                "--allow_different True to go on all the same."
+                f"cannot resume, changed since the training started: {', '.join(changed)}. Set it back, or pass "
+                "--allow_different True to continue anyway."
             )
         if changed:
-            _LOG.warning("changed since the training began, goes on all the same: %s", ", ".join(changed))
+            _LOG.warning("changed since the training started, which continues anyway: %s", ", ".join(changed))
 
     def _warn_of_shipped_weights(self) -> None:
         shipped = shipped_sha256(self.workflow[0].config_root_path.parent) if self.workflow else None
         weights = self.folder / Path(WEIGHTS).name
         if self.is_first and weights.is_file() and shipped == sha256_file(weights):
             _LOG.warning(
-                f"the weights that the bundle came with are in {self.folder}, and the end of this training replaces "
-                "them: pass another --ckpt_dir to keep them"
+                f"the bundle's original weights are in {self.folder}, and this training replaces them at its end: pass "
+                "another --ckpt_dir to keep them"
             )
 
 
@@ -282,27 +298,35 @@ class Setup:
 class Training:
     """One training in one folder.
 
-    ``run`` checks everything before it writes to the folder. Where the setup says so, it goes on from the newest whole
-    checkpoint, to the bit as if nothing had happened. It keeps the two newest checkpoints and the best weights, and
-    leaves ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``. Programs that call ``trainer.run``
-    themselves, such as MONAI's federated learning, get the trainer's handlers only: no checkpoints, no record, and no
-    weights to start from.
-    ``early_stop_patience`` is the number of validations without a better DSC before training stops; 0: never.
+    ``run`` checks everything before it writes to the folder. A resumed training continues from the newest intact
+    checkpoint and gives the same bits as an undisturbed one. The two newest checkpoints and the best weights are kept
+    during the training. At the end there are ``model.pt``, ``model_best.pt``, ``training.json`` and ``run.json``.
+
+    Programs that call ``trainer.run`` themselves, such as MONAI's federated learning, get only the trainer's handlers:
+    no checkpoints, no record, and no initial weights.
     """
 
     setup: Setup
+    """Data, folder and settings of the training."""
     trainer: Any
+    """MONAI's ``SupervisedTrainer``."""
     evaluator: Any
+    """MONAI's ``SupervisedEvaluator`` of the validation."""
     ema: WeightAverage
+    """The average of the weights, which is the training's result."""
     lr_scheduler: Any
+    """The schedule of the learning rate."""
     seed: int
+    """The training's seed, for the record."""
     image_size: int
+    """Height and width of the network's input, in pixels."""
     early_stop_patience: int = 0
+    """Validations without a better DSC before the training stops; 0: it never stops early."""
 
     def __post_init__(self) -> None:
         self.folder, self.is_first, self.saver = self.setup.folder, self.setup.is_first, DurableSaver(self.setup.folder)
         self.early_stop = EarlyStopping(self.early_stop_patience or 10**9, metrics.validation_dsc, self.trainer)
-        # What a resumed training goes on from.
+        # A resumed training continues from these objects.
         self.checkpoint_objects = {
             "trainer": self.trainer,
             "network": self.ema.model,
@@ -314,7 +338,11 @@ class Training:
         }
 
     def run(self) -> None:
-        """Train; one training at a time in a folder, which the first of several processes holds for all."""
+        """Train, with at most one training in a folder at a time.
+
+        Raises:
+            PipelineError: Settings, data, checkpoints or weights do not allow it, or the training fails.
+        """
         self.setup.check()
         with locked(self.folder) if self.is_first else contextlib.nullcontext():
             self._check()
@@ -324,47 +352,47 @@ class Training:
                 self._start_from(self.setup.initial)
             idist.barrier()  # no process removes what another still reads
             self._attach()
-            # A training that had come to its end, or had stopped early, does not go on.
+            # A resumed training may already be at its end, or may have stopped early.
             stopped_early = self.early_stop.counter >= self.early_stop.patience
             if self.trainer.state.epoch < self.trainer.state.max_epochs and not stopped_early:
                 self.trainer.run()
             self._finish()
 
     def _check(self) -> None:
-        """Refuse a trainer that would leave no result, and loader processes that would wait for ever."""
+        """Refuse a trainer without a result, and loader processes that would wait forever."""
         if not self.ema.is_attached:
             raise PipelineError(
-                "train#handlers: does not attach the average of the weights, which is the result. Keep the bundle's "
-                "handlers and add yours to them."
+                "train#handlers: do not attach the average of the weights, which is the training's result. Keep the "
+                "bundle's handlers and add yours to them."
             )
         share = self.setup.batch_size // self.setup.world_size
         check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
 
     def _start_from(self, given: Weights) -> None:
-        """Start from weights; their average starts from them too."""
+        """Load the initial weights, from which the average starts too."""
         state = read_state(given.data, given.path, self.trainer.state.device)
         load_state(self.ema.model, state, given.path, "the one to be trained")
         if self.is_first:
             _LOG.info("starts from %s (SHA-256 %s)", given.path, given.sha256)
 
     def _load(self) -> None:
-        """Load the newest checkpoint; refuse other settings than it holds, which would not take effect."""
+        """Load the newest checkpoint, and refuse settings that differ from it, because they would have no effect."""
         wanted = self._restored_settings()
         state = newest(self.folder, self.trainer.state.device)
         Checkpoint.load_objects(self.checkpoint_objects, state)
         differing = _differing(self._restored_settings(), wanted)
         if differing:
             raise PipelineError(
-                f"cannot resume with other settings than the checkpoint holds: {', '.join(differing.values())}. They "
-                "would not take effect, also with --allow_different. Set them back, or begin a new training."
+                f"cannot resume with other settings than those of the checkpoint: {', '.join(differing.values())}. "
+                "They would have no effect, even with --allow_different. Set them back, or start a new training."
             )
-        network = state["network"]  # once more at the start, where a CheckpointLoader may have loaded others
+        network = state["network"]  # loaded again at the start, after any CheckpointLoader
         self.trainer.add_event_handler(Events.STARTED, lambda: self.ema.model.load_state_dict(network))
 
     def _restored_settings(self) -> dict[str, Any]:
-        """Settings that come back with a checkpoint, whatever the config says."""
+        """Settings that a checkpoint restores, whatever the config says."""
         groups, state = self.trainer.optimizer.state_dict()["param_groups"], self.trainer.state
-        varying = ("params", "lr", "momentum", "betas")  # with the schedule
+        varying = ("params", "lr", "momentum", "betas")  # the schedule changes them
         settings = {key: value for group in groups for key, value in group.items() if key not in varying}
         schedule = self.lr_scheduler.state_dict()
         settings |= {key: value for key, value in schedule.items() if key != "last_epoch" and not key.startswith("_")}
@@ -372,10 +400,10 @@ class Training:
         return {**settings, "max_epochs": state.max_epochs, "steps_per_epoch": epoch_length}
 
     def _attach(self) -> None:
-        """Attach the record of the beginning, checkpoints, best weights and early stop."""
+        """Attach the record of the start, checkpoints, best weights and early stop."""
         epoch = global_step_from_engine(self.trainer)
         checkpoint = Checkpoint(self.checkpoint_objects, self.saver, n_saved=2, global_step_transform=epoch)
-        # After the handlers of the config, of which one may refuse the training.
+        # This comes after the config's handlers, because one of them may refuse the training.
         self.trainer.add_event_handler(Events.STARTED, self._begin)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.early_stop)
@@ -397,14 +425,14 @@ class Training:
         return {**facts, "best_validation_dsc": self.early_stop.best_score, "weights": weights}
 
     def _finish(self) -> None:
-        """Write weights and record, remove the checkpoints, say that it is completed."""
+        """Write weights and record, remove the checkpoints, and mark the training as completed."""
         self.saver(self.ema.state_dict(), "model.pt")
         if not self.is_first:
             return
         best = self.early_stop.best_score
         names = ["model.pt"] if best is None else ["model.pt", "model_best.pt"]
         write_with_checksum(self.folder / RECORD, as_text(self._with_weights(*names)).encode())
-        # The record of the beginning goes last: resuming needs it.
+        # Resuming needs the record of the start, so it is removed last.
         for path in [*self.folder.glob("checkpoint_*.pt"), *self.folder.glob("checkpoint_*.sha256")]:
             path.unlink(missing_ok=True)
         (self.folder / BEGAN).unlink(missing_ok=True)
@@ -418,5 +446,5 @@ class Training:
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Each name whose value is another now, and how both are told."""
+    """Name -> text with both values, for each name whose value has changed."""
     return {key: f"{key} {before.get(key)} (now {value})" for key, value in now.items() if before.get(key) != value}

@@ -1,4 +1,4 @@
-"""Deterministic transforms of training volumes."""
+"""Transforms of training volumes without random numbers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from monai.transforms import MapTransform, NormalizeIntensity
 from .faults import PipelineError
 from .volumes import label_fault
 
-HEAD_ABOVE = 0.1  # after the clip to 0 to 1, voxels above it count as head, the others as air
-MIN_DEVIATION = 0.01  # a head with less contrast is not divided by its deviation
+HEAD_ABOVE = 0.1  # voxels above it, on the scale from 0 to 1, count as head, the others as air
+MIN_DEVIATION = 0.01  # a head with a smaller deviation is not divided by it
 
 
 class BinaryLabeld(MapTransform):
-    """Labels as 0 and 1. What marks the lesion may be any one value, such as 255; several values are refused.
+    """Labels as 0 and 1. The lesion may have any one positive value, such as 255.
 
     Args:
         keys: Names of the labels, (1, H, W, D).
@@ -45,8 +45,8 @@ class NeighbouringSlicesd(MapTransform):
     The result is that of the transform under ``neighbours`` in ``inference.json``.
 
     Args:
-        keys: Names of the images, (C, H, W, D); they become (C * (2 * around + 1), H, W, D).
-        around: Slices on either side; beyond the ends the last slice is repeated.
+        keys: Names of the images, (C, H, W, D). They become (C * (2 * around + 1), H, W, D).
+        around: Slices on either side. Beyond the ends the last slice is repeated.
     """
 
     def __init__(self, keys: KeysCollection, around: int = 0) -> None:
@@ -64,27 +64,27 @@ class NeighbouringSlicesd(MapTransform):
 
 
 def slices_around(numbers: torch.Tensor, around: int, depth: int) -> torch.Tensor:
-    """Numbers of the slices around others, (B,) -> (B, 2 * around + 1), in a volume of ``depth`` slices.
+    """Numbers of each slice and of its neighbours, (B,) -> (B, 2 * around + 1), in a volume.
 
     Args:
         numbers: Numbers of slices, 0 to ``depth - 1``.
-        around: Slices on either side; beyond the ends the last slice is repeated.
-        depth: How many slices the volume has.
+        around: Slices on either side. Beyond the ends the last slice is repeated.
+        depth: The number of the volume's slices.
     """
     return (numbers[:, None] + torch.arange(-around, around + 1)).clamp(0, depth - 1)
 
 
 class NormalizePercentilesd(MapTransform):
-    """Clip each channel to two percentiles of the volume, then bring it to mean 0 and deviation 1.
+    """Clip each channel to two percentiles of the volume, then scale it to mean 0 and deviation 1.
 
-    The result is, bit for bit, that of the transforms under ``intensity`` in ``inference.json``. They are written as
-    stock MONAI transforms there because programs such as MONAI Deploy get the configs without this code.
+    The transforms under ``intensity`` in ``inference.json`` give the same bits. They are stock MONAI transforms,
+    because programs such as MONAI Deploy get the configs without this code.
 
     Args:
-        keys: Names of the images, (3, H, W, D), or (1, H, W, D) FLAIR, which stands in for all three channels.
-        percentiles: The two percentiles, such as 1 and 99.5; a flat channel becomes 0.
-        normalize_head: Mean and deviation are those of the head, which is what lies above a tenth after the clip, and
-            not of all voxels. How much air the box of the head holds differs from patient to patient.
+        keys: Names of the images, (3, H, W, D), or (1, H, W, D) FLAIR, which is copied to all three channels.
+        percentiles: The two percentiles, such as 1 and 99.5. A flat channel becomes 0.
+        normalize_head: Take mean and deviation only of the head, which is above a tenth after the clip. The share of
+            air in the box of the head differs from patient to patient.
     """
 
     def __init__(self, keys: KeysCollection, percentiles: Sequence[float], normalize_head: bool = False) -> None:
@@ -105,7 +105,7 @@ class NormalizePercentilesd(MapTransform):
 
 
 def normalize_over_head(image: torch.Tensor) -> torch.Tensor:
-    """Each channel of an image (C, H, W, D), 0 to 1, less the mean of its head, over its deviation."""
+    """An image (C, H, W, D), 0 to 1, with each channel scaled to mean 0 and deviation 1 of its head."""
     statistics = []
     for channel in image:
         head = channel[channel > HEAD_ABOVE]

@@ -1,4 +1,4 @@
-"""A manifest or another Decathlon datalist: its items by section or fold, held against the hashes it was built with."""
+"""Reads a manifest or another Decathlon datalist: its patients by section or fold, checked by their hashes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 """Channel order of a slice and of a volume (Buda et al., Computers in Biology and Medicine 109, 2019)."""
 FLAIR = CHANNELS.index("FLAIR")
 ROLES = ("pre", "flair", "post")
-"""The same channels in short."""
+"""Short names of ``CHANNELS``, in the same order."""
 DATASET_NAME = "dataset.json"
-"""Name of the datalist in Decathlon's and nnU-Net's data sets."""
+"""File name of the datalist in Decathlon's and nnU-Net's data sets."""
 SECTIONS = ("training", "validation", "test")
 """Sections of a Decathlon datalist, each a key of ``manifest.json``."""
 VOLUMES = "volumes"
-"""Folder of image and label volumes, beside a manifest or in an evaluation."""
+"""Name of the folder of image and label volumes, beside a manifest or in an evaluation."""
 MAX_MANIFEST_BYTES = 32 * 2**20  # thousands of patients; JSON can ask for fifty times its size in memory
 IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX = "_image.nii.gz", "_label.nii.gz", "_mask.nii.gz"
 PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX = "_probability.nii.gz", "_uncertainty.nii.gz"
 """Ends of the names of a patient's volumes."""
-_REBUILD = "Build it again with python -m pipeline.manifest."
-_RESTORE = "Restore it, or build the manifest again with python -m pipeline.manifest --rebuild."
+_REBUILD = "Build it again with lgg-flair manifest."
+_RESTORE = "Restore it, or build the manifest again with lgg-flair manifest --rebuild."
 
 Item = dict[str, Any]
-"""One patient: "image" and "label" are absolute paths; "patient" and "fold" where they are known."""
+"""A patient: "image" and "label" are absolute paths; "patient" and "fold" are there where they are known."""
 Channels = Mapping[int, str]
 """Number of a channel -> its name, such as ``FLAIR``."""
 
@@ -42,15 +42,15 @@ def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a manifest or another datalist, and its SHA-256.
 
     Raises:
-        PipelineError: It is no JSON object, changed since it was built, or tells of channels that the networks do not
-            read.
+        PipelineError: The file is missing or not a JSON object, has changed since it was built, or names channels that
+            the networks do not read.
     """
     try:
         data = content_of(path, MAX_MANIFEST_BYTES)
         content = {**json.loads(data)}
     except OSError as error:
         raise PipelineError(
-            f"{path}: no manifest ({error.strerror}). Build it with python -m pipeline.manifest, or name the folder "
+            f"{path}: no manifest ({error.strerror}). Build it with lgg-flair manifest, or name the folder "
             f"that holds {MANIFEST_NAME}."
         ) from error
     except (ValueError, TypeError) as error:
@@ -66,35 +66,44 @@ def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def channel_role(name: str) -> str | None:
-    """``flair``, ``pre`` or ``post`` of a channel's name, None for another sequence."""
-    told = sequence_of(name.replace(" ", ""))
-    return dict(zip(CHANNELS, ROLES, strict=True)).get(name) or (told[1] if told else None)
+    """``flair``, ``pre`` or ``post`` for a channel's name; None for another sequence."""
+    found = sequence_of(name.replace(" ", ""))
+    return dict(zip(CHANNELS, ROLES, strict=True)).get(name) or (found[1] if found else None)
 
 
 def channels_of(content: Mapping[str, Any]) -> Channels:
-    """``channel_names`` of nnU-Net, ``modality`` of Decathlon; empty where a datalist has none.
+    """The channels that a datalist names; empty where it names none.
+
+    Args:
+        content: The datalist's content, with ``channel_names`` (nnU-Net) or ``modality`` (Decathlon).
 
     Raises:
-        PipelineError: They are no numbers and names, none is FLAIR, or two are one sequence.
+        PipelineError: The channels are not numbers and names, none is FLAIR, or two are the same sequence.
     """
     names = content.get("channel_names", content.get("modality")) or {}
     try:
         channels = {int(number): str(name) for number, name in names.items()}
     except (AttributeError, ValueError) as error:
-        raise PipelineError(f"channels {shown(names)[:100]} (expected numbers and names). Mend the file.") from error
+        raise PipelineError(f"channels {shown(names)[:100]} (expected numbers and names). Correct the file.") from error
     roles = [role for role in map(channel_role, channels.values()) if role]
     if channels and "flair" not in roles:
         raise PipelineError(f"no channel FLAIR (found {shown(', '.join(channels.values()))}). Name it in the file.")
     if len(set(roles)) < len(roles):
-        raise PipelineError(f"two channels of one sequence ({shown(', '.join(channels.values()))}). Name them apart.")
+        raise PipelineError(
+            f"two channels of one sequence ({shown(', '.join(channels.values()))}). Give them different names."
+        )
     return channels
 
 
 def refuse_other_channels(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a datalist, with this content, that tells of other channels than those that the networks read.
+    """Refuse a datalist whose channels are not those that the networks read.
+
+    Args:
+        path: The datalist, for messages.
+        content: The datalist's content.
 
     Raises:
-        PipelineError: It names channels, and they are neither FLAIR alone nor ``CHANNELS`` in this order.
+        PipelineError: The datalist names channels, and they are neither FLAIR alone nor ``CHANNELS`` in this order.
     """
     try:
         channels = channels_of(content)
@@ -104,26 +113,34 @@ def refuse_other_channels(path: Path, content: Mapping[str, Any]) -> None:
     if roles not in ((), ("flair",), ROLES):
         raise PipelineError(
             f"{path}: channels {shown(', '.join(channels.values()))} (expected FLAIR alone, or pre-contrast T1, FLAIR "
-            "and post-contrast T1 in this order). Build a manifest of the folder, which puts them in order, by "
-            "python -m pipeline.manifest FOLDER; or give images of FLAIR alone."
+            "and post-contrast T1 in this order). Build a manifest with the right order by "
+            "lgg-flair manifest FOLDER, or give images of FLAIR alone."
         )
 
 
 def refuse_described(folder: Path) -> None:
-    """Refuse a folder of images of which a datalist in it tells that the networks do not read them as they are."""
+    """Refuse a folder of images whose datalist names other channels than those that the networks read."""
     for path in (folder / MANIFEST_NAME, folder / DATASET_NAME):
         if path.is_file():
             read_manifest_json(path)
 
 
 def is_pseudonymised(content: Mapping[str, Any]) -> bool:
-    """Whether the patients of a manifest, of which this is the content, have pseudonyms."""
+    """Whether the patients of a manifest with this content have pseudonyms."""
     options = content.get("options")
     return isinstance(options, dict) and bool(options.get("pseudonymised"))
 
 
 def section_items(dataset_dir: str, section: str) -> list[Item]:
-    """The items of one section of ``dataset_dir``'s manifest; an empty section is refused."""
+    """The patients of one section of a manifest.
+
+    Args:
+        dataset_dir: The folder of ``manifest.json``.
+        section: ``training``, ``validation`` or ``test``.
+
+    Raises:
+        PipelineError: The manifest is unreadable or damaged, or the section is empty.
+    """
     items = _items(dataset_dir, section)
     if not items:
         raise PipelineError(
@@ -134,17 +151,34 @@ def section_items(dataset_dir: str, section: str) -> list[Item]:
 
 
 def training_items(dataset_dir: str, fold: int | None = None, rank: int = 0, world_size: int = 1) -> list[Item]:
-    """The training patients of process ``rank``, from 0; ``world_size`` processes share them.
+    """The training patients of one process.
 
-    ``fold`` is left out, and all other patients of the sections training and validation are taken. Without a fold they
-    are the section training.
+    Args:
+        dataset_dir: The folder of ``manifest.json``.
+        fold: The fold that validates. All other patients of the sections training and validation train. None: the
+            section training.
+        rank: The process's number, from 0.
+        world_size: The number of processes that share the patients.
+
+    Raises:
+        PipelineError: The manifest is unreadable or damaged, or has no such fold.
     """
     items = _items(dataset_dir, "training") if fold is None else _folded(dataset_dir, fold, is_inside=False)
     return items[rank::world_size]
 
 
 def validation_items(dataset_dir: str, fold: int | None = None, rank: int = 0, world_size: int = 1) -> list[Item]:
-    """The validation patients of process ``rank``: those of a fold or, without one, the section validation."""
+    """The validation patients of one process.
+
+    Args:
+        dataset_dir: The folder of ``manifest.json``.
+        fold: The fold that validates. None: the section validation.
+        rank: The process's number, from 0.
+        world_size: The number of processes that share the patients.
+
+    Raises:
+        PipelineError: The manifest is unreadable or damaged, or has no such fold.
+    """
     items = _items(dataset_dir, "validation") if fold is None else _folded(dataset_dir, fold, is_inside=True)
     return items[rank::world_size]
 
@@ -154,14 +188,14 @@ def _folded(dataset_dir: str, fold: int, *, is_inside: bool) -> list[Item]:
     items = _items(dataset_dir, "training") + _items(dataset_dir, "validation")
     if fold not in {item.get("fold") for item in items}:
         raise PipelineError(
-            f"{Path(dataset_dir, MANIFEST_NAME)}: has no fold {fold}. Build it with --folds K, and pass --fold 0 to "
-            "K - 1."
+            f"{Path(dataset_dir, MANIFEST_NAME)}: has no fold {fold}. Build it with --folds K, and pass a --fold from "
+            "0 to K - 1."
         )
     return [item for item in items if (item.get("fold") == fold) == is_inside]
 
 
 def _items(dataset_dir: str, section: str) -> list[Item]:
-    from monai.data import load_decathlon_datalist  # brings torch
+    from monai.data import load_decathlon_datalist  # imports torch
 
     path = Path(dataset_dir, MANIFEST_NAME)
     found = read_manifest_json(path)[0].get(section)
@@ -173,24 +207,26 @@ def _items(dataset_dir: str, section: str) -> list[Item]:
 
 
 def image_items(dataset_dir: str) -> list[Item]:
-    """Every ``*_image.nii.gz`` below a folder, sorted by path; two of one name are refused.
+    """Every ``*_image.nii.gz`` below a folder, sorted by path.
 
-    So are images of whose channels a datalist in the folder tells another order than that of the networks.
+    Raises:
+        PipelineError: Two volumes have the same file name, or a datalist in the folder names other channels than those
+            that the networks read.
     """
     refuse_described(Path(dataset_dir))
-    # glob passes over hidden folders, Path.rglob does not.
+    # glob skips hidden folders, Path.rglob does not.
     paths = sorted(glob.glob(f"{glob.escape(str(dataset_dir))}/**/*{IMAGE_SUFFIX}", recursive=True))  # noqa: PTH207
     for name, count in Counter(Path(path).name for path in paths).items():
         if count > 1:
             raise PipelineError(
-                f"{dataset_dir}: holds {count} volumes of the name {name}, whose masks would overwrite each other. "
+                f"{dataset_dir}: holds {count} volumes with the name {name}, whose masks would overwrite each other. "
                 "Rename one."
             )
     return [{"image": path} for path in paths]
 
 
 def refuse_changed_volume(path: Path, sha256: str) -> None:
-    """Refuse a volume that is missing, or whose SHA-256 is not the one that the manifest names."""
+    """Refuse a volume that is missing, or that has another SHA-256 than in the manifest."""
     try:
         found = sha256_file(path)
     except OSError as error:
@@ -202,14 +238,22 @@ def refuse_changed_volume(path: Path, sha256: str) -> None:
 
 
 def refuse_changed_volumes(dataset_dir: str, items: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a manifest or volumes that are not what was built; what has no known hash is passed over."""
+    """Refuse a manifest or volumes that have changed since they were built. Volumes without a known hash are skipped.
+
+    Args:
+        dataset_dir: The folder of ``manifest.json``; nothing is checked where there is none.
+        items: The patients to check.
+
+    Raises:
+        PipelineError: The manifest or a volume has changed, or the manifest does not name a patient.
+    """
     path = Path(dataset_dir, MANIFEST_NAME)
     patients = read_manifest_json(path)[0].get("patients") if path.is_file() else None
     if not isinstance(patients, dict):
         return
     for item in items:
         if "patient" in item and item["patient"] not in patients:
-            raise PipelineError(f"{path}: knows nothing of the patient of {item['image']}. Build it again.")
+            raise PipelineError(f"{path}: does not name the patient of {item['image']}. {_REBUILD}")
         known = patients.get(item.get("patient"), {})
         for kind in ("image", "label"):
             if isinstance(known, dict) and known.get(f"{kind}_sha256"):

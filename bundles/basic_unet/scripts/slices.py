@@ -1,4 +1,4 @@
-"""Preprocessed volumes as slices: compact in memory or mapped from a cache on disk, drawn by lesion area."""
+"""Slices of preprocessed volumes for training: 8 bits in memory or in a cache on disk, drawn by lesion area."""
 
 from __future__ import annotations
 
@@ -30,17 +30,23 @@ LEVELS = 255
 
 
 class ToSlices(Transform):
-    """A preprocessed volume as slices of 8 bits: a quarter of the memory of float32.
+    """Turns a preprocessed volume into slices of 8 bits, which need a quarter of the memory of float32.
 
-    The source has 8 bits as well, and each channel keeps its own range: what the network sees is off by at most 1/510
-    of the range of its channel.
+    Each channel keeps its own range, so the error is at most 1/510 of that range. The published slices have 8 bits too.
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Quantise "image" (C, H, W, D) float and "label" (1, H, W, D), 0 to 1; NaN and Inf are refused.
+        """The volume's slices in 8 bits.
 
-        What it gives: "image" (D, C, H, W) uint8, "low" and "step" (C, 1, 1) float32 with image = low + step * level,
-        and "label" (D, 1, H, W) uint8 with 1 as 255.
+        Args:
+            data: "image" (C, H, W, D) float and "label" (1, H, W, D), 0 to 1.
+
+        Returns:
+            "image" (D, C, H, W) uint8, "low" and "step" (C, 1, 1) float32 with image = low + step * level, and "label"
+            (D, 1, H, W) uint8, in which 255 means 1.
+
+        Raises:
+            PipelineError: The image holds NaN or Inf.
         """
         image, label = (convert_to_tensor(data[key], torch.float32, track_meta=False) for key in ("image", "label"))
         low, high = torch.aminmax(image.flatten(1), dim=1)
@@ -54,16 +60,23 @@ class ToSlices(Transform):
 
 
 def _by_slice(levels: torch.Tensor) -> torch.Tensor:
-    """(C, H, W, D) -> (D, C, H, W) uint8, each slice in one piece of memory: it is read many times, alone."""
+    """(C, H, W, D) -> (D, C, H, W) uint8, with each slice in one piece of memory, since slices are read one by one."""
     return levels.round_().clamp_(0, LEVELS).to(torch.uint8).permute(3, 0, 1, 2).contiguous()
 
 
 class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Slices of many volumes, which lie on the device in 8 bits; a list of numbers gives a batch.
+    """Slices of many volumes, kept on the device in 8 bits. A list of numbers gives a batch.
 
-    ``volumes`` holds what ``ToSlices`` returns, each read once, here; all volumes are equally likely to be drawn.
-    ``even_share``: the share of draws in which all slices of a volume are equally likely; others go by lesion area.
-    ``around``: slices on either side that come with each slice as channels; beyond the ends the last is repeated.
+    All volumes are equally likely to be drawn.
+
+    Args:
+        volumes: Results of ``ToSlices``. Each is read once, when the data set is made.
+        even_share: The share of draws in which all slices of a volume are equally likely, 0 to 1. Other draws follow
+            the lesion area.
+        around: Slices on either side that are added to each slice as channels. Beyond the ends the last slice is
+            repeated.
+        device: The device on which the slices lie.
+        num_threads: Threads that read volumes.
     """
 
     def __init__(
@@ -86,7 +99,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self.index)
 
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch of B slices: "image" (B, C * (2 * around + 1), H, W) and "label" (B, 1, H, W), 0 to 1, float32."""
+        """A batch of B slices: "image" (B, C * (2 * around + 1), H, W) and "label" (B, 1, H, W), 0 to 1, float32."""
         chosen = [(self.volumes[volume], z) for volume, z in (self.index[number] for number in numbers)]
         image = torch.stack([self._around(volume["image"], z) for volume, z in chosen]).float()
         count = 2 * self.around + 1
@@ -95,12 +108,17 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"image": image.mul_(step).add_(low), "label": label.div_(LEVELS)}
 
     def _around(self, image: torch.Tensor, z: int) -> torch.Tensor:
-        """A slice and those around it, (C * (2 * around + 1), H, W)."""
+        """A slice with its neighbours as channels, (C * (2 * around + 1), H, W)."""
         return image[slices_around(torch.tensor([z]), self.around, len(image))[0]].flatten(0, 1)
 
 
 def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
-    """Probabilities by which the slices of one volume are drawn, (D,) float64 of sum 1; label (D, 1, H, W) uint8."""
+    """The probability to draw each slice of a volume, (D,) float64 with sum 1.
+
+    Args:
+        label: The volume's label, (D, 1, H, W) uint8.
+        even_share: The share of draws in which all slices are equally likely, 0 to 1.
+    """
     area = label.sum((1, 2, 3), dtype=torch.float64)
     even = torch.full_like(area, 1 / len(area))
     return even if area.sum() == 0 else even_share * even + (1 - even_share) * area / area.sum()
@@ -109,31 +127,40 @@ def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
 def slice_loader(
     slices: SliceDataset, batch_size: int, steps_per_epoch: int, world_size: int = 1, **options: Any
 ) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
-    """A loader that draws whole batches of slices, with replacement, by the weights of the dataset.
+    """A loader that draws batches of slices with replacement, with the probabilities of the data set.
 
-    ``world_size`` processes share out a batch evenly. ``options`` are other arguments of PyTorch's ``DataLoader``.
+    Args:
+        slices: The slices.
+        batch_size: Slices in a batch of all processes together.
+        steps_per_epoch: Batches in an epoch.
+        world_size: The number of processes, which share each batch evenly.
+        options: Other arguments of PyTorch's ``DataLoader``.
     """
     share = batch_size // world_size
     drawn = torch.utils.data.WeightedRandomSampler(slices.weights.tolist(), steps_per_epoch * share)
     sampler = torch.utils.data.BatchSampler(drawn, batch_size=share, drop_last=True)
-    # Seconds without a batch from a loader process, after which the run ends.
+    # The run ends after this many seconds without a batch from a loader process.
     timeout = 120 if options.get("num_workers") else 0
     return torch.utils.data.DataLoader(slices, sampler=sampler, batch_size=None, timeout=timeout, **options)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that have a say in what a training gives."""
+    """Versions of Python and of the libraries that influence the result of a training."""
     versions = {library.__name__: library.__version__ for library in (torch, monai, ignite, np)}
     return {"python": platform.python_version(), **versions}
 
 
 def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
-    """All that decides what a config's part ``name`` does: its text, that of what it refers to, versions, this code."""
+    """Everything that decides what the part ``name`` of a config does.
+
+    Returns:
+        The part's text with that of its references, the libraries' versions, and the code of this package.
+    """
     parts: dict[str, Any] = {}
     waiting = [name]
     while waiting:
         part = waiting.pop()
-        # The code stands for itself, wherever the bundle lies.
+        # The code itself is included below, so the folder of the bundle does not matter.
         if part not in parts and part != "scripts_path":
             parts[part] = parser[part]
             waiting += ReferenceResolver.find_refs_in_config(parts[part], part)
@@ -142,21 +169,37 @@ def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
 
 
 def cached_volumes(dataset: Dataset, cache_dir: str | None, workflow: Sequence[Any]) -> Dataset:
-    """A dataset as it is or, with a folder ``cache_dir``, behind a ``SliceCache``, which needs the workflow."""
+    """A data set, with a cache on disk if ``cache_dir`` is given.
+
+    Args:
+        dataset: The data set of volumes.
+        cache_dir: The folder of the cache; None for no cache.
+        workflow: The MONAI workflow that runs the config, in a sequence.
+
+    Raises:
+        PipelineError: There is a ``cache_dir``, but no workflow.
+    """
     if not cache_dir:
         return dataset
     if not workflow:
-        raise PipelineError("cache_dir: the transforms are not known here. Run the config by a ConfigWorkflow.")
+        raise PipelineError(
+            "cache_dir: the transforms are not known without a workflow. Run the config by MONAI's ConfigWorkflow."
+        )
     recipe = recipe_of(workflow[0].parser, "train#preprocessing")
     return SliceCache(dataset.data, dataset.transform, cache_dir, recipe)
 
 
 class SliceCache(Dataset):
-    """Preprocessed volumes on disk, mapped into memory: only what is used is read, when it is used.
+    """Preprocessed volumes on disk, mapped into memory, so that only the used parts are read.
 
-    An entry's name is a hash of the content of the volume's files and of the recipe, so that neither a changed file nor
-    a changed transform is served an old one. Entries are written whole or not at all; one that does not have the hash
-    that stands beside it is made again, with a warning. ``recipe`` is all that decides what ``transform`` gives.
+    An entry's name is a hash of the volume's files and of the recipe, so a changed file or transform gets a new entry.
+    Entries are written completely or not at all. A damaged entry is made again, with a warning.
+
+    Args:
+        data: Items with the paths "image" and "label".
+        transform: The preprocessing of an item.
+        folder: The folder of the cache.
+        recipe: Everything that decides the result of ``transform``, as values that JSON can hold.
     """
 
     def __init__(self, data: Sequence[Any], transform: Callable[..., Any], folder: str | Path, recipe: Any) -> None:
@@ -165,13 +208,13 @@ class SliceCache(Dataset):
         self.recipe = json.dumps(recipe, sort_keys=True, default=str).encode()
 
     def _transform(self, index: int) -> dict[str, torch.Tensor]:
-        """The preprocessed volume of an item, made where it is not there yet."""
+        """The preprocessed volume of an item, from the cache or made now."""
         item = self.data[index]
         key = hashlib.sha256(self.recipe)
         for name in ("image", "label"):
             key.update(hashlib.sha256(Path(item[name]).read_bytes()).digest())
         entry = self.folder / f"{key.hexdigest()}.pt"
-        # An entry without a checksum, of which nothing is known, is made again as well.
+        # An entry without a checksum may be damaged, so it is made again too.
         is_proven = entry.is_file() and checksum_path(entry).is_file()
         if not is_proven or not matches_checksum(entry, sha256_file(entry)):
             if entry.is_file():

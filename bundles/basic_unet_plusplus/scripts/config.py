@@ -1,4 +1,4 @@
-"""The config that runs: keys of earlier versions, what each setting may be, and the bundle's own text."""
+"""Checks of the config that runs: keys of earlier versions, allowed settings, and the config without overrides."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ REMOVED = {
     "train#sampler": "batch_size and steps_per_epoch",
     "validate#pictures": "validate#handlers",
 }
-"""Keys of earlier configs -> what to use in their place."""
+"""Key of an earlier config -> what to use in its place."""
 REMOVED_FROM_TRAINING = {**REMOVED, "ckpt_path": "init, to start from weights"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a setting may be, in words and as a test."""
+    """The allowed values of a setting.
+
+    Args:
+        expected: The allowed values in words, for messages.
+        allows: True for a value that is allowed.
+    """
 
     expected: str
     allows: Callable[[Any], bool]
 
 
 def _number(least: float, most: float = math.inf, *, whole: bool = False, between: bool = False) -> Setting:
-    """A number from ``least`` to ``most``, both included or, where it must lie ``between`` them, not."""
+    """A setting from ``least`` to ``most``. Both limits are allowed, unless the value must lie ``between`` them."""
     if most < math.inf:
         limits = f"between {least:g} and {most:g}" if between else f"from {least:g} to {most:g}"
     else:
@@ -85,11 +90,11 @@ SETTINGS = {
     **dict.fromkeys(("dataset_dir", "ckpt_dir", "output_dir", "ckpt_path"), _PATH),
     **dict.fromkeys(("init", "cache_dir"), _or_none(_PATH)),
 }
-"""What the settings of the configs may be. An expression or a component in a setting's place is taken as it is."""
+"""Setting of a config -> its allowed values. An expression or a component in place of a value is not checked."""
 
 
 def setting_faults(config: Any) -> list[str]:
-    """A line for each setting of a config, a MONAI ``ConfigParser``, that no run could use."""
+    """A line for each unusable setting of a config, which is a MONAI ``ConfigParser``."""
     faults = [
         f"{key}: {config[key]!r} (expected {setting.expected})."
         for key, setting in SETTINGS.items()
@@ -99,9 +104,13 @@ def setting_faults(config: Any) -> list[str]:
 
 
 def check_settings(workflow: Sequence[Any]) -> None:
-    """Refuse settings that no run could use; the program then ends with a line each.
+    """Refuse settings that no run could use.
 
-    ``workflow`` holds the MONAI workflow that runs the config, or nothing.
+    Args:
+        workflow: The MONAI workflow that runs the config, in a sequence; empty where no workflow runs it.
+
+    Raises:
+        PipelineError: A setting has a wrong type or value. The message has a line for each.
     """
     faults = setting_faults(workflow[0].parser) if workflow else []
     if faults:
@@ -114,7 +123,10 @@ def _is_expression(value: Any) -> bool:
 
 
 def _size_faults(config: Any) -> list[str]:
-    """MONAI's networks that halve a slice and join what comes back with what went in need sizes that can be halved."""
+    """A line where the network halves a slice more often than its size allows.
+
+    Such networks join a halved and enlarged image with the original one, so both must have the same size.
+    """
     size, network = config.get("image_size"), config.get("network_def")
     if _is_expression(size) or not isinstance(network, dict):
         return []
@@ -129,7 +141,7 @@ def _size_faults(config: Any) -> list[str]:
 
 
 def _channel_faults(config: Any) -> list[str]:
-    """A network takes the three sequences of a slice and of its neighbours."""
+    """A line where the network's channels do not fit the three sequences of a slice and its neighbours."""
     around, network = config.get("around", 0), config.get("network_def")
     channels = network.get("in_channels") if isinstance(network, dict) else None
     if not isinstance(around, int) or not isinstance(channels, int):
@@ -139,14 +151,14 @@ def _channel_faults(config: Any) -> list[str]:
         return []
     return [
         f"around: {around} (expected a network of {needed} channels, the config's takes {channels}). "
-        f"Pass --network_def#in_channels {needed}, and weights that were trained so."
+        f"Pass --network_def#in_channels {needed}, and weights of such a network."
     ]
 
 
 def _device_faults(device: Any) -> list[str]:
     if not isinstance(device, str) or _is_expression(device):
         return []
-    from .machine import devices  # brings torch
+    from .machine import devices  # imports torch
 
     name = f"{device}:0" if device == "cuda" else device
     found = devices()
@@ -154,19 +166,27 @@ def _device_faults(device: Any) -> list[str]:
 
 
 def refuse_removed_keys(workflow: Sequence[Any], removed: Mapping[str, str] = REMOVED) -> None:
-    """Refuse keys of earlier versions, which MONAI would accept and nothing would read."""
+    """Refuse keys of earlier versions, which MONAI accepts but nothing reads.
+
+    Args:
+        workflow: The MONAI workflow that runs the config, in a sequence; empty where no workflow runs it.
+        removed: Key of an earlier version -> what to use in its place.
+
+    Raises:
+        PipelineError: The config has such keys. The message has a line for each.
+    """
     if workflow and (found := [removed_key(key, removed) for key in removed if key in workflow[0].parser]):
         raise PipelineError("\n".join(found))
 
 
 def removed_key(key: str, removed: Mapping[str, str]) -> str:
-    """The line about a key of earlier versions."""
+    """The message about a key of an earlier version."""
     return f"{key}: is no key of this version. Use {removed[key]}."
 
 
 def config_without_overrides(path: Path) -> dict[str, Any]:
-    """A config file in the form in which a workflow keeps a config; empty where there is no file."""
-    from monai.bundle import ConfigParser  # brings torch
+    """The content of a config file, in the form in which a workflow keeps it; empty where there is no file."""
+    from monai.bundle import ConfigParser  # imports torch
 
     if not path.is_file():
         return {}

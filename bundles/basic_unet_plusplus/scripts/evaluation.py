@@ -1,4 +1,4 @@
-"""Evaluation and inference of a bundle: inputs and weights are checked before the evaluator runs."""
+"""Evaluation and inference of a bundle, with a check of inputs and weights before the evaluator runs."""
 
 from __future__ import annotations
 
@@ -24,30 +24,36 @@ _LOG = logging.getLogger("train")
 
 @dataclass(kw_only=True, eq=False)
 class Evaluation:
-    """A run of an evaluator over volumes. Programs that run the evaluator themselves have its handlers alone."""
+    """A run of an evaluator over volumes.
+
+    Programs that call ``evaluator.run`` themselves get only the evaluator's handlers, without these checks.
+    """
 
     evaluator: Any
     data: Sequence[Mapping[str, Any]]
-    """The items that it reads; "image" is a path."""
+    """The items that the evaluator reads; "image" is a path."""
     ckpt_path: str
+    """The weights file."""
     bundle_root: str
+    """The bundle's folder."""
     dataset_dir: str
-    """The folder of the volumes and of ``manifest.json``, where there is one."""
+    """The folder of the volumes and, where there is one, of ``manifest.json``."""
     output_dir: str
+    """The folder of the results."""
     workflow: Sequence[Any]
-    """The MONAI workflow that runs the config, alone in a sequence."""
+    """The MONAI workflow that runs the config, in a sequence; empty where no workflow runs it."""
 
     def run(self) -> None:
         """Predict all volumes.
 
         Raises:
-            PipelineError: The config has keys of earlier versions, a volume cannot be read or has changed since its
-                manifest was built, or the weights are not what is known of them.
+            PipelineError: The config has keys of earlier versions. A volume cannot be read or has changed since its
+                manifest was built. The weights do not match their checksum, record or metadata, or the config.
         """
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
         if not self.data:
-            raise PipelineError(f"{self.dataset_dir}: holds no *{IMAGE_SUFFIX}. Pass --dataset_dir FOLDER.")
+            raise PipelineError(f"{self.dataset_dir}: found no *{IMAGE_SUFFIX}. Pass --dataset_dir FOLDER.")
         self._check_weights()
         refuse_changed_volumes(self.dataset_dir, self.data)
         files = [item for item in self.data if isinstance(item["image"], (str, Path))]
@@ -55,28 +61,28 @@ class Evaluation:
         try:
             self.evaluator.run()
         except Exception:
-            # What a volume without a head leads to is any error of any transform.
+            # A volume without a head can make any transform fail, so the voxels are checked only now.
             refuse_faults(files, voxels=True)
             raise
         _LOG.info("%d volumes: %s", len(self.data), self.output_dir)
 
     def _check_weights(self) -> None:
-        """Refuse weights that are not what is known of them, or were trained with other settings than the config's."""
+        """Refuse damaged or exchanged weights, and weights that were trained with other settings than the config's."""
         weights = read_weights(Path(self.ckpt_path), Path(self.bundle_root))
         if not self.workflow:
             return
         config = self.workflow[0].parser.get()
         trained = changed_settings(trained_settings(weights.record, weights.path), config)
         if trained:
-            told = ", ".join(f"{key} {value} (the config: {config.get(key)})" for key, value in trained.items())
+            settings = ", ".join(f"{key} {value} (the config: {config.get(key)})" for key, value in trained.items())
             raise PipelineError(
-                f"{weights.path}: trained with {told}. Pass the same by --{next(iter(trained))} and so on, or the "
-                "experiment's file after this config."
+                f"{weights.path}: trained with {settings}. Pass the same values, such as --{next(iter(trained))}, or "
+                "add the experiment's file after this config."
             )
 
 
 class ReportDice:
-    """Print the mean DSC of an evaluation; say where no volume has one, since DiceMetric's mean of nothing is 0."""
+    """Print the mean DSC of an evaluation, and warn where no volume has a DSC: MONAI's mean is then 0."""
 
     def attach(self, engine: Engine) -> None:
         """Print when the evaluation ends."""
@@ -85,4 +91,4 @@ class ReportDice:
     def _print(self, engine: Any) -> None:
         _LOG.info("val_dsc %.6f", engine.state.metrics["val_dsc"])
         if all(bool(torch.isnan(dsc).all()) for dsc in engine.state.metric_details["val_dsc"]):
-            _LOG.warning("no volume has a DSC (no lesion, none predicted): the 0 stands for nothing")
+            _LOG.warning("no volume has a DSC (no lesion, none predicted): the mean of 0 has no meaning")

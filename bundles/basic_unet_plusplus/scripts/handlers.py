@@ -1,4 +1,4 @@
-"""Handlers of MONAI's trainer and evaluator: each is attached to its engine by a bundle's config."""
+"""Handlers of MONAI's trainer and evaluator, which a bundle's config attaches to its engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ from .weights import load_state, read_state
 
 
 class Attach:
-    """Lets a list of handlers name another part of the config: MONAI Label takes no ``"@ema"`` in such a list."""
+    """A handler for a list of handlers that belongs to another part of the config.
+
+    MONAI Label accepts no reference such as ``"@ema"`` in a list of handlers.
+
+    Args:
+        handler: The handler to attach.
+    """
 
     def __init__(self, handler: Any) -> None:
         self.handler = handler
@@ -41,9 +47,12 @@ class Attach:
 class WeightAverage(EMAHandler):
     """Exponential moving average of a network's weights; its ``ema_model`` is the training's result.
 
-    The average starts from the network as it is when a training starts, weights that a handler has loaded included. A
-    resumed training goes on with the average that its checkpoint held. Batch statistics are averaged alike.
-    ``momentum`` is the share of the newest weights, 0 to 1.
+    The average starts from the network's weights at the start of a training, also where a handler has loaded them. A
+    resumed training continues the average of its checkpoint. Batch statistics are averaged too.
+
+    Args:
+        network: The network that is trained.
+        momentum: The share of the newest weights, 0 to 1.
     """
 
     def __init__(self, network: torch.nn.Module, momentum: float) -> None:
@@ -51,8 +60,8 @@ class WeightAverage(EMAHandler):
         self.is_attached = self._is_waiting = self._is_resumed = False
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]  # name and event are this class's own
-        """Start the average with the training, and take in the weights after each step."""
-        # Not at STARTED, where other handlers load weights: the order of the handlers is of no consequence.
+        """Start the average with the training, and add the weights after each step."""
+        # Other handlers load weights at STARTED. A later start makes the order of the handlers irrelevant.
         engine.add_event_handler(Events.STARTED, self._wait)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         super().attach(engine, warn_if_exists=False)
@@ -71,16 +80,16 @@ class WeightAverage(EMAHandler):
         return self.ema_model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with these weights when the training starts."""
+        """Continue from these weights when the training starts."""
         self.ema_model.load_state_dict(state)
         self._is_resumed = True
 
 
 class CheckpointLoader(handlers.CheckpointLoader):
-    """MONAI's loader, for weights of one network: it reads what the package reads, and refuses the rest in a line.
+    """MONAI's ``CheckpointLoader``, which also reads wrapped weights and refuses others with a one-line message.
 
-    So it also takes weights below ``{"model": ...}`` or with the prefix of ``DataParallel``. Its arguments mean what
-    they mean there. Other contents than one network's are left to MONAI.
+    Wrapped weights lie below ``{"model": ...}``, or their names have the prefix of ``DataParallel``. The arguments are
+    those of MONAI's class. A checkpoint of more than one network is left to MONAI.
     """
 
     def __call__(self, engine: Engine) -> None:
@@ -98,12 +107,16 @@ class CheckpointLoader(handlers.CheckpointLoader):
 
 
 class CheckLogits:
-    """Refuse, before the first step, a network or a loss by which a training learns nothing.
+    """Refuse, before the first step, a network or a loss with which a training cannot learn.
 
-    A network that ends in a sigmoid, or a loss with a second one, trains to nothing without an error. So noise of
-    deviation 1000 must give outputs outside of 0 to 1, and logits that are right must give a loss of about 0. The
-    network is in evaluation mode, such as the average's; ``image_size`` is its input's height and width in pixels,
-    and it sees ``around`` slices on either side of a slice.
+    A network that ends in a sigmoid, or a loss with a second one, learns nothing and raises no error. So noise of
+    deviation 1000 must give outputs outside of 0 to 1, and correct logits must give a loss of about 0.
+
+    Args:
+        network: The network in evaluation mode, such as the averaged one.
+        loss: The training's loss.
+        image_size: Height and width of the network's input, in pixels.
+        around: Slices on either side that the network sees beside a slice.
     """
 
     def __init__(self, network: torch.nn.Module, loss: Any, image_size: int, around: int = 0) -> None:
@@ -114,7 +127,11 @@ class CheckLogits:
         engine.add_event_handler(Events.STARTED, self.check)
 
     def check(self, engine: Any) -> None:
-        """Check network and loss on the engine's device, by its inferer."""
+        """Check network and loss on the engine's device, with its inferer.
+
+        Raises:
+            PipelineError: The network cannot take such slices, or returns no logits, or the loss takes no logits.
+        """
         size, device = self.image_size, engine.state.device
         noise = 1000 * torch.randn(2, self.channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         truth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).round()
@@ -130,31 +147,40 @@ class CheckLogits:
                 "such as a multiple of 32, or another network_def."
             ) from error
         if not isinstance(logits, torch.Tensor) or logits.shape != (2, 1, size, size):
-            raise PipelineError("the network must return one tensor of logits, a channel of the size of its input")
+            raise PipelineError(
+                "the network must return one tensor of logits: one channel, with the height and width of its input"
+            )
         if bool(logits.min() >= 0 and logits.max() <= 1 and (logits != 0).any()):
             raise PipelineError(
-                "the network returns probabilities (all within 0 and 1): take its last activation out, the loss has one"
+                "the network returns probabilities (all from 0 to 1): remove its last activation, the loss has one"
             )
         if not -1e-3 < float(self.loss(40 * truth - 20, truth)) < 0.05:
-            raise PipelineError(
-                "the loss is not about 0 for logits that are right: it reads them with no sigmoid or with two"
-            )
+            raise PipelineError("the loss is not about 0 for correct logits: it applies no sigmoid to them, or two")
 
 
 class SeedEpochs:
-    """Seed each epoch by its number and the process's rank: a resumed training draws what an undisturbed one draws."""
+    """Seed each epoch by its number and the process's rank, so that a resumed training draws the same numbers.
+
+    Args:
+        seed: The training's seed.
+        rank: The process's number, from 0.
+    """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
         self.seed, self.rank = seed, rank
 
     def attach(self, engine: Engine) -> None:
         """Seed when an epoch starts."""
-        first = self.seed - 1 + 10007 * self.rank  # as multi_gpu_train.json does
+        first = self.seed - 1 + 10007 * self.rank  # the same as in multi_gpu_train.json
         engine.add_event_handler(Events.EPOCH_STARTED, lambda: set_determinism(seed=first + engine.state.epoch))
 
 
 class ClipGradients:
-    """Clip the norm of all gradients together to ``max_norm``, after each backward pass."""
+    """Clip the norm of all gradients together after each backward pass.
+
+    Args:
+        max_norm: The largest norm.
+    """
 
     def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
@@ -170,10 +196,10 @@ class ClipGradients:
 
 
 class StopAtNaN:
-    """End a training at the first loss that is not finite, before a step is taken by it; name the first such value."""
+    """End a training at the first loss that is NaN or Inf, before the optimizer's step, and name the source."""
 
     def attach(self, engine: Engine) -> None:
-        """Look at each loss, and at the weights after each epoch, before they are kept."""
+        """Check each loss, and the weights after each epoch before they are saved."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check_weights)
 
@@ -206,10 +232,10 @@ def _weights(network: torch.nn.Module) -> list[str]:
 
 
 class StopAtNaNPrediction:
-    """End an evaluation at a prediction that is not finite, naming the volume."""
+    """End an evaluation at a prediction with NaN or Inf, and name the volume."""
 
     def attach(self, engine: Engine) -> None:
-        """Look at each prediction before it is postprocessed."""
+        """Check each prediction before it is postprocessed."""
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
 
     def _check(self, engine: Any) -> None:
@@ -219,7 +245,7 @@ class StopAtNaNPrediction:
 
 
 class ShareBuffers:
-    """Give the first process's batch statistics to all before they validate: each has those of its own slices."""
+    """Copy the first process's batch statistics to all processes before a validation, so that all predict the same."""
 
     def attach(self, engine: Engine) -> None:
         """Share when a validation starts."""
@@ -231,10 +257,13 @@ class ShareBuffers:
 
 
 class Progress:
-    """Console output: a bar of the epoch's slices, and one line an epoch with losses, rate and time left.
+    """Console output: a progress bar of the epoch's slices, and a line for each epoch with losses, rate and time left.
 
-    The line holds the evaluator's metrics, every ``val_interval`` epochs. ``batch_size`` is of all processes together.
-    All of them but the first are ``quiet``.
+    Args:
+        evaluator: The evaluator of the validation, whose metrics the line shows.
+        batch_size: Slices in a step of all processes together.
+        val_interval: Epochs from one validation to the next.
+        quiet: Print nothing, for all processes but the first.
     """
 
     def __init__(self, evaluator: Any, batch_size: int, val_interval: int, quiet: bool = False) -> None:
@@ -256,11 +285,11 @@ class Progress:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._print)
 
     def start(self, engine: Any) -> None:
-        """Start the clock; a resumed training has steps behind it."""
+        """Start the clock, and keep the number of steps that a resumed training has already done."""
         self._start, self._done_before = time.monotonic(), engine.state.iteration
 
     def time_left(self, state: Any) -> str:
-        """The time that the whole training still takes, as H:MM:SS."""
+        """The time until the end of the training, as H:MM:SS."""
         each = (time.monotonic() - self._start) / max(state.iteration - self._done_before, 1)
         seconds = int(each * (state.max_epochs * state.epoch_length - state.iteration))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
@@ -278,7 +307,12 @@ class Progress:
 
 
 def summary_writer(folder: str, disabled: bool = False) -> Any:
-    """A writer of TensorBoard's event files, whose names do not tell this machine's name; None where disabled."""
+    """A writer of TensorBoard's event files, without this machine's name in their names.
+
+    Args:
+        folder: The folder of the files.
+        disabled: Return None, for all processes but the first.
+    """
     if disabled:
         return None
     from torch.utils.tensorboard import SummaryWriter  # not needed for a prediction
@@ -294,7 +328,7 @@ class LossAndRate:
         self.optimizer = optimizer
 
     def __call__(self, output: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Both, by name."""
+        """``train_loss`` and ``learning_rate``."""
         return {"train_loss": output["loss"].item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
 
@@ -310,13 +344,13 @@ class ValidationPictures:
         self._seen: list[tuple[float, str, torch.Tensor]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Collect while volumes are validated, write when all are."""
+        """Collect pictures while volumes are validated, and write two when all are done."""
         engine.add_event_handler(Events.STARTED, self._seen.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.see)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def see(self, engine: Any) -> None:
-        """Keep DSC and picture of each volume."""
+        """Keep the DSC and the picture of each volume."""
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
             pred, label = item["pred"].cpu(), item["label"].cpu()
             dsc = float(2 * (pred * label).sum() / (pred.sum() + label.sum()))
@@ -328,13 +362,13 @@ class ValidationPictures:
                 self._seen.append((dsc, str(source.get("patient", "unknown")), picture))
 
     def picture(self, flair: torch.Tensor, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One slice, (3, H, W) from 0 to 1, of FLAIR, (H, W), and two masks, (1, H, W)."""
+        """The picture of one slice, (3, H, W) from 0 to 1, from FLAIR, (H, W), and two masks, (1, H, W)."""
         grey = flair / flair.max().clamp_min(1)
         red, green = (torch.maximum(grey, self.contour(mask)[0]) for mask in (pred, label))
         return torch.stack([red, green, grey])
 
     def write(self, engine: Any) -> None:
-        """Write the two pictures and whose they are."""
+        """Write the two pictures with their patients' names and DSC."""
         ordered = sorted(self._seen, key=lambda seen: seen[0])
         if not ordered:
             return

@@ -1,4 +1,4 @@
-"""Inferers: the forward pass in 16 bits on a CPU, and slices that a full GPU takes in smaller numbers."""
+"""Inferers for 16-bit forward passes on a CPU, and for GPUs with little memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from monai.inferers import Inferer
 
 
 class AutocastInferer(Inferer):
-    """Another inferer in bfloat16 on a CPU; its result is float32. MONAI's engine does the same on CUDA alone.
+    """Run another inferer in bfloat16 on a CPU, with a float32 result. MONAI's engine does the same only on CUDA.
 
-    The inferer is left as it is on other devices, and where ``amp`` is false.
+    Args:
+        inferer: The inferer to run.
+        amp: Use bfloat16. False runs the inferer unchanged.
+        device: The network's device. The inferer runs unchanged on other devices than a CPU.
     """
 
     def __init__(self, inferer: Inferer, amp: bool, device: torch.device | str) -> None:
@@ -30,23 +33,31 @@ class AutocastInferer(Inferer):
 
 
 class ShrinkingInferer(Inferer):
-    """A slice inferer whose ``sw_batch_size`` is halved, for good, where a GPU's memory does not hold the slices."""
+    """A slice inferer that halves its ``sw_batch_size`` permanently whenever a GPU's memory is too small.
+
+    Args:
+        inferer: MONAI's ``SliceInferer``.
+    """
 
     def __init__(self, inferer: Any) -> None:
         super().__init__()
         self.inferer = inferer
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict a volume; a slice that does not fit by itself raises ``OutOfMemoryError``."""
+        """Predict a volume.
+
+        Raises:
+            OutOfMemoryError: Even a single slice does not fit into the memory.
+        """
         while True:
             try:
                 return self.inferer(inputs, network, *args, **kwargs)
             except torch.OutOfMemoryError:
                 if getattr(self.inferer, "sw_batch_size", 1) < 2:
                     raise
-            # Outside of the handler, whose traceback holds the tensors.
+            # This is outside of the handler, because its traceback keeps the tensors alive.
             torch.cuda.empty_cache()
             self.inferer.sw_batch_size //= 2
             logging.getLogger("train").warning(
-                "the GPU's memory ran out: goes on with %d slices at once", self.inferer.sw_batch_size
+                "the GPU's memory ran out: the prediction continues with %d slices at once", self.inferer.sw_batch_size
             )

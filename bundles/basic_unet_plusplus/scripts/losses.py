@@ -11,8 +11,11 @@ from monai.losses import TverskyLoss
 class FocalTverskyLoss(torch.nn.Module):
     """Focal Tversky loss (Abraham, Khan, ISBI 2019): a power of MONAI's Tversky loss.
 
-    At a loss of 0 the slope of the power is infinite, so that the loss does not fall below 1e-7. The exponent ``gamma``
-    is the inverse of the paper's, 4/3. ``arguments`` are those of ``monai.losses.TverskyLoss``.
+    The slope of the power is infinite at a loss of 0, so the Tversky loss is at least 1e-7.
+
+    Args:
+        gamma: The exponent, the inverse of the paper's 4/3.
+        arguments: Arguments of ``monai.losses.TverskyLoss``.
     """
 
     def __init__(self, gamma: float = 0.75, **arguments: Any) -> None:
@@ -21,6 +24,6 @@ class FocalTverskyLoss(torch.nn.Module):
         self.tversky = TverskyLoss(**arguments)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002  # MONAI's name
-        """The loss of logits ``input`` and truth ``target``, 0 to 1, both (B, C, H, W)."""
+        """The loss of logits ``input`` for the truth ``target``, 0 to 1, both (B, C, H, W)."""
         loss: torch.Tensor = self.tversky(input, target).clamp_min(1e-7) ** self.gamma
         return loss

@@ -7,24 +7,25 @@ from collections.abc import Mapping, Sequence
 import torch
 
 Output = Sequence[Mapping[str, torch.Tensor]]
-"""One mapping a volume: "pred" the mask and "label" the truth, both (1, H, W, D)."""
+"""One mapping for each volume: "pred" is the mask and "label" the truth, both (1, H, W, D)."""
 
 
 def dice_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Masks and truths for ``DiceMetric(ignore_empty=True)``, so that false positives count.
 
-    ``ignore_empty`` leaves out volumes without a lesion, also those in which one was predicted. Such a volume is scored
-    against the complement of its prediction, which gives DSC 0. Truth and prediction both empty: no DSC (NaN).
+    ``ignore_empty`` leaves out volumes without a lesion, also those with a false positive. Such a volume is scored
+    against the complement of its prediction, which gives DSC 0. If truth and prediction are both empty, there is no DSC
+    (NaN).
     """
     truths = [item["label"] if item["label"].any() or not item["pred"].any() else 1 - item["pred"] for item in output]
     return [item["pred"] for item in output], truths
 
 
 def loss_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Logits, of "probability" (1, H, W, D) beside the mask, and truths for the training's loss on whole volumes."""
+    """Logits and truths for the training's loss on whole volumes; "probability" (1, H, W, D) gives the logits."""
     return [torch.logit(item["probability"], eps=1e-6) for item in output], [item["label"] for item in output]
 
 
 def validation_dsc(engine: object) -> float:
-    """The validation DSC of an evaluator, by which weights are called better."""
+    """The validation DSC of an evaluator, which decides which weights are better."""
     return float(engine.state.metrics["val_dsc"])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Networks as losses, TorchScript and ONNX want them, and as a CPU runs them fastest."""
+"""Networks in a form that fits losses, TorchScript and ONNX, and that runs fast on a CPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ class UNetPlusPlus(torch.nn.Module):
     """MONAI's ``BasicUNetPlusPlus`` with one tensor of logits as its output: the sum of its four heads.
 
     Every head is trained, and the shallow ones carry the gradient from the first step on. The paper averages the heads
-    (Zhou et al. 2018, https://doi.org/10.48550/arXiv.1807.10165); a mean of logits is the same function with a quarter
-    of the step. ``arguments`` are those of MONAI's class, except ``deep_supervision``.
+    (Zhou et al. 2018, https://doi.org/10.48550/arXiv.1807.10165). A mean of logits would only make each step a quarter
+    as large.
+
+    Args:
+        arguments: Arguments of MONAI's class, except ``deep_supervision``.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -22,18 +25,23 @@ class UNetPlusPlus(torch.nn.Module):
         self.net = BasicUNetPlusPlus(deep_supervision=True, **arguments)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, (B, out_channels, H, W), of images (B, in_channels, H, W), H and W at least 16."""
+        """Logits, (B, out_channels, H, W), for images (B, in_channels, H, W), with H and W at least 16."""
         return torch.stack(self.net(x)).sum(dim=0)
 
 
 def prepare_network(
     network: torch.nn.Module, device: torch.device | str, image_size: int, *, synchronised: bool = False
 ) -> torch.nn.Module:
-    """A network on its device, in the memory layout that CPUs convolve fastest.
+    """The network on its device, changed in place, in the fastest memory layout for convolutions on CPUs.
 
-    MONAI's ``UpCat`` pads what does not fit after four halvings. Where everything fits, that only copies: it is left
-    out, to the same bits, which saves a tenth of a training step. The network is changed in place; its input has
-    ``image_size`` pixels a side. ``synchronised`` batch statistics are those of all GPUs that train together.
+    MONAI's ``UpCat`` pads images that do not fit after four halvings. Where all images fit, the padding only copies. It
+    is then left out, which gives the same bits and saves a tenth of a training step.
+
+    Args:
+        network: The network.
+        device: The device to which it moves.
+        image_size: Height and width of its input, in pixels.
+        synchronised: On GPUs, compute batch statistics over all GPUs that train together.
     """
     if synchronised and torch.device(device).type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]

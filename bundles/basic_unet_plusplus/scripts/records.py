@@ -1,8 +1,8 @@
-"""The record of a training, ``training.json`` beside its weights: what prediction needs of it, as plain values.
+"""Reads and writes the record of a training, ``training.json`` beside its weights, with what prediction needs.
 
-Later versions of a bundle may reword its configs; these values keep their meaning. ``record["prediction"]`` holds the
-image size, crop, intensities and network by which the weights were trained. It holds values alone, so that a record can
-bring no code. ``record["config"]`` is the config as it ran, for people to read; nothing is taken over from it.
+``record["prediction"]`` holds the image size, crop, intensities and network of the training as plain values. They keep
+their meaning when later versions of a bundle reword its configs, and they can hold no code. ``record["config"]`` is the
+config as it ran, for people to read; prediction does not use it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .faults import PipelineError
 from .files import content_of, matches_checksum, sha256_bytes
 
 RECORD = "training.json"
-"""The record beside trained weights."""
+"""File name of the record beside trained weights."""
 RECORD_VERSION = 2
 PATIENTS = ("training_patients", "manifest_sha256", "pseudonymised")
-"""What a record tells of the patients of a training; None or no patients where they are not known."""
+"""Keys of a record about the patients of a training. They are None, or no patients, where these are not known."""
 MAX_RECORD_BYTES = 32 * 2**20
 SETTINGS: dict[str, type] = {
     "image_size": int,
@@ -35,7 +35,8 @@ SETTINGS: dict[str, type] = {
 }
 CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial", "neighbours")
 TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
-"""What decides what the network sees: plain keys of a config, its sections, and those below ``train``."""
+"""Settings and sections of a config that decide what the network sees: ``SETTINGS`` are plain values,
+``CONFIG_SECTIONS`` are components, and ``TRAIN_CONFIG_SECTIONS`` are components below ``train``."""
 PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
 """Config keys that say where a training runs, not what it is."""
 OUR_NETWORK = "scripts.networks.UNetPlusPlus"
@@ -43,7 +44,7 @@ NOT_PLAIN_NETWORKS = (
     *("CellSamWrapper", "EfficientNetBN", "EfficientNetBNFeatures", "MILModel"),
     *("ResNetFeatures", "TorchVisionFCModel", "Transchex"),
 )
-"""Networks of MONAI that read or fetch files by themselves."""
+"""MONAI's networks that read or download files themselves."""
 
 _FIRST_FORM = {
     "2b58c74d1e0144883ba0782550718f9065f1a0df9a7842c086160e2e8c49c254": False,
@@ -54,7 +55,7 @@ _FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
 
 
 def as_text(content: Any) -> str:
-    """JSON of a record; paths of this machine are cut to their last part. What JSON does not know becomes text."""
+    """The JSON text of a record. Absolute paths are cut to their last part, and values unknown to JSON become text."""
     return json.dumps(_without_folders(json.loads(json.dumps(content, default=str))), indent=2)
 
 
@@ -65,7 +66,7 @@ def _without_folders(value: Any) -> Any:
         return [_without_folders(item) for item in value]
     if not isinstance(value, str):
         return value
-    if value.startswith(("$'", '$"')):  # a path that MONAI would have misread by itself
+    if value.startswith(("$'", '$"')):  # a path in quotes, as MONAI needs it
         with contextlib.suppress(ValueError, SyntaxError):
             value = str(ast.literal_eval(value[1:]))
     if Path(value).is_absolute():
@@ -74,10 +75,15 @@ def _without_folders(value: Any) -> Any:
 
 
 def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a training's config that prediction needs; ``own`` is the bundle's config without overrides.
+    """The values of a training's config that prediction needs.
 
-    ``intensity`` is among them where the training changed it. ``unrecorded`` names what the training changed and what
-    cannot be stored as plain values.
+    Args:
+        config: The config as it ran.
+        own: The bundle's config without overrides.
+
+    Returns:
+        Config key -> plain value, with ``intensity`` only where the training changed it. ``unrecorded`` lists the keys
+        that the training changed and that cannot be stored as plain values.
     """
     changed = [key for key in (*SETTINGS, *CONFIG_SECTIONS) if config.get(key) != own.get(key)]
     keys = [*SETTINGS, "network_def", *(key for key in changed if key == "intensity")]
@@ -91,7 +97,7 @@ def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
 
 
 def is_network(definition: Any) -> bool:
-    """True for a network of ``monai.networks.nets``, or of this project, whose arguments are plain values."""
+    """Whether a definition is a network of ``monai.networks.nets`` or of this project, with plain arguments."""
     if not _has_plain_arguments(definition) or any(str(key).startswith("pretrained_") for key in definition):
         return False
     if definition.get("_target_") == OUR_NETWORK:
@@ -101,7 +107,7 @@ def is_network(definition: Any) -> bool:
 
 
 def without_fetching(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's definition by which MONAI fetches no pretrained weights: all weights come from the file."""
+    """A network's definition with which MONAI downloads no pretrained weights: all weights come from the file."""
     kind = _class_of("monai.networks.nets", definition)
     parameters = inspect.signature(kind).parameters.values() if kind else ()
     fetching = {parameter.name for parameter in parameters if parameter.default is True} | set(definition)
@@ -109,7 +115,7 @@ def without_fetching(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_intensity(definition: Any) -> bool:
-    """True for a list of MONAI's intensity transforms, none of them random, whose arguments are plain values."""
+    """Whether a definition is a list of MONAI's intensity transforms, none of them random, with plain arguments."""
     if not isinstance(definition, list) or not all(map(_has_plain_arguments, definition)):
         return False
     found = [_class_of("monai.transforms.intensity.dictionary", item) for item in definition]
@@ -117,7 +123,7 @@ def is_intensity(definition: Any) -> bool:
 
 
 def _class_of(module: str, definition: Mapping[str, Any]) -> type | None:
-    """The class that ``_target_`` names, alone or with a package of MONAI before it, where ``module`` defines it."""
+    """The class that ``_target_`` names, with or without a package of MONAI before it; None if not of ``module``."""
     package, _, name = str(definition.get("_target_")).rpartition(".")
     if package and not f"{module}.".startswith(f"{package}."):
         return None
@@ -126,12 +132,12 @@ def _class_of(module: str, definition: Mapping[str, Any]) -> type | None:
 
 
 def _without_requires(value: Any) -> Any:
-    """A component by itself: what it requires in one config is of no use in another. Other values stay."""
+    """A component without ``_requires_``, which has no meaning in another config. Other values stay the same."""
     return {key: value[key] for key in value if key != "_requires_"} if isinstance(value, Mapping) else value
 
 
 def _has_plain_arguments(definition: Any) -> bool:
-    """True for a component whose arguments are numbers, names, and lists or maps of them."""
+    """Whether a component's arguments are only numbers, names, and lists or maps of them."""
     names = ("_target_", "_requires_")
     return isinstance(definition, Mapping) and _is_plain(
         {key: definition[key] for key in definition if key not in names}
@@ -139,7 +145,7 @@ def _has_plain_arguments(definition: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """True for numbers, names, and lists or maps of them: no expression, reference, macro or component."""
+    """Whether a value holds only numbers, names, and lists or maps of them: no expression, reference or component."""
     if isinstance(value, str):
         return not value.startswith(("$", "@", "%"))
     if isinstance(value, Mapping):
@@ -150,7 +156,15 @@ def _is_plain(value: Any) -> bool:
 
 
 def load_record(path: Path, remedy: str = "Restore or remove it.") -> dict[str, Any]:
-    """A record as such; one that is unreadable or damaged is refused, and ``remedy`` says what to do."""
+    """The content of a record file.
+
+    Args:
+        path: The record.
+        remedy: What to do about an unreadable record, a sentence for the message.
+
+    Raises:
+        PipelineError: The record is missing, unreadable or damaged.
+    """
     try:
         data = content_of(path, MAX_RECORD_BYTES)
         record: dict[str, Any] = json.loads(data)
@@ -164,7 +178,15 @@ def load_record(path: Path, remedy: str = "Restore or remove it.") -> dict[str, 
 
 
 def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
-    """The record beside weights; empty where there is none, refused where it is damaged or of other weights."""
+    """The record beside weights; empty where there is none.
+
+    Args:
+        weights: The weights file.
+        weights_sha256: The SHA-256 of its content.
+
+    Raises:
+        PipelineError: The record is damaged, or belongs to other weights.
+    """
     path = weights.with_name(RECORD)
     if not path.is_file():
         return {}
@@ -172,15 +194,15 @@ def read_record(weights: Path, weights_sha256: str) -> dict[str, Any]:
     if weights_sha256 not in {str(sha256).lower() for sha256 in record["weights"].values()}:
         raise PipelineError(
             f"{path}: belongs to other weights than {weights.name} beside it. Keep weights and record together, or "
-            "remove the record to use them as the bundle's config says."
+            "remove the record to use the weights with the bundle's config."
         )
     return record
 
 
 def _trainings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """``PATIENTS`` of a training and of those before it, from whose weights it started, the latest first.
+    """``PATIENTS`` of a training and of the trainings whose weights it started from, the latest first.
 
-    Earlier versions wrote the patients of all trainings before into one ``init``.
+    Earlier versions wrote the patients of all earlier trainings into one ``init``.
     """
     found = [record]
     while init := found[-1].get("init"):
@@ -189,20 +211,25 @@ def _trainings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def seen_patients(record: Mapping[str, Any]) -> list[str]:
-    """Ids of all known patients that weights were trained on, also by the weights that their training started from."""
+    """Ids of all known patients of a training and of the trainings whose weights it started from, sorted."""
     return sorted({str(patient) for training in _trainings(record) for patient in training["training_patients"] or ()})
 
 
 def knows_all_patients(record: Mapping[str, Any]) -> bool:
-    """Whether a record tells the patients of its training and of all trainings before it; an empty one does not."""
+    """Whether a record names the patients of its training and of all earlier trainings. An empty one does not."""
     return all(training["training_patients"] for training in _trainings(record))
 
 
 def has_other_names(record: Mapping[str, Any], manifest_sha256: str | None, *, pseudonymised: bool) -> bool:
     """Whether a manifest may have other names for the patients of a record.
 
-    It may where the manifest or that of a training is ``pseudonymised``, and they are not the same manifest. Records of
-    earlier versions do not tell, and are taken to hold the patients' own ids.
+    This is so where the two manifests differ and one of them has pseudonyms. Records of earlier versions do not say
+    whether they hold pseudonyms, and count as records without.
+
+    Args:
+        record: The record of a training.
+        manifest_sha256: The SHA-256 of the manifest; None where it is not known.
+        pseudonymised: Whether the manifest has pseudonyms.
     """
     return any(
         training["training_patients"]
@@ -213,9 +240,15 @@ def has_other_names(record: Mapping[str, Any], manifest_sha256: str | None, *, p
 
 
 def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What prediction takes over from a record, as key of a bundle's config -> plain value; empty for an empty record.
+    """The settings that prediction uses from a record: key of a bundle's config -> plain value.
 
-    Refused where the training changed what its record cannot tell, or where the record holds what is no plain value.
+    Args:
+        record: The record of a training; an empty one has no settings.
+        path: The weights, for messages.
+
+    Raises:
+        PipelineError: The record is of a later version, the training changed something that a record cannot hold, or
+            the record holds a value that is not plain.
     """
     if not record:
         return {}
@@ -225,15 +258,15 @@ def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     unrecorded = values.pop("unrecorded", [])
     if unrecorded:
         raise PipelineError(
-            f"{path}: trained with {', '.join(map(str, unrecorded))} of its own, which a record cannot hold (only "
-            "settings, and MONAI's networks and intensity transforms with plain values). Predict with a bundle whose "
-            "configs say the same, without the record."
+            f"{path}: trained with its own {', '.join(map(str, unrecorded))}, which a record cannot hold (only "
+            "settings, and MONAI's networks and intensity transforms with plain values). Remove the record and predict "
+            "with a bundle whose configs hold the same."
         )
     odd = [key for key, value in values.items() if not _is_setting(key, value)]
     if odd:
         raise PipelineError(
-            f"{path}: {RECORD} beside it holds {', '.join(odd)} as none of the plain values that prediction takes "
-            "over. Restore the record."
+            f"{path}: {RECORD} beside it holds {', '.join(odd)} (expected plain values of known settings). Restore the "
+            "record."
         )
     return {key: _without_requires(value) for key, value in values.items()}
 
@@ -249,21 +282,21 @@ def _is_setting(key: str, value: Any) -> bool:
 
 
 def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by the config; its preprocessing must be word for word one of the two that bundles then had."""
+    """The values from the config of an old record. Its preprocessing must equal one of the two of that time."""
     if not config:
         return {}
     config = json.loads(json.dumps(config).replace("scripts.unet_plusplus.", "scripts.networks."))
     values = for_prediction(config, config)
     if "network_def" not in values:
-        return {"unrecorded": ["a network_def"]}
+        return {"unrecorded": ["network_def"]}
     text = [config.get(key) for key in ("head", "image_loading", "image_spatial", "intensity")]
     text += [config.get("train", {}).get(key) for key in ("image_loading", "deterministic_transforms")]
     sha256 = sha256_bytes(json.dumps(text, sort_keys=True).encode())
     if sha256 not in _FIRST_FORM:
-        return {"unrecorded": ["a preprocessing"]}
+        return {"unrecorded": ["preprocessing"]}
     return {**values, "normalize_head": _FIRST_FORM[sha256], "percentiles": [1, 99.5]}
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, from ``trained_settings``, whose value differs in a bundle's config."""
+    """Those settings, from ``trained_settings``, whose value differs in a bundle's config."""
     return {key: value for key, value in settings.items() if value != _without_requires(config.get(key))}

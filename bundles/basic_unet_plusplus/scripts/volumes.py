@@ -1,4 +1,4 @@
-"""NIfTI volumes: what is refused by the header, and what by the voxels."""
+"""Reads NIfTI volumes, and refuses those with a wrong header or wrong voxels."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ from numpy.typing import NDArray
 from .faults import PipelineError, fault_lines, shown
 
 MAX_VALUES = 2**28
-"""Values of a volume: 512 x 512 x 340 voxels of three channels; a GB as 32-bit numbers."""
+"""The largest number of values in a volume: 512 x 512 x 340 voxels of three channels, 1 GB as 32-bit numbers."""
 
 AFFINE = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-"""(row, column, slice) -> (right, anterior, superior): rows grow to posterior, columns to the patient's left
-(radiological convention), slices to superior. The networks see volumes in this orientation. The spacing of the
-published slices is unknown, hence 1."""
+"""The orientation in which the networks see volumes: (row, column, slice) -> (right, anterior, superior).
+
+Rows grow to posterior, columns to the patient's left (radiological convention), and slices to superior. The spacing is
+1, because that of the published slices is unknown.
+"""
 
 NO_ORIENTATION = (
-    "the header tells no orientation (qform and sform code are 0). Set its affine with a viewer or nibabel, or give "
+    "the header has no orientation (qform and sform code are 0). Set its affine with a viewer or nibabel, or give "
     "the voxels as an array to pipeline.segment."
 )
 
 MAX_SHIFT_MM = 0.5
-"""The most by which the corners of image and label may lie apart: programs round what they write."""
+"""The largest distance between corners of image and label. It is above 0 because programs round affines."""
 
 _MM = {"meter": 1000, "micron": 0.001}
-"""Unit that a header names -> mm. A file that names none is taken to be in mm, as other programs do."""
+"""Length unit of a header -> mm. A file without a unit counts as in mm, as in other programs."""
 
 _NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
 def open_nifti(path: Path) -> Any:
-    """A NIfTI image with its header read and its voxels still on the disk.
+    """A NIfTI image whose header is read and whose voxels are still on the disk.
 
     Args:
         path: The file, ``.nii`` or ``.nii.gz``.
 
     Raises:
-        PipelineError: The file is missing, is no NIfTI file, claims more than ``MAX_VALUES`` values, or its affine does
-            not tell where a voxel lies.
+        PipelineError: The file is missing, is not a NIfTI file, has more than ``MAX_VALUES`` values, or its affine does
+            not define where a voxel lies.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise PipelineError(f"{path}: no file, but a folder, pipe, socket or device. Name a NIfTI file.")
+            raise PipelineError(f"{path}: not a file, but a folder, pipe, socket or device. Name a NIfTI file.")
         image = nib.load(path)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{path}: no such file. Check the path; a manifest's volumes are built by python -m pipeline.manifest."
+            f"{path}: no such file. Check the path. lgg-flair manifest builds the volumes of a manifest."
         ) from error
     except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
@@ -71,30 +73,30 @@ def open_nifti(path: Path) -> Any:
     if not tells_orientation(image):
         raise PipelineError(f"{path}: {NO_ORIENTATION}")
     if not np.isfinite(image.affine).all() or not np.linalg.det(image.affine[:3, :3]):
-        raise PipelineError(f"{path}: an affine that places no voxel ({image.affine.tolist()}). Mend the header.")
+        raise PipelineError(f"{path}: the affine {image.affine.tolist()} is not invertible. Correct the header.")
     space, time = int(image.header["xyzt_units"]) % 8, int(image.header["xyzt_units"]) // 8
-    if space > 3 or time > 6:  # no units of NIfTI's, on which nibabel fails
+    if space > 3 or time > 6:  # nibabel fails on unknown units
         image.header.set_xyzt_units("unknown")
     return image
 
 
 def affine_mm(image: Any) -> NDArray[np.float64]:
-    """(4, 4), voxel of a NIfTI image -> right, anterior, superior in mm, whatever the unit of its own affine."""
+    """The affine of a NIfTI image, (4, 4), from voxel to right, anterior, superior in mm, whatever its own unit."""
     to_mm = _MM.get(image.header.get_xyzt_units()[0], 1)
     affine: NDArray[np.float64] = np.diag([to_mm, to_mm, to_mm, 1]) @ image.affine
     return affine
 
 
 def tells_orientation(image: Any) -> bool:
-    """Whether a NIfTI header says where right, anterior and superior are; nibabel makes up an affine where not."""
+    """Whether a NIfTI header defines right, anterior and superior. Where it does not, nibabel invents an affine."""
     return bool(image.header["qform_code"] or image.header["sform_code"])
 
 
 def read_voxels(path: Path) -> NDArray[Any]:
-    """All voxels of a NIfTI file, numbers of the file's type.
+    """All voxels of a NIfTI file, in the file's number type.
 
     Args:
-        path: The file.
+        path: The file, ``.nii`` or ``.nii.gz``.
 
     Raises:
         PipelineError: The file is missing, damaged or cut short.
@@ -108,14 +110,14 @@ def read_voxels(path: Path) -> NDArray[Any]:
 
 
 def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
-    """Read a gzipped file to its end, where its checksum stands: nibabel stops at the last voxel.
+    """Read a gzipped file to its end, where its checksum is, because nibabel stops at the last voxel.
 
     Raises:
-        OSError, EOFError, zlib.error: The file is damaged, or far longer than its header says.
+        OSError, EOFError, zlib.error: The file is damaged, or much longer than its header says.
     """
     if not path.name.lower().endswith(".gz"):
         return
-    # The size that the header tells, and room for extensions and padding.
+    # The size that the header gives, plus space for extensions and padding.
     left = math.prod(image.shape) * int(image.get_data_dtype().itemsize) + 2**24
     with gzip.open(path) as file:
         while chunk := file.read(2**20):
@@ -125,35 +127,35 @@ def _refuse_damaged(path: Path, image: nib.Nifti1Image) -> None:
 
 
 def check_image(path: Path) -> None:
-    """Refuse, by its header alone, a volume that the networks cannot read.
+    """Refuse a volume that the networks cannot read. Only its header is read.
 
     Args:
         path: A NIfTI image volume of any orientation: (H, W, D) FLAIR, or (H, W, D, 3) pre-contrast, FLAIR,
-            post-contrast. ITK writes channels as (H, W, D, 1, 3), which will do.
+            post-contrast. (H, W, D, 1, 3), as ITK writes it, is accepted too.
 
     Raises:
-        PipelineError: The file is missing or no NIfTI file, is of another shape, or holds no numbers.
+        PipelineError: The file is missing, is not a NIfTI file, has another shape, or holds no numbers.
     """
     image = open_nifti(path)
     if len(image.shape) < 3 or image.shape[3:] not in ((), (1,), (3,), (1, 1), (1, 3)) or 0 in image.shape:
         raise PipelineError(
             f"{path}: shape {image.shape} (expected (H, W, D) FLAIR, or (H, W, D, 3): pre-contrast, FLAIR, "
-            "post-contrast). Give the FLAIR volume alone, or stack the three sequences along the last axis."
+            "post-contrast). Give only the FLAIR volume, or stack the three sequences along the last axis."
         )
     if image.get_data_dtype().kind not in "uif":
         raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
 
 
 def check_label(path: Path, image: Path, label: Any = None) -> None:
-    """Refuse, by the headers alone, a label volume on another grid than its image.
+    """Refuse a label volume on another grid than its image. Only the headers are read.
 
     Args:
         path: A NIfTI label volume, (H, W, D).
         image: The image volume. Label and image may be stored in different orientations.
-        label: The NIfTI image of a label of another format, which ``path`` names in messages; None to read ``path``.
+        label: The label as a NIfTI image, if ``path`` has another format. None reads ``path``.
 
     Raises:
-        PipelineError: The file is missing or no NIfTI file, or its voxels lie elsewhere than the image's.
+        PipelineError: The file is missing or not a NIfTI file, or its voxels and the image's lie in different places.
     """
     (shape, affine), (expected, places) = (
         _grid(one) for one in (open_nifti(path) if label is None else label, open_nifti(image))
@@ -166,12 +168,12 @@ def check_label(path: Path, image: Path, label: Any = None) -> None:
     if far > MAX_SHIFT_MM:
         raise PipelineError(
             f"{path}: by its affine it lies up to {far:.3g} mm away from {image.name}. Resample the label onto the "
-            "image's grid, or mend its header."
+            "image's grid, or correct its header."
         )
 
 
 def corners(shape: Iterable[int]) -> NDArray[np.int64]:
-    """(8, 3), the voxels in the corners of a volume."""
+    """Indices of the voxels in the corners of a volume of this shape, (8, 3)."""
     return np.array(list(itertools.product(*((0, size - 1) for size in shape))))
 
 
@@ -183,14 +185,15 @@ def _grid(image: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 
 
 def oriented(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """A volume turned so that rows run to posterior, columns to the patient's left, slices upwards; not resampled.
+    """A volume turned, without resampling, to rows to posterior, columns to the patient's left and slices upwards.
 
     Args:
-        volume: (I, J, K) or (I, J, K, C), as stored.
-        affine: (4, 4), voxel to right, anterior, superior in mm. An oblique one is taken for the nearest axes.
+        volume: The voxels as stored, (I, J, K) or (I, J, K, C).
+        affine: The affine, (4, 4), from voxel to right, anterior, superior in mm. An oblique one is rounded to the
+            nearest axes.
 
     Returns:
-        (H, W, D) or (H, W, D, C), a view where that is possible.
+        The voxels, (H, W, D) or (H, W, D, C), as a view where that is possible.
     """
     turned: NDArray[Any] = nib.apply_orientation(volume, turn_of(affine))
     return turned
@@ -203,14 +206,14 @@ def turn_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -> None:
-    """Refuse volumes that the networks cannot read; all faults are told at once.
+    """Refuse volumes that the networks cannot read, with all errors in one message.
 
     Args:
-        items: "image" is a NIfTI file, "label" another where there is one.
+        items: "image" is the path of a NIfTI file; "label", if given, that of its label.
         voxels: Also read the voxels of the images.
 
     Raises:
-        PipelineError: A line for each image or label that is refused, or for more than three of the same fault.
+        PipelineError: An image or label is refused. The message has a line for each, or for each error of many.
     """
     faults = []
     for item in items:
@@ -230,14 +233,14 @@ def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -
 
 
 def voxel_fault(voxels: NDArray[Any]) -> str:
-    """The reason why no head can be found in an image volume, empty where there is none.
+    """The reason why an image volume shows no head; empty where it shows one.
 
     Args:
         voxels: The image volume, of any shape.
     """
     odd = voxels.size - int(np.isfinite(voxels).sum())
     if odd:
-        return f"{odd} of {voxels.size} voxels are NaN or Inf. Replace them, by 0 outside of the head"
+        return f"{odd} of {voxels.size} voxels are NaN or Inf. Replace them, with 0 outside of the head"
     if voxels.max() <= 0:
         lift = " Add an offset, so that air is 0" if voxels.min() < 0 else " Check the volume"
         return f"no voxel is above 0, and the head is what is brighter than a tenth of the maximum.{lift}"
@@ -245,7 +248,7 @@ def voxel_fault(voxels: NDArray[Any]) -> str:
 
 
 def label_fault(voxels: NDArray[Any]) -> str:
-    """The reason why a volume is no label, empty where it is one: 0, and one positive value for the lesion.
+    """The reason why a volume is not a label; empty where it holds only 0 and one positive value for the lesion.
 
     Args:
         voxels: The label volume, of any shape.

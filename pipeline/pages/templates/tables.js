@@ -1,5 +1,5 @@
 "use strict";
-// Tables: a click on a column's head sorts by it, empty cells last.
+// A click on the head of a column sorts the table by it, with empty cells last.
 for (const head of document.querySelectorAll("th[aria-sort]")) {
   head.querySelector("button").addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending";
@@ -16,5 +16,5 @@ for (const head of document.querySelectorAll("th[aria-sort]")) {
     body.append(...rows);
   });
 }
-// Paper shows what is folded.
+// Print also shows what is folded.
 addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("details")) folded.open = true; });

@@ -13,7 +13,7 @@
   const seen = () => data.patients[state.patient];
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  // An image of all slices of a volume, kept while its patient is shown.
+  // The image of all slices of a volume. It is kept while its patient is shown.
   const picture = async (address) => {
     if (!pictures.has(address)) {
       const image = new Image();
@@ -23,7 +23,7 @@
     return pictures.get(address);
   };
 
-  // The values, 0 to 255, of one slice of such an image.
+  // The grey values, 0 to 255, of one slice in an image of all slices.
   const sheet = () => document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const scratch = sheet(), grey = sheet(), colours = sheet();
   const resize = (context, width, height) => { context.canvas.width = width; context.canvas.height = height; };
@@ -34,7 +34,7 @@
     return Uint8Array.from({length: rgba.length / 4}, (_, index) => rgba[4 * index]);
   };
 
-  // One colour, red, green, blue and opacity, for each voxel.
+  // Paint each voxel with its colour: red, green, blue, opacity.
   const paint = (context, view, colour) => {
     const layer = new ImageData(view.width, view.height);
     for (let voxel = 0; voxel < view.width * view.height; voxel++) {
@@ -53,7 +53,7 @@
       if (inside(x, y) !== inside(x - 1, y)) { context.moveTo(x, y); context.lineTo(x, y + 1); }
     }
     context.save();
-    context.resetTransform();  // the line is as thick in each direction
+    context.resetTransform();  // lines are equally thick in all directions, whatever the shape of voxels
     context.strokeStyle = colour; context.lineWidth = width; context.setLineDash(dashes);
     context.stroke();
     context.restore();
@@ -107,13 +107,13 @@
     slider.value = state.slice;
     draw();
   };
-  // Grey values from black to white: a window's width and its middle.
+  // Set the window (range of grey values from black to white) and its middle, the level.
   const setGrey = (width, level) => {
     const half = clamp(width, 1, 255) / 2, middle = clamp(level, 0, 255);
     [state.low, state.high] = [middle - half, middle + half];
     draw();
   };
-  // Magnify; the voxel (x, y) stays where it is, without one the middle.
+  // Zoom around the voxel (x, y), by default around the middle.
   const setZoom = (zoom, x = state.x, y = state.y) => {
     const before = state.zoom;
     state.zoom = clamp(zoom, 1, MAX_ZOOM);
@@ -180,7 +180,7 @@
     "+": () => setZoom(state.zoom * 1.25), "=": () => setZoom(state.zoom * 1.25), "-": () => setZoom(state.zoom / 1.25), 0: reset,
     d: () => dragging(drag.options[(drag.selectedIndex + 1) % drag.options.length].value),
   };
-  // Wherever the focus is in this part of the page, or nowhere; arrows stay a slider's and a list's own.
+  // Keys work when the focus is in the viewer's section, or nowhere. Sliders and lists keep their arrow keys.
   document.addEventListener("keydown", (event) => {
     const act = keys[event.key], on = document.activeElement;
     if (!act || event.ctrlKey || event.metaKey || event.altKey || !(on === document.body || at("look").contains(on))) return;
@@ -198,7 +198,7 @@
       state.y + ((event.clientY - box.top) / box.height - .5) * view.height / state.zoom];
   };
   let turned = 0;
-  // The wheel turns slices once the viewer is clicked; before, it scrolls the page past it. With Ctrl it zooms.
+  // After a click on the viewer, the wheel changes slices, and zooms with Ctrl. Before, it scrolls the page.
   viewer.addEventListener("wheel", (event) => {
     if (document.activeElement !== viewer) return;
     event.preventDefault();
@@ -206,7 +206,7 @@
       setZoom(state.zoom * (event.deltaY < 0 ? 1.1 : 1 / 1.1), ...under(event));
       return;
     }
-    // A notch of a wheel is about 100 (or 3 lines), a trackpad sends many of a few pixels.
+    // A notch of a wheel is about 100 pixels or 3 lines. A trackpad sends many steps of a few pixels.
     turned += event.deltaMode === 1 ? event.deltaY * 33 : event.deltaY;
     if (Math.abs(turned) < 40) return;
     show(state.slice - Math.sign(turned));
@@ -226,7 +226,7 @@
     if (grip.mode === "grey") setGrey(grip.high - grip.low + right / 2, (grip.high + grip.low) / 2 + down / 2);
     else if (grip.mode === "move")
       move(grip.x - right / grip.pixel / state.zoom, grip.y - down / grip.pixel / seen().aspect / state.zoom);
-    // A finger that moves up or down scrolls the page; sideways it turns slices.
+    // A finger scrolls the page when it moves up or down, and changes slices when it moves sideways.
     else show(grip.slice + Math.round((right - (event.pointerType === "mouse" ? down : 0)) / 8));
   });
   for (const name of ["pointerup", "pointercancel"]) viewer.addEventListener(name, () => { grip = null; });
