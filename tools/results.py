@@ -8,9 +8,11 @@ comments:
     <!-- end -->
 
 ``summaries`` gives a row for each result. ``scores`` gives the table that an evaluation prints. ``compare`` gives the
-differences to the first result, patient by patient. ``patients`` gives a column of DSC for each result. ``pooled``
-joins results of different patients, such as the folds of a cross-validation, into one row. ``sizes`` groups their
-patients by the size of the lesion. A label for the table may follow a name, with ``~`` for spaces:
+differences to the first result, patient by patient. ``patients`` gives a column of DSC for each result. ``sizes``
+groups the patients of one result by the size of the lesion.
+
+A name with ``*`` joins the results that it fits, such as the folds of a cross-validation, into one:
+``out_of_fold/basic_unet_cpu_fold_*``. A label for the table may follow a name, with ``~`` for spaces:
 ``case_report/dice_native:Dice~loss``.
 """
 
@@ -25,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ OF_BUNDLE, OF_TRAINING = ("name", "fold", "weights_sha256", "settings"), ("seed"
 """Keys of the provenance about each bundle of an evaluation, and about the bundle's training."""
 WITHIN = 0.002
 """The largest allowed difference of a figure that another machine or number format measures again."""
-KINDS = "summaries|scores|compare|patients|pooled|sizes"
+KINDS = "summaries|scores|compare|patients|sizes"
 BLOCK = re.compile(rf"<!-- ({KINDS}) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 HALF = re.compile(rf"<!--\s*({KINDS}|end)\b")
 SIZES = {"under 8,000": (0, 8_000), "8,000 to 25,000": (8_000, 25_000), "25,000 and more": (25_000, math.inf)}
@@ -126,20 +129,18 @@ def _with_tables(page: Path, results: Mapping[str, Result]) -> str:
 
     def filled(block: re.Match[str]) -> str:
         kind, parts = block[1], [name.partition(":") for name in block[2].split()]
-        names = [name for name, _, _ in parts]
-        if unknown := [name for name in names if name not in results]:
-            raise PipelineError(f"{page}: {', '.join(unknown)} is no result of {TABLE}.")
-        labels = {name: label.replace("~", " ") for name, _, label in parts}
-        shown = {labels[name] or name: results[name] | {"label": labels[name]} for name in names}
+        shown = {}
+        for name, _, label in parts:
+            found = [results[one] for one in results if fnmatchcase(one, name)]
+            if not found:
+                raise PipelineError(f"{page}: {name} is no result of {TABLE}.")
+            try:
+                joined = _joined(found)
+            except ValueError as error:
+                raise PipelineError(f"{page}: the results {name} {error}.") from error
+            shown[label.replace("~", " ") or name] = joined | {"label": label.replace("~", " ")}
         if kind in ("compare", "patients") and len({frozenset(result["dsc"]) for result in shown.values()}) > 1:
-            raise PipelineError(f"{page}: {', '.join(names)} are not of the same patients.")
-        if kind in ("pooled", "sizes"):
-            if len({patient for result in shown.values() for patient in result["dsc"]}) < sum(
-                result["scored"] for result in shown.values()
-            ):
-                raise PipelineError(f"{page}: {', '.join(names)} share patients.")
-            if len({(result["protocol"], result["tta"]) for result in shown.values()}) > 1:
-                raise PipelineError(f"{page}: {', '.join(names)} are not scored alike.")
+            raise PipelineError(f"{page}: {', '.join(shown)} are not of the same patients.")
         return f"<!-- {kind} {block[2]} -->\n{TABLES[kind](shown)}\n<!-- end -->"
 
     text = page.read_text(encoding="utf-8")
@@ -163,20 +164,25 @@ def _row(result: Result) -> list[str]:
     return [f"{mean} ({interval})", median, lowest, str(result["scored"])]
 
 
-def _pooled(shown: Mapping[str, Result]) -> str:
-    return _summaries({"pooled": _joined(shown)})
+def _joined(results: Sequence[Result]) -> Result:
+    """Results of different patients as one result, with the first one's seed and protocol.
 
-
-def _joined(shown: Mapping[str, Result]) -> Result:
-    """Results of different patients as one result, with the first one's label, seed and protocol."""
-    first, *_ = shown.values()
-    scores = [score for result in shown.values() for score in result["scores"]]
-    bundles = [bundle for result in shown.values() for bundle in result["bundles"]]
-    return _with_statistics(scores, {**first, "bundles": bundles})
+    Raises:
+        ValueError: They share patients, or are not scored by one protocol.
+    """
+    if len(results) == 1:
+        return results[0]
+    if len({patient for result in results for patient in result["dsc"]}) < sum(one["scored"] for one in results):
+        raise ValueError("share patients")
+    if len({(result["protocol"], result["tta"]) for result in results}) > 1:
+        raise ValueError("are not scored alike")
+    scores = [score for result in results for score in result["scores"]]
+    bundles = [bundle for result in results for bundle in result["bundles"]]
+    return _with_statistics(scores, {**results[0], "bundles": bundles})
 
 
 def _sizes(shown: Mapping[str, Result]) -> str:
-    joined = _joined(shown)
+    joined = next(iter(shown.values()))
     rows = []
     for name, (low, high) in SIZES.items():
         scores = [score for score in joined["scores"] if low <= score.lesion_voxels < high]
@@ -234,7 +240,6 @@ TABLES = {
     "scores": _printed,
     "compare": _compare,
     "patients": _patients,
-    "pooled": _pooled,
     "sizes": _sizes,
 }
 
@@ -243,7 +248,7 @@ def _write_chart(root: Path, results: Mapping[str, Result]) -> None:
     """Write the chart of lesion size against DSC, in a gray that is readable on light and dark pages."""
     from pipeline.pages.charts import sizes_svg
 
-    charted = {name: result for name, result in results.items() if name.startswith(CHARTED)}
+    charted = [result for name, result in results.items() if name.startswith(CHARTED)]
     if not charted:
         return
     joined = _joined(charted)

@@ -390,17 +390,17 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
     odd += [(shown(name), oddity) for oddity in (*remarks, *oddities(image))]
     prediction = predictor.predict(image)
     keep.finished.begin(name)
+    segmentation = out / f"{name}{SEGMENTATION_SUFFIX}"
+    if keep.dicom_seg:  # first: where it cannot be written, the patient is refused and no mask stays
+        write_segmentation_of(source, prediction.mask, segmentation)
+    else:
+        segmentation.unlink(missing_ok=True)  # of an earlier run
     save_prediction(prediction, image, mask, out / f"{name}{UNCERTAINTY_SUFFIX}")
     probability = out / f"{name}{PROBABILITY_SUFFIX}"
     if keep.probability:
         save_map(prediction.probability, probability, image)
     else:
         probability.unlink(missing_ok=True)  # of an earlier run
-    segmentation = out / f"{name}{SEGMENTATION_SUFFIX}"
-    if keep.dicom_seg:
-        write_segmentation_of(source, prediction.mask, segmentation)
-    else:
-        segmentation.unlink(missing_ok=True)  # of an earlier run
     affine, spacing = affine_mm(open_nifti(image)), spacing_mm(image)
     places, voxels = np.argwhere(prediction.mask), int(prediction.mask.sum())
     axial = np.asarray(oriented(prediction.mask, affine).any(axis=(0, 1)))

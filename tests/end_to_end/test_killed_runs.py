@@ -137,7 +137,7 @@ def test_a_training_that_is_killed_is_told(
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
     assert train.main(["--bundle", str(BASIC), "--manifest", str(manifest), "--out", str(tmp_path)]) == 137
-    assert "error: the training was killed (SIGKILL): perhaps memory ran out; the same command with --resume" in (
+    assert "error: the training was killed (SIGKILL): perhaps memory ran out; run the same command with --resume" in (
         capsys.readouterr().err
     )
 

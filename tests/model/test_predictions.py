@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -385,6 +386,20 @@ def test_options_that_fit_no_input_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "dicom", np.ones((8, 8, 3), np.int16), AFFINE)
     with pytest.raises(PipelineError, match="DICOM SEG names the patient"):
         run(UNUSED, tmp_path / "out", tmp_path / "dicom", "--dicom-seg", "--pseudonymise", tmp_path / "key.csv")
+
+
+def test_a_study_of_which_no_dicom_seg_can_be_made_leaves_no_mask(lively, tmp_path: Path) -> None:
+    """A mask without a row in the tables would look like a result."""
+    from tests.imaging.series import edit, write_series
+
+    def anonymous(header: Any) -> None:
+        del header.PatientID, header.StudyID
+
+    for path in write_series(tmp_path / "dicom", np.arange(40 * 44 * 5, dtype=np.int16).reshape(40, 44, 5), AFFINE):
+        edit(path, anonymous)
+    with pytest.raises(PipelineError, match="no DICOM SEG can be made of its headers"):
+        run(lively, tmp_path / "out", tmp_path / "dicom", "--dicom-seg")
+    assert not [*(tmp_path / "out").glob("*mask*"), *(tmp_path / "out").glob("*.dcm")]
 
 
 def test_a_fault_names_no_folder_and_no_patient_with_a_pseudonym(lively, manifest: Path, tmp_path: Path) -> None:

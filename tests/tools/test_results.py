@@ -96,6 +96,7 @@ def root(tmp_path: Path) -> Path:
 
 
 FOLDS = ("out_of_fold/basic_unet_cpu_fold_0", "out_of_fold/basic_unet_cpu_fold_1")
+ALL_FOLDS = "out_of_fold/basic_unet_cpu_fold_*"
 LARGE = VolumeScore("large", 0.9, 1.0, 0.9, 0.9, 27_000, 3_000, 3_000)
 
 
@@ -115,28 +116,40 @@ def test_pages_in_folders_are_written(root: Path) -> None:
 
 
 def test_folds_are_pooled_and_divided_by_size(with_folds: Path) -> None:
-    page = with_folds / "docs/pooled.md"
-    page.write_text(f"{block('pooled', *FOLDS)}\n{block('sizes', *FOLDS)}\n")
+    page = with_folds / "docs/folds.md"
+    page.write_text(f"{block('summaries', ALL_FOLDS)}\n{block('sizes', ALL_FOLDS)}\n")
     assert main(["--root", str(with_folds), "--write"]) == 0
     low, high = summarise([ONE, EMPTY, TWO, LARGE], 0)["dsc_mean_95"]
     assert page.read_text() == (
-        f"<!-- pooled {' '.join(FOLDS)} -->\n"
+        f"<!-- summaries {ALL_FOLDS} -->\n"
         "| | mean DSC (95 % interval) | median | lowest | patients |\n|---|---|---|---|---|\n"
         f"| basic_unet, 2 folds, native protocol | 0.7000 ({low:.4f} to {high:.4f}) | 0.7000 | 0.5000 | 3 |\n"
-        f"<!-- end -->\n<!-- sizes {' '.join(FOLDS)} -->\n"
+        f"<!-- end -->\n<!-- sizes {ALL_FOLDS} -->\n"
         "| lesion, voxels | mean DSC (95 % interval) | median | lowest | patients |\n|---|---|---|---|---|\n"
         "| under 8,000 | 0.6000 (0.5000 to 0.7000) | 0.6000 | 0.5000 | 2 |\n"
         "| 25,000 and more | 0.9000 (0.9000 to 0.9000) | 0.9000 | 0.9000 | 1 |\n<!-- end -->\n"
     )
 
 
-@pytest.mark.parametrize("kind", ["pooled", "sizes"])
-def test_what_is_no_cross_validation_is_not_pooled(with_folds: Path, kind: str) -> None:
-    for names, message in (((SHIPPED, "lonely"), "lonely share patients"), (("lonely", "other"), "not scored alike")):
-        add(with_folds, "other", TWO, tta=True)
-        (with_folds / "README.md").write_text(block(kind, *names))
-        with pytest.raises(PipelineError, match=message):
-            main(["--root", str(with_folds), "--write"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"tta": True}, "the results fold_. are not scored alike"), ({}, "the results fold_. share patients")],
+)
+def test_what_is_no_cross_validation_is_not_joined(root: Path, changed: dict[str, Any], message: str) -> None:
+    add(root, "fold_0", ONE)
+    add(root, "fold_1", TWO if changed else ONE, **changed)
+    (root / "README.md").write_text(block("summaries", "fold_*"))
+    with pytest.raises(PipelineError, match=message):
+        main(["--root", str(root), "--write"])
+
+
+def test_cross_validations_are_compared_over_all_folds(with_folds: Path) -> None:
+    for number, scores in enumerate(((ONE, EMPTY), (TWO, LARGE))):
+        add(with_folds, f"other_{number}", *(replace(score, dsc=score.dsc and score.dsc + 0.01) for score in scores))
+    page = with_folds / "docs/folds.md"
+    page.write_text(block("compare", f"{ALL_FOLDS}:one", "other_*:two"))
+    assert main(["--root", str(with_folds), "--write"]) == 0
+    assert "| two | 0.7100 | 0.7100 | 0.5100 | +0.0100 (+0.0100 to +0.0100) | 3, 0 |" in page.read_text()
 
 
 def test_a_table_calls_results_by_their_labels(root: Path) -> None:
