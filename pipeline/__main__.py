@@ -13,7 +13,7 @@ from pipeline.command_line import PROGRAM, STATUSES, program, run_cli
 COMMANDS = {
     "fetch": "download the LGG dataset from Kaggle",
     "phantom": "write a small synthetic dataset",
-    "manifest": "turn a folder of slices into volumes and a manifest",
+    "manifest": "turn a folder of slices or volumes into a manifest",
     "train": "train the network of a bundle",
     "evaluate": "score bundles on patients with true masks",
     "report": "show evaluations on one HTML page",

@@ -39,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--recipe", help="name of a recipe, or its YAML file")
     add("--manifest", type=Path, default=Path("data_manifest"), help="folder of the manifest (default: %(default)s)")
     add("--fold", help="number of the fold to validate on, while the others train; all: every fold in turn")
-    add("--init", help="weights to start from: name or folder of a bundle, or a weights file (default: none)")
+    add("--init", help="weights to start from: name of a bundle, folder of a bundle or training, or a weights file")
     add("--resume", action="store_true", help="continue an interrupted training")
     trust_help = "train a --bundle that is not this project's own; its configs can run any code"
     add("--trust", action="store_true", help=trust_help)

@@ -1,8 +1,12 @@
-"""The public names: documented with an example, light to import, taking paths as text or as ``Path``."""
+"""The public names: documented with an example that runs, light to import, taking paths as text or as ``Path``."""
 
 from __future__ import annotations
 
+import doctest
 import inspect
+import pkgutil
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +17,26 @@ import pytest
 import pipeline
 from pipeline.__main__ import COMMANDS, main
 from tests.conftest import BUNDLES, ROOT
+
+ON_THE_PAGE = re.findall(
+    r"^::: pipeline\.([\w.]+)$", (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+"""The public names and the result types that docs/reference/python.md shows."""
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name: phantoms, their manifest, one FLAIR and two evaluations."""
+    import nibabel as nib
+
+    folder = tmp_path_factory.mktemp("examples")
+    pipeline.make_phantoms(folder, patients=4, size=48, slices=6)
+    pipeline.build_manifest(folder / "kaggle_3m", folder / "data_manifest", split="random", validation_fraction=0.5)
+    volume = nib.load(pipeline.read_manifest(folder / "data_manifest").sections["validation"][0].image)
+    nib.save(nib.Nifti1Image(np.asarray(volume.dataobj)[..., 1], np.diag([1, 1, 5, 1])), folder / "flair.nii.gz")
+    for name in ("basic_unet", "attention_unet"):
+        pipeline.evaluate_volumes(folder / "data_manifest", name, folder / "runs" / name)
+    return folder
 
 
 def test_importing_the_package_is_light() -> None:
@@ -34,6 +58,25 @@ def test_every_public_name_is_documented(name: str) -> None:
         assert "Args:" in text
         assert "Examples:" in text
         assert ">>>" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["", *dict.fromkeys((*pipeline.__all__, *ON_THE_PAGE))], ids=lambda name: name or "pipeline"
+)
+def test_its_examples_run_as_they_are(
+    name: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of an object and of its methods, each as in a new interpreter."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    found = pkgutil.resolve_name(f"pipeline:{name}") if name else pipeline
+    said: list[str] = []
+    for examples in doctest.DocTestFinder().find(found, name or "pipeline", globs={}):
+        assert not any(example.options for example in examples.examples), "an example has a directive"
+        runner.run(examples, out=said.append)
+    assert not said, "".join(said)
+    assert runner.tries or ">>>" not in (inspect.getdoc(found) or "")
 
 
 def test_other_names_are_refused() -> None:

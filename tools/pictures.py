@@ -29,15 +29,15 @@ COUNT = 5
 REPORT_PX, PREDICTIONS_PX = (1200, 1000), (640, 1200)
 """Width and height of the window in which a page is shown, in CSS pixels."""
 MARGIN_PX = 3
-"""Of a page below its viewer."""
+"""Height of the margin below a page's viewer, in CSS pixels."""
 HALF = 128
-"""Grays of a picture, and as many other colors."""
+"""Number of grays in a picture, and of other colors."""
 SCALE = 1.25
-"""Pixels of a picture for each CSS pixel: text stays sharp on fine screens."""
+"""Pixels of a picture for each CSS pixel. Text stays sharp on fine screens."""
 GRAY_WITHIN = 8
-"""By which red, green and blue of a gray pixel may differ."""
+"""Largest difference between red, green and blue of a pixel that counts as gray."""
 MAX_BYTES = 250_000
-"""Of a picture."""
+"""Largest size of a picture file."""
 SPACING_MM = (1.8, 1.8, 7.0)
 """Made up for the phantoms, whose slices have none, so that the page shows volumes in ml."""
 BUNDLE, WEIGHTS = "basic_unet", Path("model", "model.pt")

@@ -51,7 +51,7 @@ PRIVATE = {
     r"\w*—\w*": "a full stop or a colon in place of the dash",
     r"20\d\d-\d\d-\d\d": "no date of a run",
 }
-"""Words of this project's makers, as patterns, and what to write."""
+"""Patterns of words that readers may not know, and what to write in their place."""
 WORDS = [(re.compile(rf"(?<![\w-])({found})(?![\w-])", re.IGNORECASE), said) for found, said in PRIVATE.items()]
 HASH = re.compile(r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,}\b")
 END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!et al)(?<!vs)(?<!cf)(?<!Fig)(?<!No)(?<!\.\.)[.!?][\"')\]”]*(?=\s|$)")

@@ -108,9 +108,12 @@ def build_manifest(
             written.
 
     Examples:
-        >>> result = build_manifest("kaggle_3m", "data_manifest")
-        >>> len(result.content["validation"])
-        10
+        >>> import pipeline
+        >>> result = pipeline.build_manifest("kaggle_3m", "all_for_test", split="none")
+        >>> len(result.content["test"]) == result.content["numTest"]
+        True
+        >>> len(result.content["training"])
+        0
     """
     source, out = Path(source), Path(out)
     listing = list_files(source)

@@ -91,7 +91,7 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Assigned:
     """What is known about one file."""
 
     path: str
@@ -118,17 +118,17 @@ def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> 
     if not volumes:
         return Cases()
     described = _described(root, [path for path in free if PurePosixPath(path).name == DATASET_NAME], volumes)
-    rest = volumes - {each.path for each in described.told} - described.skipped.keys()
-    by_name, nameless = _told_by_names(sorted(rest), described.channels)
+    rest = volumes - {each.path for each in described.assigned} - described.skipped.keys()
+    by_name, nameless = _assigned_by_names(sorted(rest), described.channels)
     own_name = folder_name(root)
-    told = [replace(each, patient=each.patient or own_name) for each in (*described.told, *by_name)]
-    cases, left_out = _grouped(told, skip_unpaired=skip_unpaired)
+    assigned = [replace(each, patient=each.patient or own_name) for each in (*described.assigned, *by_name)]
+    cases, left_out = _grouped(assigned, skip_unpaired=skip_unpaired)
     cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
     used = {path for case in cases.values() for path in case.paths}
     skipped = {path: "not a volume" for path in free if path not in volumes}
     skipped |= described.skipped | nameless | left_out
     owners = {path: (name, f"_data{_suffix(path)}") for name, case in cases.items() for path in case.paths}
-    owners |= {each.path: (each.patient, f"_{each.role}{_suffix(each.path)}") for each in told}
+    owners |= {each.path: (each.patient, f"_{each.role}{_suffix(each.path)}") for each in assigned}
     apart = used | described.faults.keys()
     return Cases(cases, {path: why for path, why in skipped.items() if path not in apart}, described.faults, owners)
 
@@ -138,13 +138,13 @@ class _Described:
     """The content of all files ``dataset.json``.
 
     Args:
-        told: The files that they list.
+        assigned: The files that they list.
         skipped: Why a file is not used, by path.
         faults: What is wrong with a ``dataset.json``, by its path.
         channels: Names of the channels, by folder.
     """
 
-    told: list[_Told] = field(default_factory=list)
+    assigned: list[_Assigned] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
@@ -157,11 +157,11 @@ def _described(root: Path, paths: Sequence[str], volumes: Collection[str]) -> _D
         try:
             content = _read_json(root / path)
             channels = channels_of(content)
-            told, skipped = _listed(content, folder, volumes, channels)
+            assigned, skipped = _listed(content, folder, volumes, channels)
         except PipelineError as error:
             found.faults[path] = str(error)
         else:
-            found.told.extend(told)
+            found.assigned.extend(assigned)
             found.channels[folder] = channels
             found.skipped.update(skipped | {path: "describes the folder"})
     return found
@@ -183,9 +183,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _listed(
     content: Mapping[str, Any], folder: str, volumes: Collection[str], channels: Channels
-) -> tuple[list[_Told], dict[str, str]]:
+) -> tuple[list[_Assigned], dict[str, str]]:
     """The files that a Decathlon datalist names, and why a file is not used, by path."""
-    told: list[_Told] = []
+    assigned: list[_Assigned] = []
     skipped: dict[str, str] = {}
     for section in SECTIONS:
         items = content.get(section, [])
@@ -204,19 +204,19 @@ def _listed(
                 continue
             patient = _patient(PurePosixPath(posixpath.normpath(names[0])))
             place = (folder, DATASET_NAME)
-            told.append(_Told(_existing(folder, label, volumes)[0], patient, "label", place))
+            assigned.append(_Assigned(_existing(folder, label, volumes)[0], patient, "label", place))
             if len(images) == 1:
-                told.append(_Told(images[0], patient, "image", place, channels))
+                assigned.append(_Assigned(images[0], patient, "image", place, channels))
                 continue
             for number, path in enumerate(images):
                 if role := channel_role(channels.get(number, "")):
-                    told.append(_Told(path, patient, role, place))
+                    assigned.append(_Assigned(path, patient, role, place))
                 else:
                     skipped[path] = _OTHER_CHANNEL.format(channels.get(number, number))
-    twice = [path for path, count in Counter(each.path for each in told).items() if count > 1]
+    twice = [path for path, count in Counter(each.path for each in assigned).items() if count > 1]
     if twice:
         raise PipelineError(f"names {', '.join(sorted(twice)[:5])} twice. Remove one of the two.")
-    return told, skipped
+    return assigned, skipped
 
 
 def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
@@ -232,9 +232,11 @@ def _existing(folder: str, name: str, volumes: Collection[str]) -> list[str]:
     return found
 
 
-def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> tuple[list[_Told], dict[str, str]]:
+def _assigned_by_names(
+    paths: Iterable[str], described: Mapping[str, Channels]
+) -> tuple[list[_Assigned], dict[str, str]]:
     """Patient and role of each file by its name and folder, and why a file is skipped, by path."""
-    told: list[_Told] = []
+    assigned: list[_Assigned] = []
     others: list[PurePosixPath] = []
     skipped: dict[str, str] = {}
     for path in map(PurePosixPath, paths):
@@ -246,20 +248,20 @@ def _told_by_names(paths: Iterable[str], described: Mapping[str, Channels]) -> t
         elif label:
             case = label["case"]
             patient = _patient(path.with_name(f"{case}.nii")) if case else path.parent.name
-            told.append(_Told(str(path), patient, "label", place_of(path)))
+            assigned.append(_Assigned(str(path), patient, "label", place_of(path)))
         elif _folder_of(path)[0] in ("label", "mask"):
-            told.append(_Told(str(path), _patient(path), "label", place_of(path)))
+            assigned.append(_Assigned(str(path), _patient(path), "label", place_of(path)))
         else:
             others.append(path)
-    labelled = {(each.place, each.patient) for each in told}
+    labelled = {(each.place, each.patient) for each in assigned}
     for path in others:
         channels = next((described[str(up)] for up in _folders(path) if str(up) in described), {})
-        found = _image_told(path, labelled, channels)
-        if isinstance(found, _Told):
-            told.append(found)
+        found = _image_assigned(path, labelled, channels)
+        if isinstance(found, _Assigned):
+            assigned.append(found)
         else:
             skipped[str(path)] = found
-    return told, skipped
+    return assigned, skipped
 
 
 def _part_of(path: PurePosixPath) -> str:
@@ -299,29 +301,31 @@ def _patient(path: PurePosixPath) -> str:
     stem = stem_of(path.name)
     if bids := BIDS_ID.match(stem):
         return bids[0]
-    told = role_of(Path(path))
-    return told[0] if told else case_of(stem)
+    by_name = role_of(Path(path))
+    return by_name[0] if by_name else case_of(stem)
 
 
-def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], channels: Channels) -> _Told | str:
+def _image_assigned(
+    path: PurePosixPath, labelled: Collection[tuple[Place, str]], channels: Channels
+) -> _Assigned | str:
     """The patient and role of an image file, or why it is skipped."""
     stem = stem_of(path.name)
     kind, part = _folder_of(path)
     place = place_of(path)
     numbered = _NUMBERED.fullmatch(stem) if kind == "image" and (place, stem) not in labelled else None
-    told = role_of(Path(path))
+    by_name = role_of(Path(path))
     if numbered:
         number = int(numbered["channel"])
         role = channel_role(channels.get(number, "")) if channels else f"channel {number}"
-        found = _Told(str(path), numbered["case"], role, place) if role else None
+        found = _Assigned(str(path), numbered["case"], role, place) if role else None
         reason = _OTHER_CHANNEL.format(channels.get(number, number))
-    elif told:
-        found = _Told(str(path), *told, place)
+    elif by_name:
+        found = _Assigned(str(path), *by_name, place)
     elif is_t1_flair(stem):
         found, reason = None, "its name says both T1 and FLAIR"
     elif kind == "image" or case_of(stem) != stem or stem.lower() == "image":
         patient = path.parent.name if stem.lower() == "image" else _patient(path)
-        found = _Told(str(path), patient, "image", place, channels)
+        found = _Assigned(str(path), patient, "image", place, channels)
     else:
         found, reason = None, "its name says neither FLAIR, T1 nor mask"
     if found and part in ("ts", "test") and (place, found.patient) not in labelled:
@@ -329,10 +333,10 @@ def _image_told(path: PurePosixPath, labelled: Collection[tuple[Place, str]], ch
     return found or reason
 
 
-def _grouped(told: Sequence[_Told], *, skip_unpaired: bool) -> tuple[dict[str, Case], dict[str, str]]:
+def _grouped(assigned: Sequence[_Assigned], *, skip_unpaired: bool) -> tuple[dict[str, Case], dict[str, str]]:
     """Files grouped by patient, and why a file is not used, by path."""
-    channels = {each.path: each.channels for each in told}
-    files = ((each.patient, each.place, each.role, PurePosixPath(each.path)) for each in told)
+    channels = {each.path: each.channels for each in assigned}
+    files = ((each.patient, each.place, each.role, PurePosixPath(each.path)) for each in assigned)
     cases: dict[str, Case] = {}
     skipped: dict[str, str] = {}
     for patient, places in sorted(exams(files).items()):

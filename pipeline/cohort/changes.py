@@ -41,8 +41,8 @@ def known_sources(manifest: Manifest, root: Path, listing: Listing, key: Path | 
         raise PipelineError(f"{manifest.path}: {how}, or replace it with --rebuild.")
     if key and not key.is_file():
         raise PipelineError(f"{key}: no key, but {manifest.path} was built with one. Restore it, or pass --rebuild.")
-    told = aliases(listing.stamps, owners_of(root, listing), read_key(key)) if key else {}
-    names = {alias: path for path, alias in told.items()}
+    by_path = aliases(listing.stamps, owners_of(root, listing), read_key(key)) if key else {}
+    names = {alias: path for path, alias in by_path.items()}
     known = {
         patient: {names.get(path, path): sha256 for path, sha256 in info.get("sources", {}).items()}
         for patient, info in manifest.patients.items()
@@ -114,8 +114,8 @@ def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Pat
         raise ManifestError(faults)
     left_out = {entry["path"] for key in ("skipped", "refused") for entry in manifest.raw.get(key, [])}
     new = listing.stamps.keys() - hashes.keys() - {names.get(path, path) for path in left_out}
-    told = f"; {len(new)} file(s) in the folder are not in the manifest: run without --verify to add them"
+    added = f"; {len(new)} file(s) in the folder are not in the manifest: run without --verify to add them"
     return (
         f"verified: {len(hashes)} source files and {2 * len(manifest.volumes)} volumes agree with the manifest"
-        f"{told if new else ''}\n{counts_line(manifest.raw['counts'])}"
+        f"{added if new else ''}\n{counts_line(manifest.raw['counts'])}"
     )

@@ -94,7 +94,7 @@ def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> 
     """
     contents = [_content_of(path, out, series) for path in paths]
     found = [one for content in contents for one in content.found]
-    refused = [(name, *told) for content in contents for name, told in content.refused.items()]
+    refused = [(name, *why) for content in contents for name, why in content.refused.items()]
     uids = set().union(*(content.uids for content in contents))
     if series and is_uid(series) and uids and series not in uids:
         raise PipelineError(f"--series {series}: no series with this UID (found {len(uids)} others). Check the UID.")
@@ -121,8 +121,8 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
     if path.is_file() and path.name.lower().endswith(".zip"):
         return _of_zip(path, out, series)
     if is_volume_name(path.name):
-        told = sequence_of(stem_of(path.name))
-        if is_t1_flair(stem_of(path.name)) or (told and told[1] != "flair"):
+        named = sequence_of(stem_of(path.name))
+        if is_t1_flair(stem_of(path.name)) or (named and named[1] != "flair"):
             raise PipelineError(f"{path}: T1 by its name (expected FLAIR). Give FLAIR, or rename the file.")
         return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
     raise PipelineError(

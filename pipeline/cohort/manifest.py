@@ -124,9 +124,12 @@ def read_manifest(path: str | Path) -> Manifest:
             sections. A manifest of ``lgg-flair manifest`` must also be complete, with all paths in its folder.
 
     Examples:
-        >>> manifest = read_manifest("data_manifest")
-        >>> [volume.patient for volume in manifest.sections["test"]]
-        []
+        >>> import pipeline
+        >>> manifest = pipeline.read_manifest("data_manifest")
+        >>> list(manifest.sections)
+        ['training', 'validation', 'test']
+        >>> manifest.sections["validation"][0].label.name
+        '..._label.nii.gz'
     """
     file = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
     raw, sha256 = read_manifest_json(file)

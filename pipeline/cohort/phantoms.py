@@ -40,8 +40,9 @@ def make_phantoms(
         PipelineError: An argument is out of its range, the folder holds other files, or a file cannot be written.
 
     Examples:
-        >>> make_phantoms("demo", patients=2, size=64, slices=8)
-        PosixPath('demo/kaggle_3m')
+        >>> import pipeline
+        >>> pipeline.make_phantoms("demo", patients=2, size=64, slices=8).as_posix()
+        'demo/kaggle_3m'
     """
     call = {"patients": patients, "size": size, "slices": slices, "seed": seed, "lesion_free": lesion_free}
     ranges = {"patients": (1, 10_000), "size": (32, 1024), "slices": (4, 200), "seed": (0, 2**32 - 1)}

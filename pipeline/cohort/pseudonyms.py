@@ -130,21 +130,24 @@ def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Ma
     # If a file's name is not that of a slice, the reason may hold a name that is not in the key.
     nameless = {path for path, alias in paths.items() if alias.startswith(OTHER)}
 
-    def told(text: str) -> str:
+    def without_names(text: str) -> str:
         return known.sub(lambda found: names[found[0]], text)
 
     def message(text: str) -> str:
         subject = next((path for path in nameless if text.startswith(f"{shown(path)}: ")), None)
-        return f"{paths[subject]}: {REFUSED}" if subject else told(text)
+        return f"{paths[subject]}: {REFUSED}" if subject else without_names(text)
 
     content = {**manifest, "patients": {}}
     for section in SECTIONS:
         parts = ("image", "label", "patient")
-        items = [item | {part: told(item[part]) for part in parts} for item in manifest[section]]
+        items = [item | {part: without_names(item[part]) for part in parts} for item in manifest[section]]
         content[section] = sorted(items, key=lambda item: item["patient"])
     for name, hidden in (("skipped", set()), ("refused", nameless)):
         entries = [
-            {"path": paths[entry["path"]], "reason": REFUSED if entry["path"] in hidden else told(entry["reason"])}
+            {
+                "path": paths[entry["path"]],
+                "reason": REFUSED if entry["path"] in hidden else without_names(entry["reason"]),
+            }
             for entry in manifest[name]
         ]
         content[name] = sorted(entries, key=lambda entry: entry["path"])
@@ -157,7 +160,7 @@ def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Ma
         content["patients"][key[patient]] = {
             **info,
             "institution": "",  # a part of the id
-            "warnings": [told(text) for text in info["warnings"]],
+            "warnings": [without_names(text) for text in info["warnings"]],
             "sources": dict(sorted((paths[path], sha256) for path, sha256 in info["sources"].items())),
         }
     return content

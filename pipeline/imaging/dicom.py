@@ -320,8 +320,8 @@ def grid_of(series: Series) -> Grid:
     steps = np.diff(places)
     if (steps < 0.01).any():
         raise PipelineError(
-            f"{name}: {int((steps < 0.01).sum())} slices lie in the place of another: several volumes in one series, "
-            "such as time points or echoes. Export only one of them."
+            f"{name}: {int((steps < 0.01).sum())} slices have the position of another one (expected one volume, found "
+            "several, such as time points or echoes). Export only one of them."
         )
     step = float(np.median(steps)) if len(steps) else 1.0
     wide = np.flatnonzero(np.abs(steps - step) > max(SPACING_TOLERANCE * step, 0.01))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TORCH = "torch"
 BACKENDS = {
-    TORCH: "PyTorch, on the device that the bundle's config names",
+    TORCH: "PyTorch",
     "onnx": "ONNX Runtime, float32, CPU",
     "openvino": "OpenVINO, float32, CPU",
     "openvino-bf16": "OpenVINO, bfloat16 where the CPU has it (AMX, AVX-512), logits to about 3 digits",

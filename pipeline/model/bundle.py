@@ -134,7 +134,18 @@ def load_bundles(
     device: str | None = None,
     trust: bool = False,
 ) -> list[Bundle]:
-    """Several bundles, ready to predict: as by ``load_bundle``, with a weights file for each, or none."""
+    """Several bundles, ready to predict. ``load_bundle`` loads each of them.
+
+    Args:
+        bundles: Names or folders of bundles.
+        weights: A weights file for each bundle, in the same order; empty for the weights in the bundles.
+        backend: A key of ``BACKENDS``.
+        device: The device of the networks, such as ``cpu``; None for the one that the configs choose.
+        trust: Also load bundles that are not this project's. Their configs can run any code.
+
+    Raises:
+        PipelineError: The numbers of bundles and weights differ, or a bundle cannot be loaded.
+    """
     refuse_unequal("--weights", weights, bundles)
     files: Sequence[str | Path | None] = weights or [None] * len(bundles)
     pairs = zip(bundles, files, strict=True)
@@ -200,7 +211,8 @@ def load_bundle(
             repeat. The backend is not installed, or the machine has no such device.
 
     Examples:
-        >>> bundle = load_bundle("basic_unet")
+        >>> import pipeline
+        >>> bundle = pipeline.load_bundle("basic_unet")
         >>> bundle.name
         'basic_unet'
     """

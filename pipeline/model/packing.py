@@ -18,7 +18,7 @@ from pipeline.scripts.weights import shipped_sha256
 MAX_ZIP_BYTES = 25_000_000
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every file in a zip, so that the same content gives the same bytes. It is the earliest that fits."""
-EDITED_IN = "its configs/ (or, where it has a network.yaml, there, then `make bundles`)"
+IN_SOURCE = "Where the bundle has a network.yaml, change it there and run `make bundles`."
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
 PACKED_FILES = (
     *("LICENSE", "configs/*.json", "configs/logging.conf", "docs/**/*", "scripts/**/*.py", "models/model.pt"),
@@ -60,8 +60,9 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
             zip is larger than ``MAX_ZIP_BYTES``.
 
     Examples:
-        >>> pack_bundle("basic_unet").path
-        PosixPath('dist/basic_unet_v0.2.0.zip')
+        >>> import pipeline
+        >>> pipeline.pack_bundle("basic_unet", "dist").path.as_posix()
+        'dist/basic_unet_v...zip'
     """
     folder = named_path(bundle, "bundles")
     data = _zip_bytes(folder)
@@ -73,14 +74,15 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
     if loaded.settings:
         raise PipelineError(
             f"{folder}: its weights were trained with another {', '.join(loaded.settings)} than its config says, and "
-            f"programs that use bundles read the config. Train with the config's own, or change {EDITED_IN}."
+            "programs that use bundles read the config. Train with the config's own, or change the config. "
+            f"{IN_SOURCE}"
         )
     named = shipped_sha256(folder)
     if named not in (None, loaded.weights_sha256):
         raise PipelineError(
             f"{folder}: configs/metadata.json names other weights (SHA-256 {named}) than models/model.pt "
-            f"({loaded.weights_sha256}). Enter this SHA-256 and the figures of these weights, or remove `weights` and "
-            f"`eval_metrics`, in {EDITED_IN}."
+            f"({loaded.weights_sha256}). Set `weights` in configs/metadata.json to "
+            f'{{"sha256": "{loaded.weights_sha256}"}}, or remove it. Do the same with `eval_metrics`. {IN_SOURCE}'
         )
     version = json.loads((folder / "configs" / "metadata.json").read_bytes())["version"]
     target = Path(out) / f"{folder.resolve().name}_v{version}.zip"

@@ -65,8 +65,8 @@ class Prediction:
         slices: Number of axial slices of the volume.
         box: First and last voxel of the mask along each axis of the file, ``i i j j k k``, counted from 0; empty if the
             mask is empty.
-        centroid_mm: Mean position of the mask's voxels in mm to the right, front and top (RAS+, by the file's affine);
-            empty if the mask is empty or the voxel size is not known.
+        centroid_mm: Mean position of the mask's voxels in mm to the right, anterior, superior (RAS+, by the file's
+            affine); empty if the mask is empty or the voxel size is not known.
         image: The image file that was read.
         image_sha256: SHA-256 of the image file.
         agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None if it was not asked for, or if all
@@ -163,9 +163,12 @@ def predict_volumes(
         PipelineError: An option, a bundle or the folder ``out`` cannot be used; the message says which.
 
     Examples:
-        >>> result = predict_volumes("patients", "basic_unet", "masks")
-        >>> [found.lesion_voxels for found in result.predictions]
-        [5310, 12402]
+        >>> import pipeline
+        >>> result = pipeline.predict_volumes("flair.nii.gz", "basic_unet", "masks")
+        >>> [found.volume for found in result.predictions]
+        ['flair']
+        >>> result.predictions[0].lesion_slices <= result.predictions[0].slices
+        True
     """
     given, bundles, weights, out = path_list(inputs), path_list(bundles), path_list(weights), Path(out)
     if uncertainty:
@@ -249,9 +252,9 @@ def _found(
 
 
 def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gaps: bool) -> None:
-    """Build volumes from folders of slices. Mark ``volumes/``, so that no later run takes it for an input."""
+    """Build volumes from folders of slices. Mark ``volumes/`` as built, so that no later run reads it as an input."""
     if found.slice_folders or any(source.is_built for source in found.sources.values()):
-        write_durably(out / BUILT_MARK, b"volumes/ here was built of other files; it is no input of a prediction\n")
+        write_durably(out / BUILT_MARK, b"volumes/ was built from other files. It is not an input of a prediction.\n")
     for folder in found.slice_folders:
         build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
 
@@ -303,7 +306,10 @@ def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
     there = [out / name for name in (*files, TABLE_NAME, PREDICTIONS_NAME) if (out / name).exists()]
     if there:
         more = f", with {len(there) - 1} more" if len(there) > 1 else ""
-        raise PipelineError(f"{there[0]}: already exists{more}. Choose another --out, or pass --overwrite.")
+        raise PipelineError(
+            f"{there[0]}: already exists{more}. Choose another --out, or pass --skip-existing to continue that run, or "
+            "--overwrite to replace its results."
+        )
 
 
 def _refuse_other_settings(out: Path, finished: Finished, names: Iterable[str]) -> None:

@@ -33,9 +33,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Map = NDArray[np.float32]
 MAX_VOLUMES_AT_ONCE = 3
-"""While one volume is in the network, the next is read and the one before is written."""
+"""One volume is read, one is in the network and one is written, all at the same time."""
 _NETWORK = threading.Lock()
-"""Only one volume at a time is in a network; reading and writing overlap."""
+"""Held while a volume is in a network: only one is at a time, while others are read and written."""
 AS_IT_IS, LEFT_RIGHT = (), (3,)
 """Dimensions of a batch (1, 3, H, W, D) that one pass mirrors: none, or the columns W."""
 
@@ -51,7 +51,7 @@ class VolumePrediction:
             asked for.
         agreement: Mean DSC between the passes' masks, 0 to 1 (``pass_agreement``); None if it was not asked for, or if
             all these masks are empty.
-        affine: (4, 4), from voxel indices to mm to the right, front and top (RAS+).
+        affine: (4, 4), from voxel indices to mm to the right, anterior, superior (RAS+).
         volume_ml: Volume of the mask in ml; None if the voxel size is not known.
     """
 
@@ -81,10 +81,11 @@ class Predictor:
         PipelineError: No bundle is given, a bundle cannot be loaded, or there is only one pass for an uncertainty.
 
     Examples:
-        >>> predictor = Predictor("basic_unet", flips=True)
-        >>> prediction = predictor.predict("patient_image.nii.gz")
-        >>> int(prediction.mask.sum())
-        5310
+        >>> import pipeline
+        >>> predictor = pipeline.Predictor("basic_unet", flips=True, uncertainty=True)
+        >>> prediction = predictor.predict("flair.nii.gz")
+        >>> prediction.mask.shape == prediction.uncertainty.shape
+        True
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class Predictor:
             image: FLAIR, or three channels: pre-contrast T1, FLAIR, post-contrast T1. It is a NIfTI, MHA or NRRD file,
                 a folder or zip with one patient's DICOM or slices, a nibabel or SimpleITK image, a MONAI MetaTensor
                 (C, I, J, K), or an array (I, J, K) or (I, J, K, 3).
-            affine: The affine of an array, (4, 4), from voxel indices to mm to the right, front and top (RAS+).
-                Without it, the array's rows run to the back, its columns to the patient's left, and its slices upwards.
+            affine: The affine of an array, (4, 4), from voxel indices to mm to the right, anterior, superior (RAS+).
+                Without it, the array's rows run to posterior, its columns to the patient's left, its slices upwards.
                 An array (slices, rows, columns) from ``SimpleITK.GetArrayFromImage`` needs ``.transpose(1, 2, 0)``.
 
         Returns:
@@ -129,9 +130,13 @@ class Predictor:
                 prediction holds NaN or Inf.
 
         Examples:
-            >>> predictor = Predictor("basic_unet")
-            >>> predictor.predict("patient_image.nii.gz").volume_ml
-            12.4
+            >>> import pipeline
+            >>> predictor = pipeline.Predictor("basic_unet")
+            >>> prediction = predictor.predict("flair.nii.gz")
+            >>> prediction.mask.shape == prediction.probability.shape
+            True
+            >>> f"{prediction.volume_ml:.1f} ml"
+            '... ml'
         """
         if not isinstance(image, (str, Path)) or not str(image).lower().endswith(NIFTI_SUFFIXES):
             with tempfile.TemporaryDirectory() as folder:
@@ -206,8 +211,8 @@ def segment(
     Args:
         image: A path, an image of nibabel or SimpleITK, a MONAI MetaTensor, or an array, as ``Predictor.predict``
             describes.
-        affine: The affine of an array, (4, 4), from voxel indices to mm to the right, front and top (RAS+). Without it,
-            the array's rows run to the back, its columns to the patient's left, and its slices upwards.
+        affine: The affine of an array, (4, 4), from voxel indices to mm to the right, anterior, superior (RAS+).
+            Without it, the array's rows run to posterior, its columns to the patient's left, and its slices upwards.
         bundles: Names or folders of the bundles, whose probabilities are averaged. The default is the package's own
             three.
         flips: Also predict the left-right mirrored volume, and average both.
@@ -222,10 +227,17 @@ def segment(
         PipelineError: The image cannot be read, or a bundle cannot be loaded.
 
     Examples:
+        >>> import pipeline
+        >>> found = pipeline.segment("flair.nii.gz", bundles="basic_unet")
+        >>> found.mask.dtype, found.probability.dtype
+        (dtype('uint8'), dtype('float32'))
+
+        An array has no voxel size, unless its affine is given:
+
         >>> import numpy as np
-        >>> found = segment(np.zeros((64, 64, 4)) + 1, bundles="basic_unet")
-        >>> found.mask.shape, found.mask.dtype
-        ((64, 64, 4), dtype('uint8'))
+        >>> found = pipeline.segment(np.ones((64, 64, 4)), np.diag([1, 1, 5, 1]), bundles="basic_unet")
+        >>> found.mask.shape
+        (64, 64, 4)
     """
     predictor = Predictor(bundles, flips=flips, all_components=all_components, device=device, trust=trust)
     return predictor.predict(image, affine)
@@ -278,8 +290,13 @@ def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
 def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str) -> list[Result]:
     """The results of ``work`` for all items, in order. It runs on several items at once.
 
-    While a network works on one volume, the next is read and the one before is written. After an error no more items
-    are started. ``name`` labels the progress bar.
+    A network works on one volume while the next volume is read and the previous one is written. After an error no more
+    items are started.
+
+    Args:
+        work: What to do with an item.
+        items: The items.
+        name: The label of the progress bar.
     """
     with ThreadPoolExecutor(MAX_VOLUMES_AT_ONCE) as pool:
         waiting = [pool.submit(work, item) for item in items]

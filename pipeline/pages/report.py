@@ -103,9 +103,10 @@ def write_report(
         PipelineError: An evaluation cannot be read or does not fit the others, or the page cannot be written.
 
     Examples:
-        >>> page, notes = write_report(["runs/basic_unet", "runs/attention_unet"])
-        >>> page.name
-        'report.html'
+        >>> import pipeline
+        >>> page, notes = pipeline.write_report(["runs/basic_unet", "runs/attention_unet"])
+        >>> page.as_posix()
+        'runs/basic_unet/report.html'
     """
     given = path_list(folders)
     if names and len(names) != len(given):

@@ -125,9 +125,10 @@ def evaluate_volumes(
         PipelineError: An option, a bundle, a volume or the folder ``out`` cannot be used; the message says which.
 
     Examples:
-        >>> result = evaluate_volumes("data_manifest", "basic_unet", "runs/basic_unet")
-        >>> round(result.summary["dsc_mean"], 4)
-        0.9084
+        >>> import pipeline
+        >>> result = pipeline.evaluate_volumes("data_manifest", "basic_unet", "runs/basic_unet")
+        >>> print(f"mean DSC {result.summary['dsc_mean']:.4f} of {len(result.scores)} volumes")
+        mean DSC ... of ... volumes
     """
     bundles = tuple(named_path(bundle, "bundles") for bundle in path_list(bundles))
     weights, folds, out = path_list(weights), path_list(folds), Path(out)

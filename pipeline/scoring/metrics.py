@@ -71,9 +71,11 @@ def score_volume(
         PipelineError: The shapes differ, or a mask holds other values than 0 and 1.
 
     Examples:
+        >>> import numpy as np
+        >>> import pipeline
         >>> truth = np.zeros((4, 4, 2), np.uint8)
         >>> truth[1:3, 1:3] = 1
-        >>> score_volume("patient", truth, truth).dsc
+        >>> pipeline.score_volume("patient", truth, truth).dsc
         1.0
     """
     if prediction.shape != truth.shape:

@@ -163,7 +163,8 @@ def read_summary(folder: str | Path) -> Summary:
     odd = missing + [key for key, fits in _SUMMARY_FORMS.items() if key in summary and not fits(summary[key])]
     if odd:
         raise PipelineError(
-            f"{path}: {', '.join(odd)} missing, or not as lgg-flair evaluate writes it. Run the evaluation again."
+            f"{path}: {', '.join(odd)} missing or changed (expected as lgg-flair evaluate writes them). Run the "
+            "evaluation again."
         )
     return summary
 
@@ -178,8 +179,10 @@ def read_scores(folder: str | Path) -> list[VolumeScore]:
         PipelineError: The file is missing or unreadable.
 
     Examples:
-        >>> [score.dsc for score in read_scores("runs/evaluation")]
-        [0.9301, 0.8876]
+        >>> import pipeline
+        >>> scores = pipeline.read_scores("runs/basic_unet")
+        >>> all(0 <= score.dsc <= 1 for score in scores if score.dsc is not None)
+        True
     """
     import pandas as pd
 

@@ -68,7 +68,8 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
         without patients of equal DSC). A value is None if there are no patients to compute it from.
 
     Examples:
-        >>> paired({"a": 0.5, "b": 0.5}, {"a": 0.75, "b": 0.5})["mean"]
+        >>> import pipeline
+        >>> pipeline.paired({"a": 0.5, "b": 0.5}, {"a": 0.75, "b": 0.5})["mean"]
         0.125
     """
     from scipy.stats import wilcoxon
@@ -103,8 +104,11 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
         the statistics of scored volumes. A statistic is None if no volume has the value.
 
     Examples:
-        >>> summarise(read_scores("runs/evaluation"))["dsc_mean"]
-        0.9084
+        >>> import pipeline
+        >>> scores = pipeline.read_scores("runs/basic_unet")
+        >>> summary = pipeline.summarise(scores)
+        >>> print(f"mean DSC {summary['dsc_mean']:.4f} of {summary['volumes']} volumes")
+        mean DSC ... of ... volumes
     """
     dsc = [score.dsc for score in scores if score.dsc is not None]
     return {

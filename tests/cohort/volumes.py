@@ -16,7 +16,7 @@ from pipeline.cohort.anatomy import make_patient
 from pipeline.scripts.volumes import AFFINE
 
 SPACING = (0.9, 0.8, 4.0)
-"""Of rows, columns and slices, in mm."""
+"""Distances of rows, columns and slices, in mm."""
 PRE, FLAIR, POST = 0, 1, 2
 
 

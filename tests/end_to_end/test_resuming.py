@@ -75,7 +75,7 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_a_scaler_is_resumed(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
-    """Of trainings in 16 bits on CUDA; here one that is there and scales nothing."""
+    """Trainings in 16 bits on CUDA have a scaler. This test puts one into a training on the CPU."""
     build, scalers = SupervisedTrainer.__init__, []
 
     def with_scaler(self: Any, *given: Any, **named: Any) -> None:

@@ -90,7 +90,7 @@ def test_a_missing_slice_is_refused(voxels: NDArray[np.int16], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ImagePositionPatient": [-110.0, -120.0, -30.0]}, "several volumes in one series"),
+        ({"ImagePositionPatient": [-110.0, -120.0, -30.0]}, "slices have the position of another one"),
         ({"PixelSpacing": [0.5, 0.9]}, "several pixel spacings"),
         ({"ImageOrientationPatient": [0.0, 1, 0, 1, 0, 0]}, "several orientations"),
         ({"ImagePositionPatient": None}, "without position"),

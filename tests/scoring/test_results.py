@@ -195,7 +195,7 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
 )
 def test_values_of_another_form_are_named(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, key: value}))
-    with pytest.raises(PipelineError, match=f"{key} missing, or not as"):
+    with pytest.raises(PipelineError, match=f"{key} missing or changed"):
         read_summary(tmp_path)
 
 

@@ -316,7 +316,7 @@ def test_what_does_not_agree_is_named(root: Path, change: Callable[[Path], None]
         ("new", [ONE, TWO, ONE], {}, "no DSC, a patient twice, or a summary of other scores"),
         ("new", [ONE, TWO], {"dsc_mean": 0.61}, "no DSC, a patient twice, or a summary of other scores"),
         ("new", [ONE, TWO], {"scored": 3}, "no DSC, a patient twice, or a summary of other scores"),
-        ("new", [ONE, TWO], {"seed": "0"}, "summary.json: seed missing, or not as"),
+        ("new", [ONE, TWO], {"seed": "0"}, "summary.json: seed missing or changed"),
     ],
 )
 def test_what_is_no_result_is_not_added(
