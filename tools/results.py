@@ -261,8 +261,7 @@ def _write_chart(root: Path, results: Mapping[str, Result]) -> None:
 def _pages(root: Path) -> list[Path]:
     """Paths of README, docs and bundle docs."""
     return [
-        root / "README.md",
-        root / "README.zh-CN.md",
+        *sorted(root.glob("README*.md")),
         *sorted(root.glob("docs/**/*.md")),
         *sorted(root.glob("bundles/*/docs/README.md")),
     ]
