@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ def running_module(name: str) -> Any:
     if "scripts" not in sys.modules:
         sys.path.insert(0, str(BUNDLES[0]))
     return importlib.import_module(f"scripts.{name}")
+
+
+@pytest.fixture(autouse=True)
+def fresh_logger() -> None:
+    """Every test begins as a program that no command has set up: messages of others go to no terminal of theirs."""
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")
