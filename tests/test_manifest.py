@@ -45,7 +45,7 @@ def run(root: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> Callable[.
     return _run
 
 
-def test_a_sound_folder_is_told_in_five_lines(run: Any, out: Path) -> None:
+def test_a_sound_folder_is_reported_in_five_lines(run: Any, out: Path) -> None:
     status, printed, complaints = run("--folds", "2")
     assert (status, complaints) == (0, "")
     assert printed.splitlines() == [
@@ -126,7 +126,7 @@ def test_patients_left_out_are_warned_of(run: Any, root: Path) -> None:
     assert "files: 18 found = 12 used + 0 skipped + 6 refused\n" in printed
 
 
-def test_patients_left_out_are_told_where_the_split_then_fails(run: Any, root: Path) -> None:
+def test_patients_left_out_are_reported_where_the_split_then_fails(run: Any, root: Path) -> None:
     for path in root.rglob("*_2.tif"):
         path.write_bytes(b"")
     status, printed, complaints = run("--skip-faulty")

@@ -100,7 +100,7 @@ def test_the_three_of_the_package_are_the_default(phantoms: Path, tmp_path: Path
     assert all(line.startswith("warning: ") for line in shown.err.splitlines())
 
 
-def test_a_device_that_is_not_there_is_told_before_any_work(phantoms: Path, tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_reported_before_any_work(phantoms: Path, tmp_path: Path) -> None:
     given = [str(phantoms), "-o", str(tmp_path / "out"), "--device", "cuda:99"]
     with pytest.raises(PipelineError, match="--device cuda:99: this machine has no such device"):
         predict.main(given)

@@ -50,7 +50,7 @@ def test_predicting_nothing_scores_0_on_real_patients(tmp_path: Path) -> None:
     assert numbers.nothing_scores_0(volumes) == {"predicting nothing, patients": (len(volumes), 0)}
 
 
-def test_damage_is_told_before_it_changes_a_figure() -> None:
+def test_damage_is_reported_before_it_changes_a_figure() -> None:
     assert {kind: failed for kind, (_, failed) in flips.flips(40, seed=0).items()} == {
         "slices": 0,
         "volumes": 0,

@@ -27,6 +27,7 @@ from pipeline.errors import PipelineError
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "SECURITY.md",
     "examples/README.md",
     "docs/**/*.md",

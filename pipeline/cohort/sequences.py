@@ -61,8 +61,8 @@ def role_of(path: Path) -> tuple[str, str] | None:
         >>> role_of(Path("sub-01/anat/sub-01_ce-gadolinium_T1w.nii.gz"))
         ('sub-01', 'post')
     """
-    told = sequence_of(stem_of(path.name))
-    return (told[0] or path.parent.name, told[1]) if told else None
+    found = sequence_of(stem_of(path.name))
+    return (found[0] or path.parent.name, found[1]) if found else None
 
 
 def place_of(path: PurePath) -> Place:
@@ -139,7 +139,7 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
     """
     files = sorted(paths)
     base = os.path.commonpath([path.parent for path in files]) if files else ""
-    told: list[tuple[str, Place, str, Path]] = []
+    named: list[tuple[str, Place, str, Path]] = []
     skipped: dict[Path, str] = {}
     for path in files:
         role = role_of(Path(folder_name(path.parent), path.name))
@@ -147,10 +147,10 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
             mixed = is_t1_flair(stem_of(path.name))
             skipped[path] = "its name says both T1 and FLAIR" if mixed else "its name says neither FLAIR nor T1"
         else:
-            told.append((role[0], place_of(path.relative_to(base)), role[1], path))
+            named.append((role[0], place_of(path.relative_to(base)), role[1], path))
     patients: dict[str, Sequences] = {}
     unclear: dict[str, str] = {}
-    for patient, places in exams(told).items():
+    for patient, places in exams(named).items():
         if not any("flair" in roles for roles in places.values()):
             lone = [path for roles in places.values() for group in roles.values() for path in group]
             skipped |= dict.fromkeys(lone, f"no FLAIR of {patient} beside it")

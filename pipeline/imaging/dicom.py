@@ -442,8 +442,8 @@ def _convert_slices(series: Series, folder: Path) -> nib.Nifti1Image:
         )
         made = sorted(target.glob("*.nii"))
         if done.returncode or len(made) != 1:
-            told = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
-            why = next((line for line in told if line and not line.startswith(_REMARKS)), f"status {done.returncode}")
+            lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines()]
+            why = next((line for line in lines if line and not line.startswith(_REMARKS)), f"status {done.returncode}")
             raise PipelineError(
                 f"series {series.number}: dcm2niix made {'no' if done.returncode else len(made)} whole volumes "
                 f"(expected one): {shown(why.replace(f'{source}{os.sep}', ''))}. "

@@ -103,8 +103,8 @@ class Counts:
 class Built(Counts):
     """A new manifest, checked against its schema and the folder."""
 
-    def __init__(self, result: BuildResult, told: tuple[str, ...], root: Path, out: Path) -> None:
-        self.manifest, self.is_new, self.told = result.content, result.is_new, told
+    def __init__(self, result: BuildResult, messages: tuple[str, ...], root: Path, out: Path) -> None:
+        self.manifest, self.is_new, self.messages = result.content, result.is_new, messages
         assert json.loads((out / "manifest.json").read_bytes()) == self.manifest
         counts = self.manifest["counts"]
         super().__init__("files: {found} found = {used} + {skipped} + {refused}".format(**counts), root)

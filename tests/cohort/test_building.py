@@ -50,7 +50,7 @@ def test_output_inside_the_source_is_refused(root):
 def test_manifest_holds_hashes_of_sources_and_volumes(root, build, out):
     built = build()
     assert built.is_new
-    assert built.told == ()
+    assert built.messages == ()
     for name, info in built.manifest["patients"].items():
         for path, expected in info["sources"].items():
             assert hashlib.sha256((root / path).read_bytes()).hexdigest() == expected
@@ -151,10 +151,10 @@ def test_added_patient_and_other_options_rebuild(root, build):
 
 
 def test_a_changed_split_is_said(build):
-    assert build(split="none").told == ()
-    assert build(seed=5, split="none").told == ()
-    (told,) = build().told
-    assert told.startswith("split changed: 3 patients are in another section")
+    assert build(split="none").messages == ()
+    assert build(seed=5, split="none").messages == ()
+    (message,) = build().messages
+    assert message.startswith("split changed: 3 patients are in another section")
 
 
 # Builds that fail --------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_an_exam_is_whole_without_what_is_of_its_name_elsewhere(tmp_path: Path) 
         (["x_t1", "x_seg"], "patient x has no FLAIR (expected"),
     ],
 )
-def test_what_cannot_be_told_is_a_fault(tmp_path: Path, names: list[str], fault: str) -> None:
+def test_what_cannot_be_known_is_a_fault(tmp_path: Path, names: list[str], fault: str) -> None:
     (case,) = found(tmp_path, names).cases.values()
     assert fault in case.fault
     assert set(case.paths) == {name + END for name in names}

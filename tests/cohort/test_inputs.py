@@ -83,7 +83,7 @@ def slices(phantoms: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return tmp_path / "in", patients
 
 
-def test_only_nameless_slices_are_told(tmp_path: Path) -> None:
+def test_only_nameless_slices_are_reported(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "nameless.tif").touch()
     with pytest.raises(ManifestError, match="the name has no slice number"):
@@ -96,7 +96,7 @@ def test_links_and_folders_that_cannot_be_followed_are_refused(
     image = read_manifest(manifest).sections["validation"][0].image
     (tmp_path / "in" / "sub").mkdir(parents=True)
     shutil.copy(image, tmp_path / "in" / "a_image.nii.gz")
-    for name, target, told in (
+    for name, target, reason in (
         ("b_image.nii.gz", image, "out of the source folder"),
         ("b_image.nii.gz", tmp_path / "nothing", "to nothing"),
         ("P2", image.parent, "out of the source folder"),
@@ -105,7 +105,7 @@ def test_links_and_folders_that_cannot_be_followed_are_refused(
     ):
         link = tmp_path / "in" / name
         link.symlink_to(target)
-        with pytest.raises(ManifestError, match=rf"{name}: symbolic link {told}"):
+        with pytest.raises(ManifestError, match=rf"{name}: symbolic link {reason}"):
             find_inputs([tmp_path / "in"], tmp_path / "out")
         link.unlink()
     listing = os.scandir
@@ -201,7 +201,7 @@ def test_folders_of_brats_and_bids(tmp_path: Path) -> None:
     assert {path.name for path in found.skipped} == {"P1-t2w.nii.gz", "P1-seg.nii.gz", "sub-2_T1w.nii.gz"}
 
 
-def test_a_sequence_that_flair_stands_in_for_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sequence_that_flair_replaces_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """``build_one`` warns too. Without any T1 there is no warning, because the networks need only FLAIR."""
     place = named(tmp_path / "sub-1", "sub-1_FLAIR.nii.gz", "sub-1_T1w.nii.gz")
     flair, t1 = place / "sub-1_FLAIR.nii.gz", place / "sub-1_T1w.nii.gz"
@@ -218,7 +218,7 @@ def test_a_sequence_that_flair_stands_in_for_is_told(tmp_path: Path, caplog: pyt
     assert caplog.messages == [f"{place}: no post-contrast T1: FLAIR is used instead"]
 
 
-def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_known_is_refused(tmp_path: Path) -> None:
     two = named(tmp_path / "two", "sub-1_run-1_FLAIR.nii.gz", "sub-1_run-2_FLAIR.nii.gz")
     with pytest.raises(ManifestError, match=r"sub-1: it is not clear which file is which: .*run-1.* and .*run-2"):
         find_inputs([two], tmp_path / "out")
@@ -266,7 +266,7 @@ def test_a_series_is_asked_for_by_its_uid_among_all_inputs(tmp_path: Path) -> No
         find_inputs(given, tmp_path / "out", f"{uid}1")
 
 
-def test_a_patient_who_cannot_be_told_does_not_keep_others_out(tmp_path: Path) -> None:
+def test_a_patient_who_cannot_be_known_does_not_keep_others_out(tmp_path: Path) -> None:
     folder = named(tmp_path / "in", "A/A-t2f.nii.gz", "A/A_flair.nii.gz", "B/B-t2f.nii.gz")
     found = find_inputs([folder], tmp_path / "out")
     assert list(found.sources) == ["B"]

@@ -73,10 +73,10 @@ def test_no_id_is_left_in_any_output(source: Path, run_config: Any, tmp_path: Pa
     found = contents(out)
     assert len(found) > 40
     names = [*ids(source), "PHANTOM", "Smith", str(tmp_path)]
-    told = {
+    revealed = {
         f"{name} in {path}" for path, data in found.items() for name in names if name.encode() in data or name in path
     }
-    assert not told
+    assert not revealed
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert sorted(read_key(key)) == ids(source)
 
@@ -222,7 +222,7 @@ def test_short_ids_leave_words_alone() -> None:
         "refused": [],
         "warnings": [warning],
     }
-    told = pseudonymised(content, key, paths)["warnings"][0]
-    assert told["patient"] == "P0002"
-    assert told["message"].startswith("P0002: ")
-    assert told["message"].endswith("map of 12, expected P0002_5_mask.tif, same as copy_2/P0002/P0002_2.tif")
+    warning = pseudonymised(content, key, paths)["warnings"][0]
+    assert warning["patient"] == "P0002"
+    assert warning["message"].startswith("P0002: ")
+    assert warning["message"].endswith("map of 12, expected P0002_5_mask.tif, same as copy_2/P0002/P0002_2.tif")

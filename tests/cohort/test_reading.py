@@ -22,7 +22,7 @@ from pipeline.errors import ManifestError, PipelineError
 from tests.cohort.conftest import A, B, C, add_patient, encoded, image, seed_of, tree, write
 
 
-def test_patients_are_told_by_names_alone(root):
+def test_patients_are_found_by_names_alone(root):
     for path in (root / A).glob("*_mask.tif"):
         path.write_bytes(b"")
     for number in (1, 2, 3):
@@ -106,14 +106,14 @@ def test_skip_faulty_leaves_whole_patients_out(root, build):
     reasons = {entry["path"]: entry["reason"] for entry in built.manifest["refused"]}
     assert "0 bytes" in reasons[f"{A}/{A}_2.tif"]
     assert "left out" in reasons[f"{A}/{A}_1_mask.tif"]
-    (told,) = built.told
-    assert told.startswith(f"left out: {A}/{A}_2.tif: 0 bytes")
+    (message,) = built.messages
+    assert message.startswith(f"left out: {A}/{A}_2.tif: 0 bytes")
     (warning,) = built.manifest["warnings"]
     assert (warning["patient"], warning["kind"]) == (None, "left out")
     assert warning["message"].startswith(f"{A}/{A}_2.tif: 0 bytes")
 
 
-def test_all_faults_are_told_at_once(root, refused):
+def test_all_faults_are_reported_at_once(root, refused):
     (root / A / f"{A}_2.tif").write_bytes(b"")
     (root / B / f"{B}_1_mask.tif").unlink()
     write(root / "scan.tif", image())

@@ -144,7 +144,7 @@ def test_a_file_that_may_not_be_read_is_damaged(tmp_path: Path, monkeypatch: pyt
     assert "003_0003.dcm ([Errno 13] Permission denied)" in studies_of(folder).refused["in"]
 
 
-def test_copies_are_told_and_equal_numbers_alone_are_none(tmp_path: Path) -> None:
+def test_copies_are_reported_and_equal_numbers_alone_are_none(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", "s")
     for path in (folder / "s").iterdir():
         edit(path, lambda header: setattr(header, "SOPInstanceUID", "1.2.3"))  # as a careless program writes it

@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_fault_is_told_or_its_patient_left_out(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_is_reported_or_its_patient_skipped(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     root, out = tmp_path / "in", tmp_path / "out"
     options, fault = BROKEN[how]
     add(root, "good")

@@ -88,7 +88,7 @@ def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tm
 
 
 @only_basic
-def test_weights_without_a_record_or_of_other_settings_are_told(
+def test_weights_without_a_record_or_of_other_settings_are_reported(
     trained, manifest, run_config, tmp_path: Path, caplog
 ) -> None:
     bare = tmp_path / "bare.pt"

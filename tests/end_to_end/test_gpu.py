@@ -103,9 +103,9 @@ def test_a_training_too_large_for_a_gpu_ends_in_one_line(manifest: Path, tmp_pat
     at = command.index("monai.bundle")
     command[at - 1 : at + 1] = ["-c", small]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    told = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.returncode == 2, ended.stderr
-    assert len(told) == 1, ended.stderr
-    assert told[0].startswith("error: memory ran out (CUDA out of memory")
+    assert len(errors) == 1, ended.stderr
+    assert errors[0].startswith("error: memory ran out (CUDA out of memory")
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "model.pt").exists()

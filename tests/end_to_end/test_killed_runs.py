@@ -56,7 +56,7 @@ def test_what_killed_runs_left_is_removed(manifest: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.rglob(".*.tmp")] == [".other.tmp"]
 
 
-def test_a_drawer_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drawer_that_is_killed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Broken:
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -132,7 +132,7 @@ def ended(process: int) -> None:
     raise AssertionError("still there")
 
 
-def test_a_training_that_is_killed_is_told(
+def test_a_training_that_is_killed_is_reported(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))

@@ -51,7 +51,7 @@ def test_outputs_say_nothing_of_where_they_were_made(
     names += [user for user in [getpass.getuser()] if user != "root"]
     found = contents(out)
     assert len(found) > 40
-    told = {
+    revealed = {
         f"{name} in {path}" for path, data in found.items() for name in names if name.encode() in data or name in path
     }
-    assert not told
+    assert not revealed

@@ -73,9 +73,9 @@ def test_a_damaged_volume_is_named_before_any_is_read(trained, manifest, run_con
     folders = {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", dataset_dir=str(tmp_path / "data"), **folders, **TINY)
-    told = fault_line(failure.value)
-    assert told
-    assert told.startswith(f"{volume}: changed since the manifest was built") or "manifest" in told
+    message = fault_line(failure.value)
+    assert message
+    assert message.startswith(f"{volume}: changed since the manifest was built") or "manifest" in message
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "log").exists()
 

@@ -182,14 +182,14 @@ def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp
 
 
 @pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
-def test_a_damaged_record_of_the_beginning_is_told(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+def test_a_damaged_record_of_the_start_is_reported(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     for content in ("{", "{}", "[]", None):
         (tmp_path / "checkpoint.json").write_text(content) if content else (tmp_path / "checkpoint.json").unlink()
         with pytest.raises(RuntimeError) as failure:
             run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
-        told = fault_line(failure.value)
-        assert "checkpoint.json: no readable record of a training" in told
+        message = fault_line(failure.value)
+        assert "checkpoint.json: no readable record of a training" in message
 
 
 def test_other_versions_are_refused_unless_allowed(  # noqa: PLR0917

@@ -1,4 +1,4 @@
-"""A training leaves weights, their record and its curves, the same for the same seed; it stops when told to."""
+"""A training leaves weights, their record and its curves, the same for the same seed; it stops on request."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
     assert str(out.parent) not in (out / "training.json").read_text()
     assert record["seed"] == 0
     assert record["config"]["image_size"] == TINY["image_size"]  # the override, not the file's value
-    told = record["prediction"]
+    settings = record["prediction"]
     assert (
-        told.pop("network_def")["_target_"]
+        settings.pop("network_def")["_target_"]
         == json.loads((bundle / "configs" / "train.json").read_text())["network_def"]["_target_"]
     )
     head = bundle.name == "basic_unet_plusplus"
-    assert told == {
+    assert settings == {
         "image_size": TINY["image_size"],
         "around": 0,
         "crop_to_head": True,

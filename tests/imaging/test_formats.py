@@ -97,7 +97,7 @@ def test_t1_in_another_unit_lies_where_flair_does(tmp_path: Path, voxels: NDArra
     np.testing.assert_allclose(joined[..., 0], voxels, rtol=1e-4)
 
 
-def test_an_affine_that_places_no_voxel_is_told_in_a_line(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
+def test_an_affine_that_places_no_voxel_is_reported_in_a_line(tmp_path: Path, voxels: NDArray[np.int16]) -> None:
     """This also applies to T1 files and to the volumes of a cohort."""
     image = nib.Nifti1Image(voxels, np.eye(4))
     image.set_sform(np.eye(4), 1)
@@ -169,24 +169,24 @@ def test_a_metatensor_without_an_affine_of_its_own_is_an_array(voxels: NDArray[n
     from monai.data import MetaTensor
     from monai.transforms import LoadImage
 
-    def told(image: Any, affine: Any = None) -> tuple[Any, str]:
+    def grid_of(image: Any, affine: Any = None) -> tuple[Any, str]:
         found = as_nifti(image, affine)
         return found.affine.tolist(), found.header.get_xyzt_units()[0]
 
     bare = MetaTensor(torch.from_numpy(voxels)[None])
-    assert told(bare) == told(voxels) == (AFFINE.tolist(), "unknown")
-    assert told(bare, rotation()) == told(voxels, rotation())
+    assert grid_of(bare) == grid_of(voxels) == (AFFINE.tolist(), "unknown")
+    assert grid_of(bare, rotation()) == grid_of(voxels, rotation())
     own = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(OBLIQUE))
-    assert told(own) == (OBLIQUE.tolist(), "mm")
+    assert grid_of(own) == (OBLIQUE.tolist(), "mm")
     np.save(tmp_path / "a.npy", voxels)
-    assert told(LoadImage(reader="NumpyReader")(tmp_path / "a.npy")) == (AFFINE.tolist(), "unknown")
+    assert grid_of(LoadImage(reader="NumpyReader")(tmp_path / "a.npy")) == (AFFINE.tolist(), "unknown")
     for unit in ("mm", "micron", "unknown"):
         image = nib.Nifti1Image(voxels, np.eye(4))
         image.header.set_xyzt_units(unit)
         nib.save(image, tmp_path / "a.nii")
         loaded = LoadImage(reader="NibabelReader")(tmp_path / "a.nii")
-        assert told(loaded) == (np.eye(4).tolist(), unit)
-        assert told(loaded, rotation()) == told(voxels, rotation())
+        assert grid_of(loaded) == (np.eye(4).tolist(), unit)
+        assert grid_of(loaded, rotation()) == grid_of(voxels, rotation())
 
 
 def test_an_image_keeps_its_unit(voxels: NDArray[np.int16]) -> None:

@@ -219,7 +219,7 @@ def test_a_unit_that_nobody_knows_is_none(tmp_path):
     assert nib.load(tmp_path / "mask.nii.gz").header.get_xyzt_units() == ("unknown", "unknown")
 
 
-def test_an_affine_that_nobody_has_set_is_told(tmp_path):
+def test_an_affine_that_nobody_has_set_is_reported(tmp_path):
     for name, affine, number in (("eye", np.eye(4), 1), ("set", np.diag([-1.0, -1, 1, 1]), 0)):
         nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), affine), tmp_path / f"{name}.nii")
         assert len([line for line in oddities(tmp_path / f"{name}.nii") if "affine is the identity" in line]) == number

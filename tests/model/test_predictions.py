@@ -150,7 +150,7 @@ def test_bundles_are_averaged_with_flips_and_named(lively, manifest: Path, tmp_p
     assert np.abs(written - Predictor([bundle]).predict(image).probability).max() > 1e-3
 
 
-def test_every_fault_is_told_before_the_first_prediction(tmp_path: Path) -> None:
+def test_every_fault_is_reported_before_the_first_prediction(tmp_path: Path) -> None:
     sound = np.zeros((8, 8, 3, 3), np.uint8)
     folder = tmp_path / "in"
     folder.mkdir()
@@ -253,7 +253,7 @@ def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, 
     assert f"files: {found} found = {images} used + {skipped} skipped + 0 refused" in capsys.readouterr().out
 
 
-def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path: Path) -> None:
+def test_faults_of_slices_are_reported_before_the_first_prediction(slices, tmp_path: Path) -> None:
     folder, (one, two) = slices
     numbers = sorted(folder.glob(f"{one}/*.tif"))
     numbers[0].write_bytes(b"<html>")
@@ -261,10 +261,10 @@ def test_faults_of_slices_are_told_before_the_first_prediction(slices, tmp_path:
     (folder / "nameless.tif").touch()
     with pytest.raises(ManifestError) as caught:
         run(UNUSED, tmp_path / "out", folder)
-    told = str(caught.value)
-    assert "an HTML page" in told
-    assert "slice(s) 4 missing" in told
-    assert "nameless.tif: the name has no slice number" in told
+    message = str(caught.value)
+    assert "an HTML page" in message
+    assert "slice(s) 4 missing" in message
+    assert "nameless.tif: the name has no slice number" in message
     assert not list(tmp_path.rglob("*.nii.gz"))
     found = len(list(folder.rglob("*.tif")))
     assert caught.value.__notes__ == [f"files: {found} found = 0 used + 0 skipped + {found} refused"]
@@ -324,7 +324,7 @@ def test_every_nifti_of_a_folder_is_counted(lively, manifest: Path, tmp_path: Pa
     assert "skipped, its name says neither FLAIR nor T1: b.nii.gz\n" in said
 
 
-def test_a_flipped_bit_of_a_volume_is_told(lively, manifest: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_volume_is_reported(lively, manifest: Path, tmp_path: Path) -> None:
     """A checksum is verified although nibabel stops reading before it, at the last voxel."""
     first, second = read_manifest(manifest).sections["validation"][:2]
     data = bytearray(first.image.read_bytes())
@@ -355,12 +355,12 @@ def test_pipes_are_not_opened(manifest: Path, tmp_path: Path) -> None:
     image = read_manifest(manifest).sections["validation"][0].image
     for name in ("manifest.json", "model.pt", "a_image.nii.gz"):
         os.mkfifo(tmp_path / name)
-    told = "not a file, but a folder, pipe, socket or device"
-    with pytest.raises(PipelineError, match=rf"manifest.json: no manifest \({told}\)"):
+    reason = "not a file, but a folder, pipe, socket or device"
+    with pytest.raises(PipelineError, match=rf"manifest.json: no manifest \({reason}\)"):
         read_manifest(tmp_path)
-    with pytest.raises(PipelineError, match=rf"model.pt: no weights \({told}\)"):
+    with pytest.raises(PipelineError, match=rf"model.pt: no weights \({reason}\)"):
         run((BUNDLES[0], tmp_path), tmp_path / "out", image)
-    with pytest.raises(PipelineError, match=rf"a_image.nii.gz: {told}"):
+    with pytest.raises(PipelineError, match=rf"a_image.nii.gz: {reason}"):
         load_image(tmp_path / "a_image.nii.gz")
 
 
@@ -445,7 +445,7 @@ def test_two_patients_may_have_one_image(lively, manifest: Path, tmp_path: Path)
     assert list(run(lively, tmp_path / "out", tmp_path / "list.json")) == ["a", "b"]
 
 
-def test_a_patient_who_cannot_be_told_is_refused_and_the_others_are_predicted(
+def test_a_patient_who_cannot_be_known_is_refused_and_the_others_are_predicted(
     lively, manifest: Path, tmp_path: Path, capsys
 ) -> None:
     """The list of failed patients in the result file repeats no text from DICOM headers."""

@@ -28,7 +28,7 @@ def test_every_item_is_in_one_share() -> None:
 
 def test_each_process_checks_its_own_and_raises_the_first_fault_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
-    told: list[object] = []
+    received: list[object] = []
 
     def check(item: str) -> None:
         checked.append(item)
@@ -36,8 +36,8 @@ def test_each_process_checks_its_own_and_raises_the_first_fault_of_all(monkeypat
             raise PipelineError(f"{item} is faulty")
 
     def gather(share: Share, items: Sequence[object]) -> list[object]:
-        told.extend(items)
-        return told
+        received.extend(items)
+        return received
 
     Share().check(check, "ab")
     with pytest.raises(PipelineError, match="c is faulty"):

@@ -103,7 +103,7 @@ def test_it_runs_with_any_weights(tmp_path: Path) -> None:
     assert load_bundle(copy, tmp_path / "mine.pt").name == "copy"
 
 
-def test_a_changed_number_is_told_by_its_file_with_the_way_on(tmp_path: Path) -> None:
+def test_a_changed_number_is_reported_by_its_file_with_the_way_on(tmp_path: Path) -> None:
     copy = copy_of(BUNDLES[0], tmp_path / "copy")
     config = copy / "configs" / "inference.json"
     config.write_text(config.read_text().replace('"sw_batch_size": 8', '"sw_batch_size": 15'))
@@ -117,7 +117,7 @@ def test_a_changed_number_is_told_by_its_file_with_the_way_on(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["configs/inference.json", "scripts/networks.py"])
-def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, name: str) -> None:
     copy = copy_of(BUNDLES[0], tmp_path / "copy")
     (copy / name).unlink()
     with pytest.raises(PipelineError, match=re.escape(differing(copy, name))):
@@ -279,7 +279,7 @@ def test_compiled_scripts_are_cleared_before_a_training(tmp_path: Path, manifest
     assert not (bundle / "scripts" / "__pycache__").exists()
 
 
-def test_compiled_scripts_that_stay_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_scripts_that_stay_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scripts" / "__pycache__").mkdir(parents=True)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(PipelineError, match="cannot be removed"):

@@ -81,7 +81,7 @@ def test_a_volume_with_nothing_has_one_picture(case: Case, tmp_path: Path) -> No
     assert names(tmp_path / "figures") == ["slice_004.png"]
 
 
-def test_several_are_drawn_at_once_and_faults_are_told(case: Case, tmp_path: Path) -> None:
+def test_several_are_drawn_at_once_and_faults_are_reported(case: Case, tmp_path: Path) -> None:
     others = [Case(name, case.image, case.mask, case.label) for name in "BC"]
     assert draw_cases([case, *others], tmp_path / "figures") == 3
     case.label.write_bytes(b"no NIfTI") if case.label else None

@@ -72,7 +72,7 @@ def test_failures_that_are_many_are_counted(predictions: tuple[Path, dict[str, P
     assert "not predicted: 6 more" in write_predictions_page(*predictions).read_text()
 
 
-def test_a_mask_that_is_gone_is_told(predictions: tuple[Path, dict[str, Path]]) -> None:
+def test_a_mask_that_is_gone_is_reported(predictions: tuple[Path, dict[str, Path]]) -> None:
     (predictions[0] / "b_mask.nii.gz").unlink()
     with pytest.raises(PipelineError, match="b_mask"):
         write_predictions_page(*predictions)

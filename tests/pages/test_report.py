@@ -158,7 +158,7 @@ def test_one_run_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
         write_report([tmp_path / "none"])
 
 
-def test_case_34_missing_volumes_and_patients_are_told(runs: list[Path], tmp_path: Path) -> None:
+def test_case_34_missing_volumes_and_patients_are_reported(runs: list[Path], tmp_path: Path) -> None:
     first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
     for run in (first, second):
         (run / "volumes" / "3_image.nii.gz").unlink()

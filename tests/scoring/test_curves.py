@@ -50,7 +50,7 @@ def test_files_come_back_without_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": {"val_dsc": [1]}}', '{"a": {"val_dsc": [["x", 1]]}}'])
-def test_damaged_curves_are_told(tmp_path: Path, content: str) -> None:
+def test_damaged_curves_are_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "curves.json").write_text(content)
     with pytest.raises(PipelineError, match="no readable curves"):
         read_curves(tmp_path / "curves.json")

@@ -240,8 +240,8 @@ def test_two_processes_end_with_the_fault_of_one(manifest: Path, tmp_path: Path)
     command = [*torchrun, "-m", "pipeline.evaluate", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    told = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
-    assert told == {f"error: {failure.value}"}
+    errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert errors == {f"error: {failure.value}"}
     assert not (tmp_path / "out").exists()
 
 

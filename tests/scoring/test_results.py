@@ -84,17 +84,17 @@ def test_scores_of_earlier_versions_are_read(tmp_path: Path) -> None:
 
 
 def test_patients_that_were_trained_on_are_told_apart(tmp_path: Path) -> None:
-    told = [replace(score, seen=seen) for score, seen in zip(SCORES, (True, True, False, None), strict=True)]
-    write_scores(tmp_path, told)
+    scores = [replace(score, seen=seen) for score, seen in zip(SCORES, (True, True, False, None), strict=True)]
+    write_scores(tmp_path, scores)
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert [row.rpartition(",")[2] for row in rows] == ["seen", "true", "true", "false", ""]
-    assert read_scores(tmp_path) == told
-    assert subtotals(told) == [
+    assert read_scores(tmp_path) == scores
+    assert subtotals(scores) == [
         Subtotal("not trained on", 1, 1, 0.0),
         Subtotal("trained on", 2, 1, 1.0),
         Subtotal("not known", 1, 1, 0.75),
     ]
-    head, *table = scores_table(told, SUMMARY).splitlines()
+    head, *table = scores_table(scores, SUMMARY).splitlines()
     assert head.endswith("FN  trained on")
     assert [row.split()[-1] for row in table[:4]] == ["yes", "no", "-", "yes"]
     assert table[5:8] == [
@@ -106,7 +106,7 @@ def test_patients_that_were_trained_on_are_told_apart(tmp_path: Path) -> None:
     assert scores_table(unseen, SUMMARY) == scores_table(SCORES, SUMMARY)
 
 
-def test_another_word_for_seen_is_told(tmp_path: Path) -> None:
+def test_another_word_for_seen_is_reported(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text(f"{COLUMNS},seen\nA,1.0,0.0,1.0,1.0,1,0,0,1,maybe\n")
     with pytest.raises(PipelineError, match="no readable scores"):
         read_scores(tmp_path)
@@ -142,13 +142,13 @@ def test_reliability_is_no_column(tmp_path: Path) -> None:
     ],
     ids=["empty", "few columns", "no number", "cut row", "a cell too many", "no text"],
 )
-def test_damaged_scores_are_told(tmp_path: Path, content: str | bytes) -> None:
+def test_damaged_scores_are_reported(tmp_path: Path, content: str | bytes) -> None:
     (tmp_path / "scores.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(PipelineError, match=r"scores\.csv: no readable scores .* Write them with lgg-flair evaluate"):
         read_scores(tmp_path)
 
 
-def test_missing_scores_are_told(tmp_path: Path) -> None:
+def test_missing_scores_are_reported(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no readable scores"):
         read_scores(tmp_path)
 
@@ -165,7 +165,7 @@ def test_a_summary_without_statistics_is_of_an_evaluation_that_did_not_end(tmp_p
 
 
 @pytest.mark.parametrize("content", [None, "{", "1"], ids=["missing", "cut", "number"])
-def test_an_unreadable_summary_is_told(tmp_path: Path, content: str | None) -> None:
+def test_an_unreadable_summary_is_reported(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     with pytest.raises(PipelineError, match=r"summary\.json: no readable summary"):

@@ -60,7 +60,7 @@ def test_a_prediction_refuses_them_too(run_config: Any, name: str, key: str, val
     assert str(fault_line(failure.value)).startswith(f"{key}: {value!r} (expected ")
 
 
-def test_a_size_that_a_network_cannot_take_is_told_before_slices_are_read(run_config: Any, tmp_path: Path) -> None:
+def test_a_size_that_a_network_cannot_take_is_reported_before_slices_are_read(run_config: Any, tmp_path: Path) -> None:
     expected = "image_size: 72 (expected a multiple of 16 for AttentionUnet). Pass --image_size 80."
     for name in ("train", "evaluate"):
         with pytest.raises(RuntimeError) as failure:  # there are no data
@@ -85,7 +85,7 @@ def test_neighbouring_slices_want_a_network_of_their_channels(run_config: Any, t
     config_with(BASIC / "configs" / "train.json", [], {"around": 1, "network_def#in_channels": 9})
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_reported_at_once() -> None:
     with pytest.raises(PipelineError) as failure:
         config_with(BASIC / "configs" / "train.json", [], {"max_epochs": "ten", "amp": "maybe"})
     assert [line.partition(":")[0] for line in str(failure.value).splitlines()] == ["max_epochs", "amp"]

@@ -44,6 +44,6 @@ def test_many_unfit_files_are_one_message_everywhere(run_config, tmp_path: Path)
         predict_volumes(tmp_path, BUNDLES[0], tmp_path / "out")
     with pytest.raises(RuntimeError) as theirs:
         run_config(BUNDLES[0] / "configs" / "inference.json", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "o"))
-    for told in (str(ours.value), str(fault_line(theirs.value))):
-        assert len(told.splitlines()) == 1
-        assert "02_image.nii.gz and 50 more (53 in all): such as shape (8, 9, 4, 2) (expected" in told
+    for message in (str(ours.value), str(fault_line(theirs.value))):
+        assert len(message.splitlines()) == 1
+        assert "02_image.nii.gz and 50 more (53 in all): such as shape (8, 9, 4, 2) (expected" in message

@@ -1,4 +1,4 @@
-"""A fault that the user can mend is told in one line, without a traceback; every other error keeps its own."""
+"""A fault that the user can mend is reported in one line, without a traceback; every other error keeps its own."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ def test_nan_in_training_is_named_with_its_place(  # noqa: PLR0917
         spoil = {}
     with pytest.raises(RuntimeError) as failure:
         run_config(BASIC / "configs" / "train.json", **folders, **TINY, **spoil)
-    told = fault_line(failure.value)
-    assert told
-    assert told.startswith("the training loss is not finite at iteration 1: NaN or Inf first in ")
-    assert place in told
+    message = fault_line(failure.value)
+    assert message
+    assert message.startswith("the training loss is not finite at iteration 1: NaN or Inf first in ")
+    assert place in message
     assert not [*tmp_path.glob("model*"), *tmp_path.glob("checkpoint_*.pt")]
 
 

@@ -23,7 +23,7 @@ def test_the_engines_amp_is_for_cuda_devices(recipe: ConfigParser, device: str, 
     assert recipe.get_parsed_content("validate#evaluator#amp") is amp
 
 
-def test_too_little_shared_memory_is_told_before_the_first_batch(tmp_path: Path, monkeypatch: Any) -> None:
+def test_too_little_shared_memory_is_reported_before_the_first_batch(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
     machine.check_shared_memory(0, 2**40, str(tmp_path))
     machine.check_shared_memory(2, 2**24, str(tmp_path))

@@ -75,7 +75,7 @@ def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "fault"),
+    ("metadata", "fault"),
     [
         ({"modality": {"0": "FLAIR", "1": "T1w", "2": "T1gd"}}, f"channels FLAIR, T1w, T1gd (expected {IN_ORDER})"),
         ({"channel_names": {"0": "T1", "1": "FLAIR"}}, f"channels T1, FLAIR (expected {IN_ORDER})"),
@@ -90,7 +90,7 @@ def test_a_channels_name_tells_its_role(name: str, role: str | None) -> None:
         ({}, ""),
     ],
 )
-def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Path, told: Any, fault: str) -> None:
+def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Path, metadata: Any, fault: str) -> None:
     """By commands, and by configs that read its items or the volumes beside it."""
     pair = {"image": "p_image.nii.gz", "label": "p_label.nii.gz"}
     for name in pair.values():
@@ -99,7 +99,7 @@ def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Pa
         for each in tmp_path.glob("*.json"):
             each.unlink()
         file = tmp_path / name
-        file.write_text(json.dumps({**told, "test": [pair]}))
+        file.write_text(json.dumps({**metadata, "test": [pair]}))
         ways = [
             lambda file=file: find_inputs([file], tmp_path / "out"),
             lambda file=file: read_manifest(file),

@@ -199,7 +199,7 @@ def test_patients_of_all_trainings_are_known_or_not(record: Any, expected: bool)
         ({"training_patients": []}, True, False),  # there are no names
     ],
 )
-def test_other_names_are_told_by_pseudonyms(record: Any, pseudonymised: bool, expected: bool) -> None:
+def test_other_names_are_reported_by_pseudonyms(record: Any, pseudonymised: bool, expected: bool) -> None:
     record = {**KNOWN, "manifest_sha256": "1", **record}
     assert records.has_other_names(record, "2", pseudonymised=pseudonymised) is expected
 

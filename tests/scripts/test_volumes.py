@@ -41,7 +41,7 @@ def test_an_image_has_one_channel_or_three(tmp_path: Path, more: tuple[int, ...]
         check_image(path)
 
 
-def test_what_is_below_zero_throughout_is_told_how_to_go_on() -> None:
+def test_what_is_below_zero_throughout_is_reported_how_to_go_on() -> None:
     assert voxel_fault(np.array([-1000, -3])).endswith("Add an offset, so that air is 0")
     assert voxel_fault(np.array([0, 0])).endswith("Check the volume")
     assert not voxel_fault(np.array([-1000, 3]))

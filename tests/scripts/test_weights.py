@@ -112,13 +112,13 @@ def test_other_weights_than_the_bundle_came_with_are_refused(trained, manifest, 
     places = {"dataset_dir": str(manifest), "output_dir": str(tmp_path / "masks"), "image_size": TINY["image_size"]}
 
     def predicts() -> list[str]:
-        told = []
+        causes = []
         for config in ("inference", "evaluate"):
             try:
                 run_config(bundle / "configs" / f"{config}.json", **places)
             except RuntimeError as error:
-                told.append(str(error.__cause__))
-        return told
+                causes.append(str(error.__cause__))
+        return causes
 
     metadata.write_text(json.dumps({**content, "weights": {"sha256": sha256_file(weights).upper()}}))
     assert not load_bundle(bundle).recorded
