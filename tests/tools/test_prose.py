@@ -285,8 +285,8 @@ def test_pages_can_be_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_every_page_is_read_and_the_status_is_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    names = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "docs/a.md", "docs/how-to/b.md"]
-    for name in [*names, "bundles/basic_unet/docs/README.md", "README.zh-CN.md", "CHANGELOG.md"]:
+    names = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md", "docs/a.md", "docs/how-to/b.md"]
+    for name in [*names, "bundles/basic_unet/docs/README.md", "README.zh-CN.md", "NOTES.md"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("It is told.")
     faults = found(tmp_path)
