@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-demo: env ## Try all steps on phantoms: manifest, a minute or two of training, evaluation with pictures, report
+demo: env ## Try all steps on phantoms: manifest, a few minutes of training, evaluation with pictures, report
 	@$(MAKE) --no-print-directory demo-run
 
 demo-run:

@@ -26,11 +26,13 @@ MEMORY_REMEDY = "Free memory, or give fewer volumes or bundles at once."
 STATUSES = """\
 exit status:
   0         the command is done
+  1         the training failed (train only); the message says why
   2         an error that you can correct; the message says how
   130       interrupted (Ctrl-C)
+  137       the system killed the training (train only)
   141       the program that read the output ended first
   143       asked to end (SIGTERM)
-  other     the training failed, or the program has a fault"""
+  other     the program has a fault"""
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

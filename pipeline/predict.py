@@ -100,8 +100,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="keep the masks that exist and predict the other patients, to continue a run or to add patients; without "
-        "--overwrite, a changed mask or one of other options or of another image is refused",
+        help="keep the masks that exist and predict the other patients, to continue a run or to add patients. A mask "
+        "that was changed, or belongs to other options or another image, is refused unless --overwrite is given",
     )
     return parser
 

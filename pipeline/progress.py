@@ -17,7 +17,7 @@ def progress(items: Iterable[Item], name: str, unit: str, total: int | None = No
 
     Args:
         items: What to go through.
-        name: The label of the bar.
+        name: The label of the progress bar.
         unit: What one item is, such as ``patient``.
         total: The number of items; None if ``len(items)`` gives it.
     """

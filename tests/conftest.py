@@ -39,7 +39,7 @@ def running_module(name: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def fresh_logger() -> None:
-    """Every test begins as a program that no command has set up: messages of others go to no terminal of theirs."""
+    """Every test begins with the package's logger unchanged, because commands add handlers and levels to it."""
     logger = logging.getLogger("pipeline")
     logger.setLevel(logging.NOTSET)
     logger.handlers.clear()

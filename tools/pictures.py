@@ -1,8 +1,9 @@
 """The pictures of the docs, of phantoms alone; `make pictures` runs it after `make demo`.
 
-``slices.png`` shows slices with the contours of truth and prediction. ``report-light.png``, ``report-dark.png`` and
-``predictions.png`` are the two HTML pages in headless Chromium. The report is of two evaluations by the network of
-``make demo``: one pass, and the mean of two passes with uncertainty. ``pipeline.svg`` is drawn by hand.
+``slices.png`` shows slices with contours of truth and prediction. ``report.png`` and ``predictions.png`` are the two
+HTML pages in headless Chromium. The report is of two evaluations by the network of ``make demo``: one pass, and the
+mean of two passes with uncertainty. ``two-sigmoids.svg`` is a chart of two functions. ``tools.results`` draws
+``out_of_fold.svg``. The diagrams ``method.svg`` and ``pipeline.svg`` are written as SVG text.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ GRAY_WITHIN = 8
 MAX_BYTES = 250_000
 """Largest size of a picture file."""
 SPACING_MM = (1.8, 1.8, 7.0)
-"""Made up for the phantoms, whose slices have none, so that the page shows volumes in ml."""
+"""A voxel size for the phantoms' slices, which have none, so that the page shows volumes in ml."""
 BUNDLE, WEIGHTS = "basic_unet", Path("model", "model.pt")
 """The bundle of the demo, and its weights in the demo's folder."""
 _CLOSE_TOOLS = "document.getElementById('tools').open = false;"
@@ -48,6 +49,7 @@ SHOW_PREDICTIONS = _CLOSE_TOOLS + "document.getElementById('map').click();"
 """What is done to a page before its picture is taken."""
 PAPER, INK = "#15181c", "#f2f4f6"
 """Ground and text of ``slices.png``, readable on light and on dark pages."""
+ONCE, TWICE = "#0072b2", "#d55e00"
 PREDICTION, TRUTH = "#e69f00", "#56b4e9"
 """As in the pages' viewer: told apart by readers who cannot tell red from green."""
 
@@ -70,7 +72,7 @@ def draw_slices(results: Path, target: Path) -> None:
     from matplotlib.lines import Line2D
     from PIL import Image
 
-    from pipeline.imaging.nifti import shown_in_grey
+    from pipeline.imaging.nifti import shown_in_gray
     from pipeline.pages.viewer import head_box
     from pipeline.scoring.results import read_scores
     from pipeline.scripts.manifest import FLAIR
@@ -88,7 +90,7 @@ def draw_slices(results: Path, target: Path) -> None:
     for place, (score, (image, truth, mask), box) in enumerate(zip(chosen, volumes, boxes, strict=True)):
         z = int(truth.sum(axis=(0, 1)).argmax())
         rows, columns = (_widened(part, side, length) for part, length in zip(box, truth.shape, strict=False))
-        gray = shown_in_grey(image[..., FLAIR])[rows, columns, z]
+        gray = shown_in_gray(image[..., FLAIR])[rows, columns, z]
         axes = figure.add_subplot(1, COUNT, place + 1)
         axes.imshow(gray, cmap="gray", interpolation="bicubic", aspect="equal")
         for found, color, dashes in ((mask, PREDICTION, "solid"), (truth, TRUTH, (0, (2.2, 1.6)))):
@@ -102,6 +104,36 @@ def draw_slices(results: Path, target: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=PAPER)
     write_png(Image.open(buffer), target)
+
+
+def draw_sigmoids(target: Path) -> None:
+    """Write a chart of the sigmoid of a logit, and of the sigmoid of that sigmoid, which stays above 0.5.
+
+    Args:
+        target: The SVG file.
+
+    Example:
+        >>> draw_sigmoids(Path("docs/images/two-sigmoids.svg"))
+    """
+    import matplotlib as mpl
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from pipeline.scripts.files import write_durably
+
+    logit = np.linspace(-10, 10, 101)
+    once = 1 / (1 + np.exp(-logit))
+    figure = Figure(figsize=(7.2, 3.4), facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(logit, once, color=ONCE, lw=2.5, label="one sigmoid: 0 to 1")
+    axes.plot(logit, 1 / (1 + np.exp(-once)), color=TWICE, lw=2.5, label="two sigmoids: 0.5 to 0.73")
+    axes.axhline(0.5, color="gray", lw=1.2, ls="--", label="threshold 0.5")
+    axes.set(xlabel="logit, the network's output", ylabel="result", xlim=(-10, 10), ylim=(0, 1))
+    axes.legend(loc="upper left", frameon=False)
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "two-sigmoids"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_durably(target, buffer.getvalue())
 
 
 def _volume(results: Path, patient: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -157,12 +189,11 @@ def write_png(picture: Image, target: Path) -> None:
     write_durably(target, buffer.getvalue())
 
 
-def open_browser(size: tuple[int, int], scheme: str) -> Any:
+def open_browser(size: tuple[int, int]) -> Any:
     """A headless Chromium that can be driven by Selenium.
 
     Args:
         size: Width and height of the window in CSS pixels.
-        scheme: Colors, light or dark.
 
     Raises:
         PipelineError: There is no Chromium with its driver.
@@ -178,21 +209,20 @@ def open_browser(size: tuple[int, int], scheme: str) -> Any:
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
     browser = webdriver.Chrome(options=options, service=Service(driver))
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    media = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": SCALE, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     return browser
 
 
-def photograph(page: Path, target: Path, size: tuple[int, int], *, scheme: str = "light", script: str = "") -> None:
+def photograph(page: Path, target: Path, size: tuple[int, int], *, script: str = "") -> None:
     """Write a picture of a page, down to the end of its viewer, once that has drawn a slice.
 
     Args:
         page: The HTML file, with a viewer.
         target: The PNG file, ``SCALE`` times as wide and at most as high as ``size``.
         size: Width and height of the window in CSS pixels.
-        scheme: Colors, light or dark.
         script: JavaScript that is run before the picture is taken, such as one that scrolls.
 
     Raises:
@@ -203,7 +233,7 @@ def photograph(page: Path, target: Path, size: tuple[int, int], *, scheme: str =
     from PIL import Image
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser = open_browser(size, scheme)
+    browser = open_browser(size)
     try:
         browser.get(page.resolve().as_uri())
         WebDriverWait(browser, 60).until(lambda one: one.find_element("id", "viewer").get_attribute("data-drawn"))
@@ -280,10 +310,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise PipelineError(f"{needed}: does not exist. Run: make demo")
     given.out.mkdir(parents=True, exist_ok=True)
     draw_slices(given.demo / "results", given.out / "slices.png")
+    draw_sigmoids(given.out / "two-sigmoids.svg")
     with tempfile.TemporaryDirectory() as name:
         report = report_page(given.demo, Path(name))
-        for scheme in ("light", "dark"):
-            photograph(report, given.out / f"report-{scheme}.png", REPORT_PX, scheme=scheme, script=SHOW_REPORT)
+        photograph(report, given.out / "report.png", REPORT_PX, script=SHOW_REPORT)
         page = predictions_page(given.demo, Path(name))
         photograph(page, given.out / "predictions.png", PREDICTIONS_PX, script=SHOW_PREDICTIONS)
     for path in sorted(given.out.glob("*.png")):

@@ -1,7 +1,7 @@
 """Check what readers read: the length of sentences, private words, dead links and commit hashes of README and docs.
 
 Running text is that of paragraphs, list items and admonitions: no code, no tables, no headings. A sentence counts for
-the mean where it ends as one. Links are followed inside of the repository alone.
+the mean where it ends as one. Only links within the repository are followed.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ HASH = re.compile(r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,}\b")
 END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!et al)(?<!vs)(?<!cf)(?<!Fig)(?<!No)(?<!\.\.)[.!?][\"')\]”]*(?=\s|$)")
 ADMONITION = re.compile(r"( *)(!!!|\?\?\?\+?|===) ")
 CODE, PICTURE = "\ufffc", "\ufffb"
-"""In place of code and of pictures in running text, a word and no word."""
+"""Replace code and pictures in running text. Code counts as a word, a picture does not."""
 ANY = "*"
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence, or a part of a list that is none.
+    """A sentence, or an item of a list that is not a whole sentence.
 
     Args:
         line: Line of the page on which it begins, from 1 upwards.

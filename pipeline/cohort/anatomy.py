@@ -30,7 +30,7 @@ BRAIN_RADIUS = 0.84
 """Radius of the brain in head units. Positions are fractions of the head's radii: x right, y back, z up."""
 
 # Brightness of tissues in the order of CHANNELS, at gain 1. It is chosen by eye to look like real images.
-WHITE, GREY, CSF, VESSEL = (84, 48, 86), (56, 63, 62), (22, 13, 25), (58, 40, 190)
+WHITE, GRAY, CSF, VESSEL = (84, 48, 86), (56, 63, 62), (22, 13, 25), (58, 40, 190)
 
 FIELDS = {"shape": 5, "fold": 26, "sulcus": 15, "texture": 26, "bend": 9, "fringe": 20, "bias_t1": 3, "bias_flair": 3}
 """Number of nodes along each axis, by random field."""
@@ -38,16 +38,16 @@ FIELDS = {"shape": 5, "fold": 26, "sulcus": 15, "texture": 26, "bend": 9, "fring
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """A blob in head units (centre x, y, z), turned about the z axis by ``angle`` radians."""
+    """A blob in head units (center x, y, z), turned about the z axis by ``angle`` radians."""
 
-    centre: Sequence[float]
+    center: Sequence[float]
     radii: Sequence[float]
     angle: float = 0.0
 
     def radius(self, x: Plane, y: Plane, z: float) -> Plane:
-        """(H, W) distance of points, in head units, from the centre: 1 on the surface, below 1 inside."""
+        """(H, W) distance of points, in head units, from the center: 1 on the surface, below 1 inside."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
-        dx, dy, dz = x - self.centre[0], y - self.centre[1], (z - self.centre[2]) / self.radii[2]
+        dx, dy, dz = x - self.center[0], y - self.center[1], (z - self.center[2]) / self.radii[2]
         squared = ((cos * dx + sin * dy) / self.radii[0]) ** 2 + ((cos * dy - sin * dx) / self.radii[1]) ** 2 + dz * dz
         return squared**0.5
 
@@ -143,22 +143,22 @@ def make_patient(index: int, *, size: int, slices: int, seed: int, lesion: bool 
 
 
 def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> Iterator[Lesion]:
-    """One lesion, sometimes with a satellite. It is centred on one of ``heights`` and away from the ventricles."""
+    """One lesion, sometimes with a satellite. It is centered on one of ``heights`` and away from the ventricles."""
     side = float(rng.choice((-1, 1)))
     size = 0.19 * (0.46 / 0.19) ** rng.random()
     wanted = rng.uniform(-0.35, 0.5)
     for satellite in range(1 + int(rng.random() < 0.25)):
         radius = size * (0.55 if satellite else 1.0)
-        # The centre lies exactly on a slice. A small lesion between two distant slices would leave an empty mask.
+        # The center lies exactly on a slice. A small lesion between two distant slices would leave an empty mask.
         z = min(heights, key=lambda height: abs(height - wanted))
         reach = math.sqrt(max(0.1, (0.75 * BRAIN_RADIUS) ** 2 - z * z))
         x = side * rng.uniform(min(0.26, 0.8 * reach), max(0.3, 0.9 * reach))
         depth = math.sqrt(max(0.0, reach**2 - x * x))
-        centre = (x, rng.uniform(-depth, depth), z)
+        center = (x, rng.uniform(-depth, depth), z)
         radii = [radius * rng.uniform(0.75, 1.3) for _ in range(3)]
         faint = rng.random() < 0.2
         yield Lesion(
-            body=Ellipsoid(centre, radii, rng.uniform(0, math.pi)),
+            body=Ellipsoid(center, radii, rng.uniform(0, math.pi)),
             gain=rng.uniform(1.3, 1.4) if faint else rng.uniform(1.38, 1.8),
             loss=rng.uniform(0.62, 0.82),
             edge=rng.uniform(0.12, 0.4),
@@ -169,7 +169,7 @@ def _draw_lesions(rng: np.random.Generator, heights: Sequence[float]) -> Iterato
 
 
 def _scatter(rng: np.random.Generator, count: int, least: float, most: float, reach: float) -> Iterator[Ellipsoid]:
-    """``count`` blobs with radii from ``least`` to ``most``, at most ``reach`` away from the head's centre."""
+    """``count`` blobs with radii from ``least`` to ``most``, at most ``reach`` away from the head's center."""
     for _ in range(count):
         direction = rng.standard_normal(3)
         direction *= rng.uniform(0.4, 1.0) * reach / float(np.linalg.norm(direction))
@@ -258,12 +258,12 @@ def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) ->
     brain = _inside(1 - deep, soft)
     white = _inside(0.84 + 0.08 * noise["fold"] - deep, 0.08)
     _paint(image, brain, CSF)
-    _paint(image, _inside(0.975 + 0.02 * noise["fold"] - deep, soft), GREY)
+    _paint(image, _inside(0.975 + 0.02 * noise["fold"] - deep, soft), GRAY)
     _paint(image, white, WHITE)
     _paint(image, _inside(0.045 - np.abs(noise["sulcus"]), 0.09) * _inside(deep - 0.72, 0.15) * brain, CSF)
     _paint(image, _inside(0.012 - np.abs(x) + 0 * y, soft) * _inside(deep - 0.45, 0.1) * brain * 0.7, CSF)  # falx
     for nucleus in head.nuclei:
-        _paint(image, _inside(1 - nucleus.radius(x, y, z), 0.3) * brain, GREY)
+        _paint(image, _inside(1 - nucleus.radius(x, y, z), 0.3) * brain, GRAY)
     _brighten(image, brain * np.clip(0.5 * noise["texture"], -1, 1), (1.03, 1.2, 1.03))
 
     # These are bright only on FLAIR, but they are no lesions.
@@ -279,11 +279,11 @@ def _draw_slice(head: Head, number: int, size: int, rng: np.random.Generator) ->
     if margin <= number < len(head.heights) - margin:
         for item in head.lesions:
             distance = 1 - item.body.radius(x, y, z)
-            # The deformation fades towards the centre, which therefore always belongs to the lesion.
+            # The deformation fades towards the center, which therefore always belongs to the lesion.
             distance += (0.2 * noise["bend"] + 0.09 * noise["fringe"]) * np.clip(1.2 - distance, 0, 1)
             inner = _inside(0.965 - deep, soft)
             weight = _inside(distance, item.edge) * inner
-            _paint(image, weight * 0.75, GREY)  # edema hides the folds below it
+            _paint(image, weight * 0.75, GRAY)  # edema hides the folds below it
             _brighten(image, weight * (1 + 0.07 * noise["texture"]), (item.loss, item.gain, item.loss))
             _brighten(image, _inside(distance - 0.5, 0.2) * inner, (item.core, item.core, item.core))
             _brighten(image, _inside(0.13 - np.abs(distance - 0.45), 0.15) * inner, (1, 1, item.ring))
@@ -303,5 +303,5 @@ def _scan(image: Image, head: Head, noise: dict[str, Plane], rng: np.random.Gene
         image[..., channel] *= gain * np.exp(0.2 * noise[bias])
     real, imaginary = head.noise * rng.standard_normal((2, *image.shape), dtype=np.float32)
     magnitude = np.sqrt((image + real) ** 2 + imaginary**2)
-    grey: Bytes = np.clip(np.rint(magnitude), 0, 255).astype(np.uint8)
-    return grey
+    gray: Bytes = np.clip(np.rint(magnitude), 0, 255).astype(np.uint8)
+    return gray

@@ -342,8 +342,8 @@ def _grouped(assigned: Sequence[_Assigned], *, skip_unpaired: bool) -> tuple[dic
     for patient, places in sorted(exams(files).items()):
         found: list[Case] = []
         for roles in places.values():
-            case, lacking, passed_over = _case_of(patient, roles)
-            skipped |= passed_over
+            case, lacking, unused = _case_of(patient, roles)
+            skipped |= unused
             if lacking and skip_unpaired:
                 skipped |= dict.fromkeys(case.paths, f"unpaired: patient {patient} has no {lacking}")
             else:

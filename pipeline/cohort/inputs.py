@@ -335,14 +335,14 @@ def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], di
     used: list[Path] = []
     skipped: dict[Path, str] = {}
     faults: dict[str, list[str]] = {}
-    passed_over: dict[Path, bool] = {}
+    is_skipped: dict[Path, bool] = {}
     results = out.resolve() if folder.resolve() in out.resolve().parents else None
     for name in sorted(listing.stamps):
         path = folder / name
-        if path.parent not in passed_over:
+        if path.parent not in is_skipped:
             is_of_this_run = results is not None and path.parent.resolve().is_relative_to(results)
-            passed_over[path.parent] = is_of_this_run or _is_result(path, folder)
-        if passed_over[path.parent]:
+            is_skipped[path.parent] = is_of_this_run or _is_result(path, folder)
+        if is_skipped[path.parent]:
             continue
         if _is_junk(name):
             skipped[path] = "hidden, or written by an operating system"

@@ -154,13 +154,13 @@ def find_slices(
     """
     patients, refused, faulty = slices_by_patient(listing)
     files = {name: [file for file in group if masks or file.kind == "image"] for name, group in patients.items()}
-    passed_over = [file for group in patients.values() for file in group if not masks and file.kind == "mask"]
+    unused = [file for group in patients.values() for file in group if not masks and file.kind == "mask"]
     return Found(
         {name: [str(file.path) for file in group] for name, group in files.items() if group},
         lambda name: read_patient(
             root, name, files[name], masks=masks, allow_gaps=allow_gaps, skip_unpaired=skip_unpaired
         ),
-        {**listing.skipped, **{str(file.path): "mask, not used" for file in passed_over}},
+        {**listing.skipped, **{str(file.path): "mask, not used" for file in unused}},
         refused,
         faulty,
         slice_owners(listing.stamps),

@@ -158,8 +158,8 @@ def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str],
         several = [next(iter(roles.values()))[0] for roles in places.values()]
         roles = next(iter(places.values()))
         for name, group in roles.items():
-            roles[name], passed_over = without_derived(group)
-            skipped |= passed_over
+            roles[name], unused = without_derived(group)
+            skipped |= unused
         rivals = [several] if len(several) > 1 else [group for group in roles.values() if len(group) > 1]
         if rivals:
             unclear[patient] = " and ".join(map(str, rivals[0]))

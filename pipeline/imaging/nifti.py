@@ -68,8 +68,8 @@ def oddities(path: Path) -> list[str]:
         )
     if np.array_equal(image.affine, np.eye(4)):
         found.append(
-            "the affine is the identity, as programs write it that know no orientation: the axes are assumed to run to "
-            "right, anterior and superior. Check that the mask fits"
+            "the file names no orientation (its affine is the identity): the axes are assumed to run to right, "
+            "anterior and superior. Check that the mask fits"
         )
     own, true = (float(np.prod(voxel_sizes(affine))) for affine in (image.affine, affine_mm(image)))
     stated = float(np.prod(image.header.get_zooms()[:3])) * true / own
@@ -183,7 +183,7 @@ def load_map(path: Path) -> NDArray[np.float32]:
     return oriented(volume.astype(np.float32, copy=False), open_nifti(path).affine)
 
 
-def shown_in_grey(channel: NDArray[Any]) -> Pixels:
+def shown_in_gray(channel: NDArray[Any]) -> Pixels:
     """A channel as 8-bit gray. Other types are scaled from the 0.1st to the 99.9th percentile.
 
     Args:

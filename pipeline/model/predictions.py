@@ -313,7 +313,7 @@ def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
 
 
 def _refuse_other_settings(out: Path, finished: Finished, names: Iterable[str]) -> None:
-    """Refuse to replace masks of other networks or options, which a continued run would do one by one."""
+    """Refuse to continue a run whose masks belong to other networks or options, and would be replaced."""
     others = [f"{name}{MASK_SUFFIX}" for name in names if finished.is_of_other_settings(name)]
     others = [name for name in others if (out / name).exists()]
     if others:

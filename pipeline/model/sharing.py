@@ -57,7 +57,7 @@ class Share:
         return [item for part in gathered for item in part]
 
     def check(self, check: Callable[[Item], None], items: Sequence[Item]) -> None:
-        """Check all items, each process its share. All processes raise the same error: that of the first bad item.
+        """Check all items, each process its share. All processes raise the error of the first bad item.
 
         Args:
             check: A function that raises a ``PipelineError`` for a bad item.

@@ -186,8 +186,8 @@ def _pairs(rest: Sequence[str]) -> dict[str, str]:
 def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Path, start: Weights | None) -> None:
     """Refuse a trained fold of another manifest or config. Settings that only name places may differ."""
     found = load_record(record)
-    passed_over = {*PLACE_KEYS, INIT_KEY}
-    differing = [key for key, value in wanted.items() if key not in passed_over and found["config"].get(key) != value]
+    ignored = {*PLACE_KEYS, INIT_KEY}
+    differing = [key for key, value in wanted.items() if key not in ignored and found["config"].get(key) != value]
     if (found.get(INIT_KEY) or {}).get("sha256") != (start and start.sha256):
         differing.append("the weights of --init")
     if found.get("manifest_sha256") != read_manifest(manifest).sha256:

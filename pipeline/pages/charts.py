@@ -26,12 +26,12 @@ MAX_ROWS = 30
 """Patients that get a row each in a chart. More patients are drawn side by side, without their ids."""
 MAX_NAME = 34
 """Letters of a name in a chart at most."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
-"""Colours of runs (Okabe and Ito 2008). Yellow is darker and black is grey, to show on light and dark pages."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
+"""Colors of runs (Okabe and Ito 2008). Yellow is darker and black is gray, to show on light and dark pages."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Markers of runs, so that runs differ not only by colour."""
+"""Markers of runs, so that runs differ not only by color."""
 _INK = "#0a0b0c"
-"""A colour that is replaced by the page's text colour in an SVG."""
+"""A color that is replaced by the page's text color in an SVG."""
 _STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans"],
     "font.size": 10,
@@ -164,7 +164,7 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
         figure = _figure(curves, 5.2)
         loss, dsc = figure.subplots(2, 1)
         for number, (name, tags) in enumerate(curves.items()):
-            look: dict[str, Any] = {"color": _colour(number), "marker": _own_marker(number), "ms": 4}
+            look: dict[str, Any] = {"color": _color(number), "marker": _own_marker(number), "ms": 4}
             look["label"] = _short(name, MAX_NAME)
             for axes, tag, style in (
                 (dsc, "val_dsc", {"lw": 1.4}),
@@ -194,7 +194,7 @@ def _mark(
     axes: Axes, marks: Mapping[str, tuple[float, float]], number: int, name: str, trained_on: Collection[str]
 ) -> None:
     """Draw a run's marks, patient -> (x, y). Marks of patients that were trained on are hollow."""
-    look: dict[str, Any] = {"color": _colour(number), "marker": _own_marker(number), "ls": "", "ms": 6, "alpha": 0.85}
+    look: dict[str, Any] = {"color": _color(number), "marker": _own_marker(number), "ls": "", "ms": 6, "alpha": 0.85}
     filled = [place for patient, place in marks.items() if patient not in trained_on]
     hollow = [place for patient, place in marks.items() if patient in trained_on]
     axes.plot(*(zip(*filled, strict=True) if filled else ([], [])), **look, label=_short(name, MAX_NAME))
@@ -213,17 +213,17 @@ def _short(name: str, letters: int) -> str:
     return name if len(name) <= letters else f"{name[:half]}\u2026{name[-half:]}"
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def _own_marker(number: int) -> str:
-    """A run's marker. When colours repeat, they repeat with other markers."""
-    return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    """A run's marker. When colors repeat, they repeat with other markers."""
+    return MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The chart as an SVG element for a page: text in the page's colour, and ids that no other chart has."""
+    """The chart as an SVG element for a page: text in the page's color, and ids that no other chart has."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     for axes in figure.axes[1:]:
         more = axes.get_legend_handles_labels()

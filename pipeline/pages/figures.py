@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_grey, spacing_mm
+from pipeline.imaging.nifti import load_image, load_label, load_map, shown_in_gray, spacing_mm
 from pipeline.pages.overlays import contour_frame, gif_bytes, heat_frame, picture_bytes, slices_of_interest
 from pipeline.progress import progress
 from pipeline.scripts.files import sha256_file, write_durably, writing_errors
@@ -160,7 +160,7 @@ def _draw(job: tuple[Case, Path, dict[str, Any]]) -> str:
 
 
 def _draw_case(case: Case, out: Path, stamp: dict[str, Any]) -> None:
-    image = shown_in_grey(load_image(case.image)[..., FLAIR])
+    image = shown_in_gray(load_image(case.image)[..., FLAIR])
     mask = load_label(case.mask)
     truth = load_label(case.label) if case.label else None
     uncertainty = load_map(case.map) if case.map else None

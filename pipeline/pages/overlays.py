@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 
 Picture = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 RED, GREEN = (255, 40, 40), (0, 230, 60)
-"""Colours of prediction and truth, as in the reference program. Where both coincide, their sum is yellow."""
+"""Colors of prediction and truth, as in the reference program. Where both coincide, their sum is yellow."""
 ORANGE, SKY_BLUE = (230, 159, 0), (86, 180, 233)
-"""Colours of prediction and truth for colour-blind readers (Okabe and Ito 2008). Their sum is nearly white."""
+"""Colors of prediction and truth for color-blind readers (Okabe and Ito 2008). Their sum is nearly white."""
 MAGENTA = (255, 60, 220)
-"""Colour of the uncertainty."""
+"""Color of the uncertainty."""
 MAX_UNCERTAINTY = 0.5
-"""Highest possible value of an uncertainty map, drawn in full colour."""
+"""Highest possible value of an uncertainty map, drawn in full color."""
 SCALE = 2
 """Screen pixels for each pixel of a slice, along the side where its pixels are shorter."""
 Spacing = tuple[float, float] | None
@@ -48,7 +48,7 @@ def contour_frame(
     background: Picture,
     prediction: NDArray[Any] | None,
     truth: NDArray[Any] | None,
-    colours: tuple[Colour, Colour] = (RED, GREEN),
+    colors: tuple[Color, Color] = (RED, GREEN),
     *,
     caption: str = "",
     spacing: Spacing = None,
@@ -56,24 +56,24 @@ def contour_frame(
     """A picture of one slice with the contours of two masks: uint8, RGB, (2 H, 2 W, 3) for equal spacing.
 
     Args:
-        background: The slice in grey, (H, W) uint8.
+        background: The slice in gray, (H, W) uint8.
         prediction: The predicted mask, (H, W); None draws no contour.
         truth: The true mask, (H, W); None draws no contour.
-        colours: The colours of prediction and truth.
+        colors: The colors of prediction and truth.
         caption: Text for the upper left corner, ASCII.
         spacing: Distance between rows and between columns in mm. If they differ, the picture is stretched to keep
             proportions.
     """
     size = picture_size(background, spacing)
-    grey = np.asarray(Image.fromarray(background).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    gray = np.asarray(Image.fromarray(background).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     light = np.zeros((size[1], size[0], 3), dtype=np.float32)
     cover = np.zeros((size[1], size[0], 1), dtype=np.float32)
-    for mask, colour in zip((prediction, truth), colours, strict=True):
+    for mask, color in zip((prediction, truth), colors, strict=True):
         if mask is not None and mask.any():
             share = _contour_share(mask, size)[..., None]
-            light += share * np.array(colour, dtype=np.float32)
+            light += share * np.array(color, dtype=np.float32)
             cover = np.maximum(cover, share)
-    canvas = Image.fromarray(np.clip(grey[..., None] * (1 - cover) + light, 0, 255).astype(np.uint8))
+    canvas = Image.fromarray(np.clip(gray[..., None] * (1 - cover) + light, 0, 255).astype(np.uint8))
     ImageDraw.Draw(canvas).text(
         (6, 4), caption, fill=(255, 255, 255), font=ImageFont.load_default(14), stroke_width=1, stroke_fill=0
     )
@@ -104,17 +104,17 @@ def heat_frame(background: Picture, uncertainty: NDArray[np.floating[Any]], spac
     """A picture of one slice with its uncertainty in magenta, of the same size as by ``contour_frame``.
 
     Args:
-        background: The slice in grey, (H, W) uint8.
+        background: The slice in gray, (H, W) uint8.
         uncertainty: The uncertainty of the slice, (H, W), 0 to 0.5.
         spacing: Distance between rows and between columns in mm; None if not known.
     """
     size = picture_size(background, spacing)
-    grey, heat = (
+    gray, heat = (
         np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None]
         for layer in (background.astype(np.float32), (uncertainty / MAX_UNCERTAINTY).astype(np.float32))
     )
     heat = np.clip(heat, 0, 1) * 0.8
-    mixed = grey * (1 - heat) + heat * np.array(MAGENTA, dtype=np.float32)
+    mixed = gray * (1 - heat) + heat * np.array(MAGENTA, dtype=np.float32)
     laid: Picture = mixed.clip(0, 255).astype(np.uint8)
     return laid
 
@@ -134,7 +134,7 @@ def picture_bytes(picture: NDArray[Any], kind: str, **options: Any) -> bytes:
 
 def gif_bytes(frames: Iterable[Picture]) -> bytes:
     """The bytes of an endless GIF of at least one frame, each (H, W, 3) uint8, ``FRAME_MS`` apart."""
-    # Pillow's default method uses most of the palette for greys, and leaves too little for the contours.
+    # Pillow's default method uses most of the palette for grays, and leaves too little for the contours.
     first, *others = (Image.fromarray(frame).quantize(128, method=Image.Quantize.MAXCOVERAGE) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline import __version__
-from pipeline.imaging.nifti import shown_in_grey
+from pipeline.imaging.nifti import shown_in_gray
 from pipeline.pages import MAX_SLICES_BYTES
 from pipeline.progress import progress
 
@@ -63,11 +63,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(found[:3])} and {len(found) - 3} more"
 
 
-def grey_channels(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image, (H, W, D, 3), in 8-bit grey. Channels that share memory still share it in the result."""
+def gray_channels(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image, (H, W, D, 3), in 8-bit gray. Channels that share memory still share it in the result."""
     if image.strides[-1] == 0:
-        return np.broadcast_to(shown_in_grey(image[..., 0])[..., None], image.shape)
-    return np.stack([shown_in_grey(image[..., channel]) for channel in range(image.shape[-1])], axis=-1)
+        return np.broadcast_to(shown_in_gray(image[..., 0])[..., None], image.shape)
+    return np.stack([shown_in_gray(image[..., channel]) for channel in range(image.shape[-1])], axis=-1)
 
 
 def collect_views(

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
 from pipeline.model.predictions import PAGE_NAME, PREDICTIONS_NAME
 from pipeline.pages import MAX_VIEWERS
-from pipeline.pages.page import collect_views, grey_channels, listed, render, viewer_data
+from pipeline.pages.page import collect_views, gray_channels, listed, render, viewer_data
 from pipeline.pages.viewer import patient_view
 from pipeline.scripts.files import write_durably
 from pipeline.scripts.manifest import CHANNELS, MASK_SUFFIX, UNCERTAINTY_SUFFIX
@@ -48,7 +48,7 @@ def write_predictions_page(out: str | Path, images: Mapping[str, Path], viewers:
         masks = {RUN: load_label(folder / f"{name}{MASK_SUFFIX}")}
         maps = {RUN: load_map(uncertainty)} if uncertainty.is_file() else {}
         image = images[name]
-        view = patient_view(grey_channels(load_image(image)), None, masks, maps, spacing_mm(image))
+        view = patient_view(gray_channels(load_image(image)), None, masks, maps, spacing_mm(image))
         return {**view, "captions": {RUN: _caption(rows[name])}}
 
     views, left_out = collect_views(order[:viewers], view_of, "page")

@@ -16,7 +16,7 @@ from pipeline.files import path_list
 from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME, charts
 from pipeline.pages.overlays import ORANGE, SKY_BLUE, contour_frame
-from pipeline.pages.page import collect_views, grey_channels, listed, render, viewer_data
+from pipeline.pages.page import collect_views, gray_channels, listed, render, viewer_data
 from pipeline.pages.viewer import data_address, head_box, patient_view
 from pipeline.scoring.curves import CURVES_NAME, Curve, read_curves
 from pipeline.scoring.results import (
@@ -372,7 +372,7 @@ def _volumes(runs: Sequence[Run], patient: str) -> Volumes | None:
     image_path, label_path = next((both for both in paths if all(both)), (None, None))
     if not image_path or not label_path:
         return None
-    image, truth = grey_channels(load_image(image_path)), load_label(label_path)
+    image, truth = gray_channels(load_image(image_path)), load_label(label_path)
     mask_files = {run.name: run.file(MASK_FOLDER, patient, "mask") for run in runs}
     map_files = {run.name: run.file(MAP_FOLDER, patient, "uncertainty") for run in runs}
     masks = {name: load_label(path) for name, path in mask_files.items() if path}

@@ -2,7 +2,7 @@
 
 The viewer itself is plain JavaScript on a 2-D canvas (``templates/viewer.js``). NiiVue, the library for NIfTI in a
 browser, needs WebGL 2, which printers, remote desktops and phones do not always have. It also needs whole volumes, and
-cannot show several runs at the same slice with false voxels in colour.
+cannot show several runs at the same slice with false voxels in color.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pipeline.scripts.manifest import FLAIR
 MARGIN = 4
 """Pixels of air left around the head."""
 AIR_BELOW = 0.1
-"""Share of a volume's brightest grey value. Darker voxels are air."""
+"""Share of a volume's brightest gray value. Darker voxels are air."""
 BRIGHT_PERCENTILE = 99.5
-"""Percentile that counts as a volume's brightest grey value. It ignores a few very bright voxels."""
+"""Percentile that counts as a volume's brightest gray value. It ignores a few very bright voxels."""
 WINDOW_PERCENTILES = (1, 99.5)
-"""Percentiles of the voxels inside the head. A slice is first shown with the grey scale between them."""
+"""Percentiles of the voxels inside the head. A slice is first shown with the gray scale between them."""
 WEBP = {"quality": 78, "method": 4}
 """Compression of slices and maps. Masks are compressed without loss."""
 MAX_SIDE_PX = 4096
@@ -53,7 +53,7 @@ def patient_view(
     Returns:
         ``height`` and ``width`` (of the head's box, in pixels), ``depth`` (number of slices), ``columns`` (slices in a
         row of each image), ``aspect`` (height of a pixel divided by its width), ``channels`` (one image each; for a
-        channel that repeats FLAIR, FLAIR's number), ``windows`` (for each channel, the grey values that are first shown
+        channel that repeats FLAIR, FLAIR's number), ``windows`` (for each channel, the gray values that are first shown
         black and white), ``truth`` (None if there is no truth), ``masks`` and ``maps`` (run -> image), and ``start``
         (the slice with most lesion). Every image is a ``data:`` address.
     """
@@ -90,7 +90,7 @@ def patient_view(
         "windows": [windows[FLAIR if repeat else number] for number, repeat in enumerate(repeats)],
         "truth": None if truth is None else bits(truth),
         "masks": {run: bits(mask) for run, mask in masks.items()},
-        "maps": {run: webp(_grey(uncertainty)) for run, uncertainty in maps.items()},
+        "maps": {run: webp(_gray(uncertainty)) for run, uncertainty in maps.items()},
         "start": int(np.argmax(areas)) if areas.any() else depth // 2,
     }
 
@@ -113,19 +113,19 @@ def head_box(image: NDArray[Any], *masks: NDArray[Any]) -> tuple[slice, slice]:
 
 
 def _air(image: NDArray[Any]) -> float:
-    """The grey value below which a voxel is air."""
+    """The gray value below which a voxel is air."""
     return float(AIR_BELOW * max(np.percentile(image[::2, ::2], BRIGHT_PERCENTILE), 1))
 
 
 def _window(channel: NDArray[Any]) -> list[int]:
-    """The grey values to show black and white, so that the head's contrast is visible."""
+    """The gray values to show black and white, so that the head's contrast is visible."""
     thinned = channel[::2, ::2]
     head = thinned[thinned >= _air(channel)]
     low, high = np.percentile(head, WINDOW_PERCENTILES).round().astype(int).tolist() if head.size else (0, 255)
     return [low, max(high, low + 1)]
 
 
-def _grey(uncertainty: NDArray[Any]) -> NDArray[np.uint8]:
+def _gray(uncertainty: NDArray[Any]) -> NDArray[np.uint8]:
     return (np.clip(uncertainty / MAX_UNCERTAINTY, 0, 1) * 255).round().astype(np.uint8)
 
 

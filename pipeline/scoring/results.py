@@ -159,7 +159,7 @@ def read_summary(folder: str | Path) -> Summary:
         raise PipelineError(f"{path}: no readable summary ({error}). Write it with lgg-flair evaluate.") from error
     missing = [key for key in _SUMMARY_KEYS if key not in summary]
     if missing == _STATISTICS:
-        raise PipelineError(f"{path}: of an evaluation that did not finish. Run the evaluation again.")
+        raise PipelineError(f"{path}: its evaluation did not finish. Run the evaluation again.")
     odd = missing + [key for key, fits in _SUMMARY_FORMS.items() if key in summary and not fits(summary[key])]
     if odd:
         raise PipelineError(

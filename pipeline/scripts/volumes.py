@@ -58,9 +58,7 @@ def open_nifti(path: Path) -> Any:
             raise PipelineError(f"{path}: not a file, but a folder, pipe, socket or device. Name a NIfTI file.")
         image = nib.load(path)
     except FileNotFoundError as error:
-        raise PipelineError(
-            f"{path}: no such file. Check the path. lgg-flair manifest builds the volumes of a manifest."
-        ) from error
+        raise PipelineError(f"{path}: no such file. Check the path.") from error
     except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):

@@ -14,7 +14,7 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
 @pytest.fixture
 def browser() -> Iterator[Callable[..., Any]]:
-    """A function that opens a page in headless Chromium, with a width of window and a colour scheme."""
+    """A function that opens a page in headless Chromium, with a width of window and a color scheme."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver

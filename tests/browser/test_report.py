@@ -179,14 +179,14 @@ def test_browser_page_fits_the_window(browser: Callable[..., Any], written: Path
     driver = browser(written, width, scheme)
     drawn(driver)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-    colours = driver.execute_script(
+    colors = driver.execute_script(
         "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor].map(c => c.match(/\\d+/g)[0])"
     )
-    ink, paper = map(int, colours)
+    ink, paper = map(int, colors)
     dark, bright = (ink, paper) if scheme == "light" else (paper, ink)
     assert dark < 64
     assert bright > 190
-    # Charts use the page's text colour.
+    # Charts use the page's text color.
     fill = driver.execute_script("return getComputedStyle(document.querySelector('.chart svg text')).fill")
     assert int(re.findall(r"\d+", fill)[0]) == ink
 
@@ -294,7 +294,7 @@ def test_browser_folds_patients_that_were_trained_on(browser: Callable[..., Any]
         assert chart.size["height"] < 600
 
 
-def test_browser_changes_grey_values_and_zoom(browser: Callable[..., Any], written: Path) -> None:
+def test_browser_changes_gray_values_and_zoom(browser: Callable[..., Any], written: Path) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -338,7 +338,7 @@ def test_browser_changes_grey_values_and_zoom(browser: Callable[..., Any], writt
     assert driver.get_log("browser") == []
 
 
-def test_browser_spreads_grey_values_over_the_head(browser: Callable[..., Any], tmp_path: Path) -> None:
+def test_browser_spreads_gray_values_over_the_head(browser: Callable[..., Any], tmp_path: Path) -> None:
     """The image has values from 60 to 160, which are shown from black to white."""
     driver = browser(write_report([make_run(tmp_path / "run", 0)])[0])
     drawn(driver)
@@ -348,8 +348,8 @@ def test_browser_spreads_grey_values_over_the_head(browser: Callable[..., Any], 
     script = """
         const canvas = document.getElementById("canvas-0"), context = canvas.getContext("2d");
         const {data} = context.getImageData(0, canvas.height / 3, canvas.width, canvas.height / 3);
-        const grey = [...data].filter((_, index) => index % 4 === 0);
-        return [Math.min(...grey.slice(0, 60000)), Math.max(...grey.slice(0, 60000))]"""
+        const gray = [...data].filter((_, index) => index % 4 === 0);
+        return [Math.min(...gray.slice(0, 60000)), Math.max(...gray.slice(0, 60000))]"""
     low, high = driver.execute_script(script)
     assert low < 40
     assert high > 215

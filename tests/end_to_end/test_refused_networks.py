@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.scripts.faults import fault_line
 from tests.conftest import ROOT, TINY
 
 BASIC = ROOT / "bundles" / "basic_unet"
@@ -48,3 +49,11 @@ def test_unet_plusplus_cannot_be_given_more_heads(manifest, run_config, tmp_path
     with pytest.raises(RuntimeError) as failure:
         run_config(config, **folders, **TINY, **{"network_def#deep_supervision": True})
     assert "deep_supervision" in str(failure.value.__cause__)
+
+
+@pytest.mark.parametrize("key", ["network_def", "loss"])
+def test_a_class_that_is_not_found_is_one_line(manifest, run_config, tmp_path: Path, key: str) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(ModuleNotFoundError) as failure:
+        run_config(BASIC / "configs" / "train.json", **folders, **TINY, **{f"{key}#_target_": "nowhere.Net"})
+    assert (fault_line(failure.value) or "").startswith("_target_: 'nowhere.Net': no such class or function.")

@@ -61,7 +61,7 @@ def test_handlers_that_leave_the_average_out_are_refused(trained, manifest, run_
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **folders, **TINY, **{"train#handlers": []})
-    assert "do not attach the average of the weights" in str(failure.value.__cause__)
+    assert "scripts.handlers.Attach with @ema is missing" in str(failure.value.__cause__)
     assert not (tmp_path / "run").exists()
 
 

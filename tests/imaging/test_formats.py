@@ -204,12 +204,12 @@ def test_a_tensor_of_three_axes_has_no_channel(voxels: NDArray[np.int16]) -> Non
     assert as_nifti(torch.from_numpy(voxels)[None]).shape == (*voxels.shape, 1)
 
 
-def test_wide_integers_are_read_and_colours_refused(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+def test_wide_integers_are_read_and_colors_refused(voxels: NDArray[np.int16], tmp_path: Path) -> None:
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels.astype(np.int64)), str(tmp_path / "wide.mha"))
     assert read_volume(tmp_path / "wide.mha").get_data_dtype() == np.float32
-    colour = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    color = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(PipelineError, match="expected numbers"):
-        as_nifti(nib.Nifti1Image(colour, np.eye(4)))
+        as_nifti(nib.Nifti1Image(color, np.eye(4)))
 
 
 def test_an_image_of_nibabel_without_orientation_is_refused(voxels: NDArray[np.int16]) -> None:

@@ -79,7 +79,7 @@ def saved(pixels, name: str, **options) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["TIFF", "PNG"])
-def test_colour_and_gray_slices(name):
+def test_color_and_gray_slices(name):
     """Gray is FLAIR, which takes the place of the other sequences."""
     assert np.array_equal(decode_slice(saved(RGB, name), "image"), RGB)
     gray = RGB[..., 1]

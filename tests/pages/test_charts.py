@@ -1,4 +1,4 @@
-"""Charts show every patient and run, use the page's text colour, and are reproducible."""
+"""Charts show every patient and run, use the page's text color, and are reproducible."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_dsc_chart_is_a_picture_that_grows_with_the_patients() -> None:
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_can_be_set_into_a_page(name: str) -> None:
-    """The chart is one reproducible element in the page's colour, without header, style or metadata."""
+    """The chart is one reproducible element in the page's color, without header, style or metadata."""
     chart = CHARTS[name]()
     assert chart.startswith("<svg ")
     assert not re.search(r"<(?:\?xml|!DOCTYPE|metadata|style|script)\b", chart)
@@ -65,7 +65,7 @@ def test_charts_of_no_scored_patient_are_drawn() -> None:
     assert ">run</text>" in sizes_svg(nothing, {"A": 0})
 
 
-def test_more_runs_than_colours_are_told_apart() -> None:
+def test_more_runs_than_colors_are_told_apart() -> None:
     many: dict[str, dict[str, float | None]] = {f"run {number}": {"A": 0.5} for number in range(9)}
     chart = sizes_svg(many, {"A": 10})
     assert all(f">{name}</text>" in chart for name in many)

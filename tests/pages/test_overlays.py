@@ -27,8 +27,8 @@ def square(rows: slice, columns: slice) -> np.ndarray:
 
 
 def test_contour_follows_the_edge_of_the_mask() -> None:
-    grey = np.full((40, 32), 100, dtype=np.uint8)
-    frame = contour_frame(grey, square(slice(10, 20), slice(8, 24)), None).astype(int)
+    gray = np.full((40, 32), 100, dtype=np.uint8)
+    frame = contour_frame(gray, square(slice(10, 20), slice(8, 24)), None).astype(int)
     assert frame.shape == (80, 64, 3)
     reddish = frame[..., 0] - frame[..., 1] > 40
     rows, columns = np.nonzero(reddish)
@@ -40,22 +40,22 @@ def test_contour_follows_the_edge_of_the_mask() -> None:
 
 
 def test_prediction_is_red_truth_green_both_yellow() -> None:
-    grey = np.zeros((40, 32), dtype=np.uint8)
+    gray = np.zeros((40, 32), dtype=np.uint8)
     one, other = square(slice(10, 20), slice(8, 24)), square(slice(24, 30), slice(8, 24))
-    frame = contour_frame(grey, one, other)
+    frame = contour_frame(gray, one, other)
     assert set(map(tuple, frame[18:22, 20:40].reshape(-1, 3)[:, 1:] <= RED[1])) == {(True, True)}
     assert frame[18:22, 30, 0].max() > 200  # red above
     assert frame[46:50, 30, 1].max() > 180  # green below
     assert frame[46:50, 30, 0].max() == 0
-    both = contour_frame(grey, one, one)[18:22, 30].max(axis=0)
+    both = contour_frame(gray, one, one)[18:22, 30].max(axis=0)
     assert both[0] > 200
     assert both[1] > 180
     assert GREEN[0] == 0
 
 
 def test_a_mask_at_the_border_is_drawn() -> None:
-    grey = np.zeros((40, 32), dtype=np.uint8)
-    frame = contour_frame(grey, np.ones_like(grey), None)
+    gray = np.zeros((40, 32), dtype=np.uint8)
+    frame = contour_frame(gray, np.ones_like(gray), None)
     assert frame[0, 30, 0] > 60
     assert frame[40, 0, 0] > 60
 
@@ -70,10 +70,10 @@ def test_slices_of_interest_are_those_of_either_mask() -> None:
 
 
 def test_heat_is_drawn_where_the_map_is_not_0() -> None:
-    grey = np.full((40, 32), 90, dtype=np.uint8)
+    gray = np.full((40, 32), 90, dtype=np.uint8)
     values = np.zeros((40, 32), dtype=np.float32)
     values[10:20, 10:20] = 0.5
-    frame = heat_frame(grey, values)
+    frame = heat_frame(gray, values)
     assert (frame[:10] == 90).all()
     assert frame[30, 30, 0] > 200
 
@@ -95,25 +95,25 @@ def test_gif_keeps_every_frame() -> None:
     assert gif.info["loop"] == 0
 
 
-def test_gif_keeps_the_colours_of_contours() -> None:
-    grey = np.random.default_rng(0).integers(0, 160, (160, 160), dtype=np.uint8)
-    mask = np.zeros_like(grey)
+def test_gif_keeps_the_colors_of_contours() -> None:
+    gray = np.random.default_rng(0).integers(0, 160, (160, 160), dtype=np.uint8)
+    mask = np.zeros_like(gray)
     mask[60:70, 60:76] = 1
     for prediction, truth in ((mask, None), (None, mask), (mask, mask)):
-        frame = contour_frame(grey, prediction, truth)
+        frame = contour_frame(gray, prediction, truth)
         shown = np.asarray(Image.open(io.BytesIO(gif_bytes([frame, frame]))).convert("RGB")).astype(int)
         assert np.abs(shown - frame).max(axis=-1).mean() < 3
         assert np.abs(shown - frame).max() < 20
 
 
 def test_a_mm_has_one_length_where_rows_and_columns_differ() -> None:
-    grey = np.full((40, 32), 100, dtype=np.uint8)
-    assert picture_size(grey) == picture_size(grey, (0.7, 0.7)) == (64, 80)
-    assert picture_size(grey, (2.0, 1.0)) == (64, 160)
-    assert picture_size(grey, (1.0, 2.5)) == (160, 80)
-    frame = contour_frame(grey, square(slice(10, 20), slice(8, 24)), None, spacing=(2.0, 1.0)).astype(int)
+    gray = np.full((40, 32), 100, dtype=np.uint8)
+    assert picture_size(gray) == picture_size(gray, (0.7, 0.7)) == (64, 80)
+    assert picture_size(gray, (2.0, 1.0)) == (64, 160)
+    assert picture_size(gray, (1.0, 2.5)) == (160, 80)
+    frame = contour_frame(gray, square(slice(10, 20), slice(8, 24)), None, spacing=(2.0, 1.0)).astype(int)
     assert frame.shape == (160, 64, 3)
     rows, columns = np.nonzero(frame[..., 0] - frame[..., 1] > 40)
     assert (rows.min(), rows.max()) in {(38, 80), (39, 80), (38, 81), (39, 81)}
     assert (columns.min(), columns.max()) in {(15, 48), (14, 48), (15, 49), (14, 49)}
-    assert heat_frame(grey, grey.astype(np.float32) / 255, (2.0, 1.0)).shape == (160, 64, 3)
+    assert heat_frame(gray, gray.astype(np.float32) / 255, (2.0, 1.0)).shape == (160, 64, 3)

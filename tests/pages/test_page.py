@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.pages.page import breakable, collect_views, decimals, grey_channels, listed, signed
+from pipeline.pages.page import breakable, collect_views, decimals, gray_channels, listed, signed
 
 
 def test_names_break_after_separators_and_are_escaped() -> None:
@@ -27,11 +27,11 @@ def test_views_without_anything_to_show_take_no_room() -> None:
     assert (views, left_out) == ({"b": {"name": "b"}}, [])
 
 
-def test_channels_that_share_memory_share_it_as_grey() -> None:
+def test_channels_that_share_memory_share_it_as_gray() -> None:
     one = np.linspace(0, 1000, 24).reshape(4, 3, 2, 1)
-    grey = grey_channels(np.broadcast_to(one, (4, 3, 2, 3)))
-    assert grey.dtype == np.uint8
-    assert grey.shape == (4, 3, 2, 3)
-    assert grey.strides[-1] == 0
-    own = grey_channels(np.concatenate([one, 2 * one, one], axis=-1))
-    assert np.array_equal(own[..., 0], grey[..., 0])
+    gray = gray_channels(np.broadcast_to(one, (4, 3, 2, 3)))
+    assert gray.dtype == np.uint8
+    assert gray.shape == (4, 3, 2, 3)
+    assert gray.strides[-1] == 0
+    own = gray_channels(np.concatenate([one, 2 * one, one], axis=-1))
+    assert np.array_equal(own[..., 0], gray[..., 0])

@@ -41,8 +41,8 @@ def test_masks_in_any_orientation_lie_on_their_images(predictions: tuple[Path, d
     shown = slices_of(view, view["masks"]["prediction"]) > 0
     mask = load_label(predictions[0] / "b_mask.nii.gz")
     assert shown.sum() == mask.sum() > 0
-    grey = slices_of(view, view["channels"][1])
-    assert grey[shown].mean() > 1.5 * grey[~shown].mean()
+    gray = slices_of(view, view["channels"][1])
+    assert gray[shown].mean() > 1.5 * gray[~shown].mean()
     assert view["truth"] is None
     assert view["aspect"] == pytest.approx(2.0)
     assert view["channels"][0] == view["channels"][2] == 1  # only FLAIR

@@ -81,7 +81,7 @@ def test_a_view_without_truth_keeps_the_shape_of_voxels() -> None:
     assert patient_view(image, truth, {}, {})["aspect"] == 1.0
 
 
-def test_grey_values_are_spread_over_the_head() -> None:
+def test_gray_values_are_spread_over_the_head() -> None:
     image, truth, _ = volumes()
     (low, high), _, third = patient_view(image, truth, {}, {})["windows"]
     assert 60 <= low < 70

@@ -19,7 +19,7 @@ def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> No
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     blob = torch.exp(-((rows - 12.0) ** 2) / 4 - (columns - 9.0) ** 2 / 20).repeat(200, 1, 1, 1)
     batch = composed(recipe, "augmentation")({"image": blob.repeat(1, 3, 1, 1), "label": blob.clone()})
-    gains, offsets, centres, widths, angles = [], [], [], [], []
+    gains, offsets, centers, widths, angles = [], [], [], [], []
     for image, label in zip(batch["image"], batch["label"], strict=True):
         assert not torch.isin(label, blob[0]).all()  # interpolated
         moved = label[0]
@@ -30,9 +30,9 @@ def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> No
             gains.append(float(fit[0]))
             offsets.append(float(fit[1]))
         weight = moved / moved.sum()
-        centre = float((weight * rows).sum()), float((weight * columns).sum())
-        centres.append(centre)
-        down, right = rows - centre[0], columns - centre[1]
+        center = float((weight * rows).sum()), float((weight * columns).sum())
+        centers.append(center)
+        down, right = rows - center[0], columns - center[1]
         tilt = (2 * weight * down * right).sum(), (weight * (right**2 - down**2)).sum()
         angles.append(float(torch.atan2(*tilt)) / 2)
         widths.append(float(moved.sum() / blob[0].sum()))
@@ -41,9 +41,9 @@ def test_augmentation_moves_image_and_label_together(recipe: ConfigParser) -> No
     assert -0.16 < min(offsets) < -0.12
     assert 0.12 < max(offsets) < 0.16
     assert len({round(gain, 6) for gain in gains[:3]}) == 3  # each channel by itself
-    flipped = sum(column > SIZE / 2 for _, column in centres)
+    flipped = sum(column > SIZE / 2 for _, column in centers)
     assert 70 < flipped < 130
-    assert all(row < SIZE / 2 + 2 for row, _ in centres)  # never upside down
+    assert all(row < SIZE / 2 + 2 for row, _ in centers)  # never upside down
     assert -0.5 < min(angles) < -0.25  # rotated
     assert 0.25 < max(angles) < 0.5
     assert 0.7 < min(widths) < 0.85  # scaled
@@ -69,10 +69,10 @@ def test_rotation_keeps_the_shape_of_slices_that_are_not_square(recipe: ConfigPa
     disc = torch.exp(-((rows - 5) ** 2 + columns**2) / 12).repeat(50, 1, 1, 1)
     for moved in composed(recipe, "augmentation")({"image": disc.repeat(1, 3, 1, 1), "label": disc})["label"][:, 0]:
         weight = moved / moved.sum()
-        centre = float((weight * rows).sum()), float((weight * columns).sum())
-        assert math.hypot(*centre) == pytest.approx(5, abs=0.1)
-        assert float((weight * (rows - centre[0]) ** 2).sum()) == pytest.approx(6, abs=0.4)
-        assert float((weight * (columns - centre[1]) ** 2).sum()) == pytest.approx(6, abs=0.4)
+        center = float((weight * rows).sum()), float((weight * columns).sum())
+        assert math.hypot(*center) == pytest.approx(5, abs=0.1)
+        assert float((weight * (rows - center[0]) ** 2).sum()) == pytest.approx(6, abs=0.4)
+        assert float((weight * (columns - center[1]) ** 2).sum()) == pytest.approx(6, abs=0.4)
 
 
 def test_bias_field_shades_each_channel_smoothly(recipe: ConfigParser) -> None:

@@ -20,8 +20,7 @@ from tools import pictures
 
 IMAGES = ROOT / "docs" / "images"
 PHOTOGRAPHS = {
-    "report-light.png": pictures.REPORT_PX,
-    "report-dark.png": pictures.REPORT_PX,
+    "report.png": pictures.REPORT_PX,
     "predictions.png": pictures.PREDICTIONS_PX,
 }
 
@@ -87,25 +86,21 @@ def test_without_the_demo_nothing_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver")
 def test_a_page_is_shown_with_its_viewer(evaluation: Path, tmp_path: Path) -> None:
     page, _ = write_report([evaluation])
-    means = {}
-    for scheme in ("light", "dark"):
-        target = tmp_path / f"{scheme}.png"
-        pictures.photograph(page, target, (700, 1000), scheme=scheme, script=pictures.SHOW_REPORT)
-        drawn = pixels(target)
-        assert drawn.shape[1] == 700 * pictures.SCALE
-        assert drawn.shape[0] <= 1000 * pictures.SCALE
-        means[scheme] = float(drawn[:, -8:].mean())  # the page's margin
-        # The canvas, black while nothing is drawn, fills the lower left; its caption ends the picture.
-        canvas = drawn[-400:-100, 60:400]
-        assert len(np.unique(canvas.reshape(-1, 3), axis=0)) > 20
-    assert means["light"] > 200
-    assert means["dark"] < 60
+    target = tmp_path / "report.png"
+    pictures.photograph(page, target, (700, 1000), script=pictures.SHOW_REPORT)
+    drawn = pixels(target)
+    assert drawn.shape[1] == 700 * pictures.SCALE
+    assert drawn.shape[0] <= 1000 * pictures.SCALE
+    assert drawn[:, -8:].mean() > 200  # the page's margin
+    # The canvas, black while nothing is drawn, fills the lower left; its caption ends the picture.
+    canvas = drawn[-400:-100, 60:400]
+    assert len(np.unique(canvas.reshape(-1, 3), axis=0)) > 20
 
 
 def test_without_a_browser_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(PipelineError, match="apt-get install chromium chromium-driver"):
-        pictures.open_browser((100, 100), "light")
+        pictures.open_browser((100, 100))
 
 
 @pytest.mark.parametrize("name", ["slices.png", *PHOTOGRAPHS])
@@ -122,13 +117,19 @@ def test_committed_pictures_are_small_and_not_empty(name: str) -> None:
     assert share_of(pixels(path), pictures.PREDICTION) > 0.0002
 
 
-def test_the_diagram_stands_alone() -> None:
-    text = (IMAGES / "pipeline.svg").read_text()
+@pytest.mark.parametrize("name", ["pipeline.svg", "method.svg"])
+def test_a_diagram_needs_no_other_file(name: str) -> None:
+    text = (IMAGES / name).read_text()
     root = ElementTree.fromstring(text)
     ground = next(root.iter("{http://www.w3.org/2000/svg}rect"))
     assert ground.get("fill", "").startswith("#f")  # its own ground: readable on dark pages as well
     assert re.findall(r"(?:href|src|@import)\b", text) == []
     assert set(re.findall(r"https?://[^\s\"]+", text)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_the_chart_of_two_sigmoids_is_drawn_anew_with_the_same_bytes(tmp_path: Path) -> None:
+    pictures.draw_sigmoids(tmp_path / "chart.svg")
+    assert (tmp_path / "chart.svg").read_bytes() == (IMAGES / "two-sigmoids.svg").read_bytes()
 
 
 def test_every_picture_of_pixels_is_of_this_tool() -> None:

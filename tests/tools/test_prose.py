@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT
-from tools.prose import CODE, LONGEST, MEAN, anchors, main, parse, read_page
+from tools.prose import CODE, LONGEST, MEAN, WORDS, anchors, main, parse, read_page
+
+PROGRAMS = ("pipeline", "tools", "benchmarks", "stress", "examples")
 
 
 def said(text: str) -> list[tuple[int, str]]:
@@ -183,7 +186,7 @@ def test_private_words_are_refused(tmp_path: Path, text: str) -> None:
         "A case report of 2019 compares losses. The case report says so.",
         "Tables hold hashes:\n\n| at hand |\n|---|\n| abc1234 |",
         "Well-known, non-commercial, 192 x 192, defaced, deadbeef, 1234567, 0.1234567.",
-        "The colour is `#1f77b4`, the year 2019.\n\n    git show abc1234 — 2026-11-26",
+        "The color is `#1f77b4`, the year 2019.\n\n    git show abc1234 — 2026-11-26",
     ],
 )
 def test_ordinary_words_are_not(tmp_path: Path, text: str) -> None:
@@ -304,3 +307,17 @@ def test_what_is_no_page_is_named(tmp_path: Path) -> None:
 
 def test_the_pages_of_this_repository_hold() -> None:
     assert found(ROOT) == []
+
+
+def test_comments_docstrings_and_messages_have_no_private_words() -> None:
+    private = []
+    for path in sorted(path for folder in PROGRAMS for path in (ROOT / folder).rglob("*.py") if path.stem != "prose"):
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                # A name in code may be `room`; a comment and a string are read by people.
+                if token.type in (tokenize.COMMENT, tokenize.STRING):
+                    text = " ".join(token.string.split())
+                    private += [
+                        f"{path}:{token.start[0]}: {word.search(text)}" for word, _ in WORDS if word.search(text)
+                    ]
+    assert private == []

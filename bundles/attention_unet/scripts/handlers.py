@@ -28,7 +28,7 @@ from .weights import load_state, read_state
 
 
 class Attach:
-    """A handler for a list of handlers that belongs to another part of the config.
+    """Attaches a handler that another part of the config defines.
 
     MONAI Label accepts no reference such as ``"@ema"`` in a list of handlers.
 
@@ -271,7 +271,7 @@ class Progress:
         self._start, self._done_before = 0.0, 0
 
     def attach(self, engine: Engine) -> None:
-        """Measure, show the bar, and print the line after it."""
+        """Measure, show the progress bar, and print the line after it."""
         engine.add_event_handler(Events.STARTED, self.start)
         look = "{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {rate_fmt}{postfix}"
         bar = ProgressBar(
@@ -363,9 +363,9 @@ class ValidationPictures:
 
     def picture(self, flair: torch.Tensor, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """The picture of one slice, (3, H, W) from 0 to 1, from FLAIR, (H, W), and two masks, (1, H, W)."""
-        grey = flair / flair.max().clamp_min(1)
-        red, green = (torch.maximum(grey, self.contour(mask)[0]) for mask in (pred, label))
-        return torch.stack([red, green, grey])
+        gray = flair / flair.max().clamp_min(1)
+        red, green = (torch.maximum(gray, self.contour(mask)[0]) for mask in (pred, label))
+        return torch.stack([red, green, gray])
 
     def write(self, engine: Any) -> None:
         """Write the two pictures with their patients' names and DSC."""

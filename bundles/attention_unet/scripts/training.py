@@ -362,8 +362,8 @@ class Training:
         """Refuse a trainer without a result, and loader processes that would wait forever."""
         if not self.ema.is_attached:
             raise PipelineError(
-                "train#handlers: do not attach the average of the weights, which is the training's result. Keep the "
-                "bundle's handlers and add yours to them."
+                "train#handlers: scripts.handlers.Attach with @ema is missing, so the training would save no weights. "
+                "Keep the bundle's handlers and add yours to them."
             )
         share = self.setup.batch_size // self.setup.world_size
         check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)

@@ -157,6 +157,9 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
         ).rstrip()
     elif isinstance(cause, RuntimeError) and text.startswith("PytorchStreamReader"):
         line = f"weights that are damaged or cut short ({first[:80]}). Restore the file that --ckpt_path names."
+    elif isinstance(cause, ModuleNotFoundError) and text.startswith("Cannot locate class or function path"):
+        name = text.rpartition(": ")[2].rstrip(".")
+        line = f"_target_: {name}: no such class or function. Check its spelling and that Python can import its module."
     elif isinstance(cause, OSError) and cause.filename:
         line = f"{os.fsdecode(cause.filename)}: {cause.strerror}. Check the path and its permissions. {then}".rstrip()
     return line

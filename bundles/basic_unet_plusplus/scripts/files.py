@@ -201,7 +201,8 @@ def writing_errors(path: Path) -> Iterator[None]:
         yield
     except (FileExistsError, NotADirectoryError) as error:
         raise PipelineError(
-            f"{path}: a file stands where a folder is needed ({error.strerror}). Choose another folder, or move it."
+            f"{path}: there is a file where a folder is needed ({error.strerror}). Choose another folder, or move "
+            "the file."
         ) from error
     except OSError as error:
         raise PipelineError(

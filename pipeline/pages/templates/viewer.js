@@ -23,9 +23,9 @@
     return pictures.get(address);
   };
 
-  // The grey values, 0 to 255, of one slice in an image of all slices.
+  // The gray values, 0 to 255, of one slice in an image of all slices.
   const sheet = () => document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const scratch = sheet(), grey = sheet(), colours = sheet();
+  const scratch = sheet(), gray = sheet(), colors = sheet();
   const resize = (context, width, height) => { context.canvas.width = width; context.canvas.height = height; };
   const values = (view, image, slice) => {
     resize(scratch, view.width, view.height);
@@ -34,18 +34,18 @@
     return Uint8Array.from({length: rgba.length / 4}, (_, index) => rgba[4 * index]);
   };
 
-  // Paint each voxel with its colour: red, green, blue, opacity.
-  const paint = (context, view, colour) => {
+  // Paint each voxel with its color: red, green, blue, opacity.
+  const paint = (context, view, color) => {
     const layer = new ImageData(view.width, view.height);
     for (let voxel = 0; voxel < view.width * view.height; voxel++) {
-      const found = colour(voxel);
+      const found = color(voxel);
       if (found) layer.data.set(found, 4 * voxel);
     }
     resize(context, view.width, view.height);
     context.putImageData(layer, 0, 0);
   };
 
-  const outline = (context, mask, view, colour, width, dashes) => {
+  const outline = (context, mask, view, color, width, dashes) => {
     const inside = (x, y) => x >= 0 && y >= 0 && x < view.width && y < view.height && mask[y * view.width + x] > 127;
     context.beginPath();
     for (let y = 0; y <= view.height; y++) for (let x = 0; x <= view.width; x++) {
@@ -54,7 +54,7 @@
     }
     context.save();
     context.resetTransform();  // lines are equally thick in all directions, whatever the shape of voxels
-    context.strokeStyle = colour; context.lineWidth = width; context.setLineDash(dashes);
+    context.strokeStyle = color; context.lineWidth = width; context.setLineDash(dashes);
     context.stroke();
     context.restore();
   };
@@ -67,7 +67,7 @@
     const truth = view.truth ? values(view, await picture(view.truth), state.slice) : null;
     const levels = values(view, base, state.slice), spread = 255 / (state.high - state.low);
     const scale = Math.max(2, Math.ceil(512 / view.width)), line = clamp(scale / 2.5, 1.5, 3);
-    paint(grey, view, (voxel) => {
+    paint(gray, view, (voxel) => {
       const level = clamp((levels[voxel] - state.low) * spread, 0, 255);
       return [level, level, level, 255];
     });
@@ -83,14 +83,14 @@
       const context = canvas.getContext("2d");
       const across = scale * state.zoom, down = across * view.aspect;
       context.setTransform(across, 0, 0, down, canvas.width / 2 - state.x * across, canvas.height / 2 - state.y * down);
-      context.drawImage(grey.canvas, 0, 0);
-      paint(colours, view, (voxel) => {
+      context.drawImage(gray.canvas, 0, 0);
+      paint(colors, view, (voxel) => {
         const is = truth && truth[voxel] > 127, said = mask && mask[voxel] > 127;
         return heat && heat[voxel] > 12 ? [...MAP, Math.min(220, 40 + heat[voxel])]
           : state.errors && truth && mask && is !== said ? [...(said ? FALSE_POSITIVE : FALSE_NEGATIVE), 105] : null;
       });
       context.imageSmoothingEnabled = false;
-      context.drawImage(colours.canvas, 0, 0);
+      context.drawImage(colors.canvas, 0, 0);
       if (state.truth && truth) outline(context, truth, view, TRUTH, line, [7 * line, 5 * line]);
       if (state.prediction && mask) outline(context, mask, view, PREDICTION, line, []);
       at("caption-" + index).textContent = view.captions[run];
@@ -107,8 +107,8 @@
     slider.value = state.slice;
     draw();
   };
-  // Set the window (range of grey values from black to white) and its middle, the level.
-  const setGrey = (width, level) => {
+  // Set the window (range of gray values from black to white) and its middle, the level.
+  const setGray = (width, level) => {
     const half = clamp(width, 1, 255) / 2, middle = clamp(level, 0, 255);
     [state.low, state.high] = [middle - half, middle + half];
     draw();
@@ -162,7 +162,7 @@
   at("channel").addEventListener("change", (event) => channel(Number(event.target.value)));
   for (const name of LAYERS) at(name)?.addEventListener("change", (event) => { state[name] = event.target.checked; draw(); });
   for (const name of ["window", "level"])
-    at(name).addEventListener("input", () => setGrey(Number(at("window").value), Number(at("level").value)));
+    at(name).addEventListener("input", () => setGray(Number(at("window").value), Number(at("level").value)));
   at("zoom").addEventListener("input", () => setZoom(Number(at("zoom").value)));
   at("reset").addEventListener("click", reset);
   drag.addEventListener("change", () => dragging(drag.value));
@@ -216,14 +216,14 @@
   viewer.addEventListener("pointerdown", (event) => {
     const canvas = event.target.closest("canvas");
     viewer.focus({preventScroll: true});
-    grip = {...state, left: event.clientX, top: event.clientY, mode: event.shiftKey ? "grey" : drag.value,
+    grip = {...state, left: event.clientX, top: event.clientY, mode: event.shiftKey ? "gray" : drag.value,
       pixel: canvas ? canvas.getBoundingClientRect().width / seen().width : 1};
     if (event.pointerType === "mouse") viewer.setPointerCapture(event.pointerId);
   });
   viewer.addEventListener("pointermove", (event) => {
     if (!grip) return;
     const right = event.clientX - grip.left, down = event.clientY - grip.top;
-    if (grip.mode === "grey") setGrey(grip.high - grip.low + right / 2, (grip.high + grip.low) / 2 + down / 2);
+    if (grip.mode === "gray") setGray(grip.high - grip.low + right / 2, (grip.high + grip.low) / 2 + down / 2);
     else if (grip.mode === "move")
       move(grip.x - right / grip.pixel / state.zoom, grip.y - down / grip.pixel / seen().aspect / state.zoom);
     // A finger scrolls the page when it moves up or down, and changes slices when it moves sideways.
