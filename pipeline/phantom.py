@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="number of patients without a lesion, the first ones (default: %(default)s)",
     )
     parser.add_argument(
+        "--volumes",
+        action="store_true",
+        help="also write FLAIR, T1 and mask of each patient as NIfTI with a voxel size, named as in BraTS, in "
+        "OUT/volumes",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="replace phantoms in OUT that were written with other options"
     )
     args = parser.parse_args(argv)

@@ -43,9 +43,8 @@ SPACING_MM = (1.8, 1.8, 7.0)
 """A voxel size for the phantoms' slices, which have none, so that the page shows volumes in ml."""
 BUNDLE, WEIGHTS = "basic_unet", Path("model", "model.pt")
 """The bundle of the demo, and its weights in the demo's folder."""
-_CLOSE_TOOLS = "document.getElementById('tools').open = false;"
-SHOW_REPORT = _CLOSE_TOOLS + "document.getElementById('look').scrollIntoView();"
-SHOW_PREDICTIONS = _CLOSE_TOOLS + "document.getElementById('map').click();"
+SHOW_REPORT = "document.getElementById('look').scrollIntoView();"
+SHOW_PREDICTIONS = "document.getElementById('map').click();"
 """What is done to a page before its picture is taken."""
 PAPER, INK = "#15181c", "#f2f4f6"
 """Ground and text of ``slices.png``, readable on light and on dark pages."""

@@ -206,7 +206,7 @@ def _stacked(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixe
     if {1, 255} <= set(values):
         patient.warnings.append("mask values: some slices hold 0 and 1, others 0 and 255")
     missing = missing_sequences(image)
-    patient.warnings.extend(f"missing sequence: {name}" for name in missing)
+    patient.warnings.extend(f"missing sequence: {name}, FLAIR is used instead" for name in missing)
     if label is not None and not label.any():
         patient.warnings.append("no lesion: the label is empty")
     used = sorted(str(file.path) for pair in pairs for file in pair if file)

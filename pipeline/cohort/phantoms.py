@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
 
+if TYPE_CHECKING:
+    from pipeline.cohort.anatomy import Bytes
+
 RECIPE = 1
 """Version of the drawing. Raise it when the same seed gives other bytes, so that old and new files are never mixed."""
+VOLUMES = "volumes"
+"""Name of the folder of NIfTI volumes."""
+WIDTH_MM, HEIGHT_MM = 230.0, 140.0
+"""Size of a slice, and of the mean stack of slices. The voxel size of volumes follows from it."""
+SEQUENCES = ("t1n", "flair", "t1c")
+"""Endings of file names, as in BraTS, in the order of the channels."""
 
 
 def make_phantoms(
@@ -20,6 +31,7 @@ def make_phantoms(
     slices: int = 20,
     seed: int = 0,
     lesion_free: int = 0,
+    volumes: bool = False,
     force: bool = False,
 ) -> Path:
     """Write a synthetic dataset in the published folder layout. The same arguments give the same files.
@@ -31,6 +43,8 @@ def make_phantoms(
         slices: Mean number of slices per patient, 4 to 200. A single patient's number differs by up to 25 %.
         seed: Seed of the whole dataset, from 0 to 2^32 - 1.
         lesion_free: Number of patients without a lesion, from 0 to ``patients``. They are the first ones.
+        volumes: Also write each patient's FLAIR, T1 and mask as NIfTI files with a voxel size, named as in BraTS, in
+            ``out/volumes``.
         force: Replace phantoms in ``out`` that were made with other arguments.
 
     Returns:
@@ -50,8 +64,6 @@ def make_phantoms(
         if not least <= call[name] <= most:
             option = name.replace("_", "-")
             raise PipelineError(f"--{option} {call[name]} (expected {least} to {most}). Pass another --{option}.")
-    from PIL import Image
-
     from pipeline.cohort.anatomy import make_patient, patient_id
     from pipeline.progress import progress
 
@@ -66,29 +78,58 @@ def make_phantoms(
                 "Pass smaller --patients, --size or --slices, or choose another disk."
             )
         folder = _prepared(out, stamp, force)
+        writers: dict[Path, Callable[[Path, str, Bytes, Bytes], None]] = {folder: _write_slices}
+        if volumes:
+            writers[out / VOLUMES] = lambda *given: _write_volumes(*given, spacing=HEIGHT_MM / slices)
         for index in progress(range(patients), "phantoms", "patient"):
             patient = patient_id(index, seed)
-            if (folder / patient).is_dir():  # an existing folder is complete, because it is renamed when finished
+            # An existing folder is complete, because it is renamed when finished.
+            missing = [parent for parent in writers if not (parent / patient).is_dir()]
+            if not missing:
                 continue
             image, mask = make_patient(index, size=size, slices=slices, seed=seed, lesion=index >= lesion_free)
-            partial = out / f".{patient}.partial"
-            partial.mkdir()
-            for number, (plane, label) in enumerate(zip(image, mask, strict=True), start=1):
-                Image.fromarray(plane).save(partial / f"{patient}_{number}.tif")
-                Image.fromarray(label).save(partial / f"{patient}_{number}_mask.tif")
-            partial.rename(folder / patient)
+            for parent in missing:
+                partial = out / f".{patient}.partial"
+                partial.mkdir()
+                writers[parent](partial, patient, image, mask)
+                parent.mkdir(exist_ok=True)
+                partial.rename(parent / patient)
     except OSError as error:
         raise PipelineError(f"{out}: cannot write the phantoms: {error}. Choose a writable OUT with space.") from error
     return folder
 
 
+def _write_slices(folder: Path, patient: str, image: Bytes, mask: Bytes) -> None:
+    from PIL import Image
+
+    for number, (plane, label) in enumerate(zip(image, mask, strict=True), start=1):
+        Image.fromarray(plane).save(folder / f"{patient}_{number}.tif")
+        Image.fromarray(label).save(folder / f"{patient}_{number}_mask.tif")
+
+
+def _write_volumes(folder: Path, patient: str, image: Bytes, mask: Bytes, *, spacing: float) -> None:
+    import nibabel as nib
+    import numpy as np
+
+    from pipeline.scripts.volumes import AFFINE
+
+    width = WIDTH_MM / mask.shape[2]
+    parts = {name: image[..., channel] for channel, name in enumerate(SEQUENCES)} | {"seg": (mask > 0).astype(np.uint8)}
+    for name, slices in parts.items():
+        volume = nib.Nifti1Image(slices.transpose(1, 2, 0), AFFINE @ np.diag([width, width, spacing, 1]))
+        volume.header.set_xyzt_units("mm")
+        volume.to_filename(folder / f"{patient}_{name}.nii.gz")
+
+
 def _prepared(out: Path, stamp: str, force: bool) -> Path:
     """The folder ``out/kaggle_3m``, ready for writing. Patients of an earlier run with the same ``stamp`` are kept."""
     folder, file = out / "kaggle_3m", out / "phantom.json"
-    held = sorted(folder.iterdir()) if folder.is_dir() else []
-    foreign = [entry.name for entry in held if not (entry.is_dir() and entry.name.startswith("PHANTOM_"))]
+    held = [entry for part in (folder, out / VOLUMES) if part.is_dir() for entry in sorted(part.iterdir())]
+    foreign = [
+        str(entry.relative_to(out)) for entry in held if not (entry.is_dir() and entry.name.startswith("PHANTOM_"))
+    ]
     if foreign:  # even --force must not delete what may be real data
-        raise PipelineError(f"{folder}: holds other files than phantoms, such as {foreign[0]}. Choose another folder.")
+        raise PipelineError(f"{out}: holds other files than phantoms, such as {foreign[0]}. Choose another folder.")
     if held and not force and not (file.is_file() and file.read_text(encoding="utf-8") == stamp):
         raise PipelineError(
             f"{folder}: holds phantoms that were made with other arguments. Choose another folder or pass --force."

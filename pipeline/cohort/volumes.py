@@ -166,7 +166,7 @@ def _measured(record: VolumeRecord, source: Path, image: Path, remarks: Sequence
     is_nifti = source.name.lower().endswith(NIFTI_SUFFIXES)
     warnings = [f"geometry: {line}" for line in (*remarks, *oddities(source if is_nifti else image))]
     warnings += ["spacing: the file gives none"] * (spacing is None)
-    warnings += [f"missing sequence: {sequence}" for sequence in record.missing_sequences]
+    warnings += [f"missing sequence: {sequence}, FLAIR is used instead" for sequence in record.missing_sequences]
     warnings += ["no lesion: the label is empty"] * (not record.lesion_voxels)
     return replace(
         record,

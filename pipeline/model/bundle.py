@@ -99,13 +99,14 @@ class Bundle:
         return {key: getattr(self, key) for key in PROVENANCE}
 
     def as_trained(self) -> str:
-        """One line for the log: the settings that prepare slices for the network, and their source."""
+        """One line for the log about settings or weights that are not the bundle's own; empty without any."""
         if not self.recorded:
-            return f"{self.name}: no {RECORD} beside the weights, uses the settings of the bundle's config"
+            return f"{self.name}: no {RECORD} beside the weights, so the settings of the bundle's config are used"
         names = {key: value["_target_"] if isinstance(value, dict) else value for key, value in self.settings.items()}
         changed = ", ".join(f"{key} {value}" for key, value in names.items())
-        own = " (weights of a later training, not those that the bundle came with)" if self.replaced else ""
-        return f"{self.name}: slices as in training, with {changed or 'the settings of the bundle'}{own}"
+        parts = [f"settings of the training ({changed})"] if changed else []
+        parts += ["weights of a later training, not those that the bundle came with"] if self.replaced else []
+        return f"{self.name}: {', '.join(parts)}" if parts else ""
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,8 @@ def predict_volumes(
         share.wait()
         refuse_faults({"image": source.image} for source in found.sources.values() if not source.is_built)
         networks = load_bundles(bundles, weights, backend, device=own_device(device), trust=trust)
-        logger.info("\n".join(network.as_trained() for network in networks))
+        for line in filter(None, (network.as_trained() for network in networks)):
+            logger.info(line)
         predictor = Predictor(networks, flips=flips, uncertainty=uncertainty, all_components=all_components)
         settings = {
             "bundles": [network.provenance() for network in networks],
@@ -209,7 +210,7 @@ def predict_volumes(
         own = {name: found.sources[name] for name in share.of([*found.sources])}
         predictions, faults = _all_predicted(predictor, own, keep)
         by_name = {one.volume: one for one in share.gather(predictions)}
-        faults = dict(share.gather([*faults.items()]))
+        faults, reused = dict(share.gather([*faults.items()])), share.gather(keep.reused)
         if not by_name:
             raise ManifestError({path: [message] for path, message in {**faults, **found.refused}.items()})
         images = {name: source.image for name, source in found.sources.items()}
@@ -224,6 +225,8 @@ def predict_volumes(
             facts = {**settings, "device": str(networks[0].device), "versions": versions(backend)}
             _write_tables(out, facts, predictions, _failed(faults, found, labels, key))
             _log_counts(found, len(predictions), named=not key)
+            if reused:
+                logger.info(f"not predicted again: {len(reused)}, whose masks are those of an earlier run")
             if draw:
                 draw(result)
         share.wait()  # A launcher ends all processes with the first that ends, so the others wait.
@@ -349,6 +352,8 @@ class _Kept:
     probability: bool
     dicom_seg: bool
     overwrite: bool
+    reused: list[str] = field(default_factory=list)
+    """Names of the volumes whose masks an earlier run has written."""
 
 
 def _all_predicted(
@@ -386,6 +391,7 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
     image, out = source.image, keep.out
     remarks = build_volume(source)
     if earlier := _earlier(name, source, keep):
+        keep.reused.append(name)
         return earlier
     mask = out / f"{name}{MASK_SUFFIX}"
     if not keep.overwrite and mask.exists() and not keep.finished.is_begun(name):

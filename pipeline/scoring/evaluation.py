@@ -330,7 +330,7 @@ def _log_notes(
             "this manifest and that of the training use different pseudonyms or names, so it is not known whether the "
             "weights were trained on these patients"
         )
-    for line in dict.fromkeys(bundle.as_trained() for bundle in bundles):
+    for line in filter(None, dict.fromkeys(bundle.as_trained() for bundle in bundles)):
         logger.info(line)
     seen = provenance["seen_in_training"]
     if seen and (unseen_expected or provenance["split"] not in ("training", "all")):

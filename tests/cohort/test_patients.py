@@ -292,7 +292,7 @@ def test_case_23_repeated_channel(root, build, channels, missing):
         write(root / A / f"{A}_{number}.tif", image(number)[..., list(channels)])
     built = build()
     assert built.manifest["patients"][A]["missing_sequences"] == missing
-    assert built.warnings(A) == " | ".join(f"missing sequence: {name}" for name in missing)
+    assert built.warnings(A) == " | ".join(f"missing sequence: {name}, FLAIR is used instead" for name in missing)
     assert read(root, masks=False).record.missing_sequences == tuple(missing)
 
 

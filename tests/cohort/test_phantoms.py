@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -145,3 +146,30 @@ def test_patient_id_names_an_institution():
     names = [patient_id(index, 0) for index in range(30)]
     assert names[0].endswith("_0001")
     assert {name.split("_")[1] for name in names} == set(SITE_GAINS)
+
+
+def test_volumes_hold_the_slices_with_a_voxel_size(tmp_path: Path) -> None:
+    make_phantoms(tmp_path, **SMALL)
+    slices = contents(tmp_path / "kaggle_3m")
+    make_phantoms(tmp_path, **SMALL, volumes=True)
+    assert contents(tmp_path / "kaggle_3m") == slices
+    written = contents(tmp_path / "volumes")
+    for index in range(3):
+        image, mask = make_patient(index, size=32, slices=4, seed=0)
+        name = patient_id(index, 0)
+        for part, expected in (
+            ("t1n", image[..., 0]),
+            ("flair", image[..., 1]),
+            ("t1c", image[..., 2]),
+            ("seg", mask > 0),
+        ):
+            volume = nib.load(tmp_path / "volumes" / name / f"{name}_{part}.nii.gz")
+            np.testing.assert_array_equal(np.asarray(volume.dataobj), expected.transpose(1, 2, 0))
+            assert nib.aff2axcodes(volume.affine) == ("P", "L", "S")
+            np.testing.assert_allclose(volume.header.get_zooms(), (230 / 32, 230 / 32, 35))
+    assert len(written) == 12
+    make_phantoms(tmp_path, **SMALL, volumes=True, force=True)
+    assert contents(tmp_path / "volumes") == written
+    (tmp_path / "volumes" / "patient").mkdir()
+    with pytest.raises(PipelineError, match="holds other files than phantoms, such as volumes/patient"):
+        make_phantoms(tmp_path, **SMALL, volumes=True, force=True)

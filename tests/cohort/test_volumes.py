@@ -82,7 +82,7 @@ def test_t1_of_a_part_of_the_head_is_warned_of(tmp_path: Path) -> None:
     assert info["missing_sequences"] == ["post-contrast"]
     short, missing = info["warnings"]
     assert short.startswith("geometry: post-contrast T1 covers ")
-    assert missing == "missing sequence: post-contrast"
+    assert missing == "missing sequence: post-contrast, FLAIR is used instead"
 
 
 def test_a_label_stored_in_another_orientation_comes_on_the_images_grid(tmp_path: Path) -> None:

@@ -231,7 +231,6 @@
   });
   for (const name of ["pointerup", "pointercancel"]) viewer.addEventListener(name, () => { grip = null; });
 
-  at("tools").open = innerWidth > 640;
   dragging("slices");
   open(ids[0]);
 })();
