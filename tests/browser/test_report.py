@@ -300,6 +300,7 @@ def test_browser_changes_gray_values_and_zoom(browser: Callable[..., Any], writt
 
     driver = browser(written)
     state = drawn(driver)
+    driver.find_element("css selector", "#tools > summary").click()
     viewer, canvas = (driver.find_element("id", name) for name in ("viewer", "canvas-0"))
 
     def value(name: str) -> float:
