@@ -37,10 +37,13 @@ def test_the_last_line_is_the_next_command(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], {"patients": 24, "size": 128, "slices": 20, "seed": 0, "lesion_free": 0, "force": False}),
         (
-            [*SMALL, "--seed", "5", "--lesion-free", "2", "--force"],
-            {"patients": 3, "size": 32, "slices": 4, "seed": 5, "lesion_free": 2, "force": True},
+            [],
+            {"patients": 24, "size": 128, "slices": 20, "seed": 0, "lesion_free": 0, "volumes": False, "force": False},
+        ),
+        (
+            [*SMALL, "--seed", "5", "--lesion-free", "2", "--volumes", "--force"],
+            {"patients": 3, "size": 32, "slices": 4, "seed": 5, "lesion_free": 2, "volumes": True, "force": True},
         ),
     ],
 )

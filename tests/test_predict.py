@@ -52,7 +52,7 @@ def test_what_is_there_stays_unless_asked(lively, manifest: Path, tmp_path: Path
         run(lively, mask.parent, tmp_path / "y_image.nii.gz")
     run(lively, mask.parent, tmp_path / "x_image.nii.gz", "--overwrite")
     assert not (mask.parent / "x_probability.nii.gz").exists()
-    with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
+    with pytest.raises(PipelineError, match="there is a file where a folder is needed"):
         run(UNUSED, tmp_path / "x_image.nii.gz", tmp_path / "y_image.nii.gz")
 
 

@@ -49,7 +49,7 @@ def test_interrupted_copy_is_started_again(kagglehub, tmp_path):
 def test_copy_that_cannot_be_written_is_a_message(kagglehub, tmp_path):
     make_old(kagglehub, archive(tmp_path / "cache"))
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(PipelineError, match="kaggle_3m: a file stands where a folder is needed"):
+    with pytest.raises(PipelineError, match="kaggle_3m: there is a file where a folder is needed"):
         download(tmp_path / "file" / "dest")
 
 

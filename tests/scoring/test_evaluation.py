@@ -199,9 +199,9 @@ def test_pictures_of_other_masks_go_and_new_ones_are_drawn_under_the_lock(traine
 
 def test_the_folder_of_the_results_must_not_be_a_file(trained, manifest, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
+    with pytest.raises(PipelineError, match="there is a file where a folder is needed"):
         evaluated(trained, manifest, tmp_path / "file")
-    with pytest.raises(PipelineError, match="a file stands where a folder is needed"):
+    with pytest.raises(PipelineError, match="there is a file where a folder is needed"):
         write_durably(tmp_path / "file" / "scores.csv", b"")
 
 
