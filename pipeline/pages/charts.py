@@ -1,4 +1,4 @@
-"""Charts of DSC and training curves, by matplotlib: a PNG for the evaluation's folder, SVG for the report."""
+"""Charts by matplotlib of DSC, training curves and shape features: a PNG for an evaluation, SVG for the pages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, which needs a window system and global state
 from matplotlib.ticker import LogLocator, NullLocator
 
+from pipeline.features.association import Agreement
 from pipeline.scoring.curves import Curve
 
 WIDTH_IN = 5.4
@@ -177,6 +178,67 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
         loss.set(title="loss: training thin, validation dashed")
         dsc.set(xlabel="iteration", title="validation DSC")
         return _svg(figure, "Training curves")
+
+
+def groups_svg(values: Mapping[str, Sequence[float]], feature: str, column: str, kind: str) -> str:
+    """An SVG chart of a feature in each group: a box from quartile to quartile, and a mark for every patient.
+
+    Args:
+        values: Group -> the patients' values, at least one.
+        feature: Name of the feature.
+        column: Name of the column that holds the groups.
+        kind: Which masks were measured, ``predicted`` or ``true``.
+    """
+    with _styled(_SVG):
+        figure = Figure(figsize=(WIDTH_IN, 3.0))
+        axes = figure.add_subplot()
+        line = {"color": _INK, "lw": 1.0}
+        parts = [*values.values()]
+        axes.boxplot(
+            parts,
+            widths=0.5,
+            showfliers=False,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops={**line, "lw": 2.2},
+        )
+        for place, part in enumerate(parts, start=1):
+            # Marks of equal height lie side by side; their places are the same in every run.
+            shifts = [0.16 * ((number % 5) - 2) / 2 for number in range(len(part))]
+            axes.plot([place + shift for shift in shifts], sorted(part), "o", color=_color(place - 1), ms=4, alpha=0.7)
+        axes.set_xticks(
+            range(1, len(parts) + 1), [f"{_short(name, 14)}\n({len(part)})" for name, part in values.items()]
+        )
+        axes.set(xlabel=f"{column} (patients)", ylabel=feature.replace("_", " "))
+        return _svg(figure, f"{feature} by {column}, {kind} masks")
+
+
+def agreement_svg(predicted: Mapping[str, float], true: Mapping[str, float], found: Agreement) -> str:
+    """An SVG chart by Bland and Altman: mean and difference of a feature of predicted and true masks.
+
+    Args:
+        predicted: Patient -> value of the predicted mask.
+        true: Patient -> value of the true mask.
+        found: The agreement of both.
+    """
+    with _styled(_SVG):
+        figure = Figure(figsize=(WIDTH_IN, 3.0))
+        axes = figure.add_subplot()
+        pairs = [(predicted[patient], true[patient]) for patient in predicted if patient in true]
+        axes.plot(
+            [(one + two) / 2 for one, two in pairs],
+            [one - two for one, two in pairs],
+            "o",
+            color=_color(0),
+            ms=4,
+            alpha=0.7,
+        )
+        axes.axhline(found.bias, color=_INK, lw=1.2)
+        for limit in (found.lower, found.upper):
+            axes.axhline(limit, color=_INK, lw=1.0, ls="--")
+        axes.set(xlabel=f"mean of predicted and true {found.feature.replace('_', ' ')}", ylabel="predicted - true")
+        return _svg(figure, f"{found.feature}: predicted and true masks, by Bland and Altman")
 
 
 def _figure(names: Collection[str], height: float) -> Figure:

@@ -1,0 +1,1 @@
+"""Measure lesions: shape features of masks, and their association with clinical and genomic data."""

@@ -1,0 +1,200 @@
+"""Measure the masks of a prediction, an evaluation or a manifest, and write the tables of their shape features."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cohort.manifest import read_manifest, select
+from pipeline.errors import PipelineError
+from pipeline.features.association import Agreement, Association, ClinicalTable, agreement, associations, read_clinical
+from pipeline.features.shape import ShapeFeatures, shape_features
+from pipeline.imaging.nifti import load_label, spacing_mm
+from pipeline.progress import progress
+from pipeline.scoring.results import MASK_FOLDER
+from pipeline.scripts.files import locked, sha256_file, write_durably
+from pipeline.scripts.manifest import LABEL_SUFFIX, MANIFEST_NAME, MASK_SUFFIX, VOLUMES
+
+logger = logging.getLogger(__name__)
+
+PREDICTED, TRUE = "predicted", "true"
+FEATURES = tuple(item.name for item in dataclasses.fields(ShapeFeatures))
+PAPER_FEATURES = FEATURES[:3]
+"""The features of Buda et al. 2019, which are tested by default."""
+SHAPE_CSV, SHAPE_JSON, ASSOCIATIONS_CSV, PAGE_NAME = "shape.csv", "shape.json", "associations.csv", "shape.html"
+
+
+@dataclass(frozen=True)
+class ShapeResult:
+    """The shape of all lesions of a cohort.
+
+    Args:
+        shapes: ``predicted`` or ``true`` -> patient -> features.
+        unknown_spacing: Patients whose voxel size is not known, so that features in mm are empty.
+        agreements: Agreement of the features between predicted and true masks; empty if only one kind is there.
+        clinical: The columns of the clinical table; None without one.
+        associations: ``predicted`` or ``true`` -> the tested pairs, the smallest p value first.
+    """
+
+    shapes: dict[str, dict[str, ShapeFeatures]]
+    unknown_spacing: list[str] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+    clinical: ClinicalTable | None = None
+    associations: dict[str, list[Association]] = field(default_factory=dict)
+
+
+def measure_shapes(
+    masks: str | Path,
+    out: str | Path,
+    *,
+    clinical: str | Path | None = None,
+    columns: Sequence[str] = (),
+    features: Sequence[str] = PAPER_FEATURES,
+    spacing: Sequence[float] | None = None,
+    seed: int = 0,
+    draw: Callable[[ShapeResult], None] | None = None,
+) -> ShapeResult:
+    """Measure every mask, test the features against a clinical table, and write ``shape.csv`` and ``shape.json``.
+
+    Args:
+        masks: A folder of ``lgg-flair predict`` or ``lgg-flair evaluate``, or a manifest or its folder. A folder of an
+            evaluation has predicted and true masks, which are compared.
+        out: The folder to write the tables to.
+        clinical: A CSV file, such as the published ``data.csv``; None to test nothing.
+        columns: Columns of the file to test; empty for every column that divides patients into 2 to 10 groups.
+        features: Names of the features to test.
+        spacing: Distance of rows, columns and slices in mm, for masks whose files do not say it; None to leave out
+            features in mm.
+        seed: Seed of the random tables of Fisher's exact test.
+        draw: A function that draws a page of the result, before any other run can write to ``out``.
+
+    Returns:
+        The features of all masks, their agreement, and the associations.
+
+    Raises:
+        PipelineError: A mask, a table or an option cannot be used; the message says which.
+
+    Examples:
+        >>> result = measure_shapes("scores", "shapes")
+        >>> sorted(result.shapes)
+        ['predicted', 'true']
+    """
+    if unknown := [name for name in features if name not in FEATURES]:
+        raise PipelineError(f"--features {unknown[0]} (expected some of {', '.join(FEATURES)}).")
+    if spacing is not None and min(spacing) <= 0:
+        raise PipelineError(f"--spacing {' '.join(f'{part:g}' for part in spacing)} (expected distances above 0 mm).")
+    found = find_masks(Path(masks))
+    shapes: dict[str, dict[str, ShapeFeatures]] = {kind: {} for kind in found}
+    unknown_spacing: set[str] = set()
+    every = [(kind, patient, path) for kind, paths in found.items() for patient, path in paths.items()]
+    for kind, patient, path in progress(every, "shape", "mask"):
+        known = spacing_mm(path) or spacing
+        if known is None:
+            unknown_spacing.add(patient)
+        shapes[kind][patient] = shape_features(load_label(path), known)
+    result = ShapeResult(shapes, sorted(unknown_spacing), _agreements(shapes))
+    if clinical is not None:
+        patients = sorted({patient for kind in shapes.values() for patient in kind})
+        table = read_clinical(clinical, patients, columns)
+        tested = {
+            kind: associations({name: values(of_kind, name) for name in features}, table, seed)
+            for kind, of_kind in shapes.items()
+        }
+        result = dataclasses.replace(result, clinical=table, associations=tested)
+    out = Path(out)
+    with locked(out, ()):
+        _write(result, out, {"masks": str(masks), "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing})
+        if draw:
+            draw(result)
+    return result
+
+
+def find_masks(source: Path) -> dict[str, dict[str, Path]]:
+    """The mask files of a prediction, an evaluation or a manifest.
+
+    Returns:
+        ``predicted`` and, if they are known, ``true`` -> patient -> file. A manifest has only ``true``.
+
+    Raises:
+        PipelineError: There are no masks.
+    """
+    if source.is_file() or (source / MANIFEST_NAME).is_file():
+        return {TRUE: {volume.patient: volume.label for volume in select(read_manifest(source), "all")}}
+    for predicted, true in ((source / MASK_FOLDER, source / VOLUMES), (source, None)):
+        masks = dict(_files(predicted, MASK_SUFFIX))
+        if masks:
+            labels = dict(_files(true, LABEL_SUFFIX)) if true else {}
+            return {PREDICTED: masks, TRUE: labels} if labels else {PREDICTED: masks}
+    raise PipelineError(
+        f"{source}: holds no masks NAME{MASK_SUFFIX}. Give a folder of lgg-flair predict or evaluate, or a manifest."
+    )
+
+
+def _files(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.glob(f"*{suffix}")):
+        yield path.name.removesuffix(suffix), path
+
+
+def values(shapes: Mapping[str, ShapeFeatures], feature: str) -> dict[str, float]:
+    """Patient -> value of a feature, for the patients that have it."""
+    found = {patient: getattr(shape, feature) for patient, shape in shapes.items()}
+    return {patient: float(value) for patient, value in found.items() if value is not None}
+
+
+def _agreements(shapes: Mapping[str, Mapping[str, ShapeFeatures]]) -> list[Agreement]:
+    if set(shapes) != {PREDICTED, TRUE}:
+        return []
+    pairs = ((name, values(shapes[PREDICTED], name), values(shapes[TRUE], name)) for name in FEATURES)
+    return [found for pair in pairs if (found := agreement(*pair))]
+
+
+def _named(clinical: str | Path | None) -> dict[str, str] | None:
+    """The name and hash of the clinical table. Its content is not written anywhere."""
+    return None if clinical is None else {"name": Path(clinical).name, "sha256": sha256_file(Path(clinical))}
+
+
+def _write(result: ShapeResult, out: Path, facts: Mapping[str, Any]) -> None:
+    rows = [
+        {"patient": patient, "mask": kind, **asdict(shape)}
+        for kind, shapes in result.shapes.items()
+        for patient, shape in shapes.items()
+    ]
+    _write_csv(out / SHAPE_CSV, rows)
+    tested = [
+        {
+            "mask": kind,
+            **{key: value for key, value in asdict(one).items() if not isinstance(value, dict)},
+            "groups": "; ".join(f"{name}: {count}" for name, count in one.groups.items()),
+        }
+        for kind, found in result.associations.items()
+        for one in found
+    ]
+    if tested:
+        _write_csv(out / ASSOCIATIONS_CSV, tested)
+    else:
+        (out / ASSOCIATIONS_CSV).unlink(missing_ok=True)
+    content = {
+        **facts,
+        "patients": len({row["patient"] for row in rows}),
+        "unknown_spacing": len(result.unknown_spacing),
+        "matched": result.clinical and result.clinical.matched,
+        "skipped_columns": result.clinical and result.clinical.skipped,
+        "agreement": [asdict(one) for one in result.agreements],
+        "associations": {kind: [asdict(one) for one in found] for kind, found in result.associations.items()},
+        "shapes": rows,
+    }
+    write_durably(out / SHAPE_JSON, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    buffer = io.StringIO()
+    pd.DataFrame(rows).to_csv(buffer, index=False, lineterminator="\n")
+    write_durably(path, buffer.getvalue().encode())

@@ -1,0 +1,267 @@
+"""Shape features of a lesion's mask: those of the LGG radiogenomics papers, and common ones.
+
+Sources, by their short names in this package:
+
+- Buda 2019: Buda, Saha, Mazurowski, Computers in Biology and Medicine 109 (2019), section 2.4, "Extraction of shape
+  features". It uses angular standard deviation, bounding ellipsoid volume ratio and margin fluctuation.
+- Mazurowski 2017: Mazurowski et al., Journal of Neuro-Oncology 133 (2017), section "Imaging features".
+- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), the same features for glioblastoma.
+- Zwanenburg 2020: the Image Biomarker Standardisation Initiative, Radiology 295 (2020), morphological features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+BINS = 10
+"""Equal angles around the centroid (Buda 2019)."""
+SMOOTHED = 0.1
+"""Length of the averaging filter of the margin fluctuation, as a share of the perimeter (Czarnek 2017)."""
+STEP = 0.5
+"""Distance between points of a resampled outline, in pixels."""
+PRECISION = 1e-4
+"""Relative error of the bounding ellipsoid's volume, at most."""
+
+
+@dataclass(frozen=True)
+class ShapeFeatures:
+    """The shape of one lesion. A feature that is not defined, or needs a voxel size that is not known, is None.
+
+    The first three features have no unit. They do not depend on the size of the lesion, and need no voxel size.
+
+    Args:
+        bounding_ellipsoid_volume_ratio: Volume of the lesion divided by that of the smallest ellipsoid around it, 0 to
+            1. It does not change when axes are stretched, so it needs no slice distance. Source: Buda 2019.
+        angular_standard_deviation: Standard deviation of the distance from centroid to outline, in each of ten equal
+            angles, averaged over the angles. Distances are divided by their mean. Of the slice with the largest area.
+            0 for a circle. Source: Buda 2019.
+        margin_fluctuation: Standard deviation of the difference between the distances from centroid to outline and
+            their moving average over a tenth of the perimeter. Distances are divided by their mean. Of the slice with
+            the largest area. Near 0 for a smooth outline. Source: Buda 2019.
+        voxels: Number of voxels.
+        slices: Number of slices with lesion.
+        volume_ml: Volume in ml.
+        largest_diameter_px: The largest distance between two points of the lesion in one slice, in pixels.
+        largest_diameter_mm: The same in mm.
+        sphericity: Surface of a sphere of the same volume divided by the lesion's surface, 0 to 1. Surface and volume
+            are those of a triangle mesh, so a sphere of voxels has about 0.92. Source: Zwanenburg 2020.
+        surface_to_volume: Surface divided by volume of the mesh, in 1/mm. Source: Zwanenburg 2020.
+        elongation: Second principal axis divided by the first, 0 to 1; 1 is not elongated. Source: Zwanenburg 2020.
+        flatness: Third principal axis divided by the first, 0 to 1; 1 is not flat. Source: Zwanenburg 2020.
+    """
+
+    bounding_ellipsoid_volume_ratio: float | None
+    angular_standard_deviation: float | None
+    margin_fluctuation: float | None
+    voxels: int
+    slices: int
+    volume_ml: float | None = None
+    largest_diameter_px: float | None = None
+    largest_diameter_mm: float | None = None
+    sphericity: float | None = None
+    surface_to_volume: float | None = None
+    elongation: float | None = None
+    flatness: float | None = None
+
+
+def shape_features(mask: NDArray[Any], spacing_mm: Sequence[float] | None = None) -> ShapeFeatures:
+    """The shape of the lesion in a mask.
+
+    Args:
+        mask: (H, W, D), slices along the last axis; every value but 0 is lesion.
+        spacing_mm: Distance between rows, columns and slices in mm; None if it is not known.
+
+    Returns:
+        The features. All but the counts are None for an empty mask.
+
+    Raises:
+        ValueError: The mask does not have three dimensions, or a distance is not above 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> z, y, x = np.mgrid[-24:25, -24:25, -24:25]
+        >>> ball = x**2 + y**2 + z**2 <= 20**2
+        >>> found = shape_features(ball, (1, 1, 1))
+        >>> print(f"{found.volume_ml:.1f} ml, ratio {found.bounding_ellipsoid_volume_ratio:.2f}")
+        33.4 ml, ratio 0.94
+    """
+    lesion = np.asarray(mask) != 0
+    if lesion.ndim != 3:
+        raise ValueError(f"mask of shape {lesion.shape} (expected three dimensions: rows, columns, slices)")
+    if spacing_mm is not None and (len(spacing_mm) != 3 or min(spacing_mm) <= 0):
+        raise ValueError(f"spacing {tuple(spacing_mm)} (expected three distances above 0 mm)")
+    voxels = int(lesion.sum())
+    areas = lesion.sum(axis=(0, 1))
+    slices = int(np.count_nonzero(areas))
+    if not voxels:
+        return ShapeFeatures(None, None, None, 0, 0)
+    rows, columns = (spacing_mm or (1.0, 1.0, 1.0))[:2]
+    distances, angles = radial_distances(outline(lesion[..., int(areas.argmax())], (rows, columns)))
+    found = ShapeFeatures(
+        bounding_ellipsoid_volume_ratio=voxels / bounding_ellipsoid_volume(_corners(lesion)),
+        angular_standard_deviation=angular_standard_deviation(distances, angles),
+        margin_fluctuation=margin_fluctuation(distances),
+        voxels=voxels,
+        slices=slices,
+        largest_diameter_px=largest_diameter(lesion),
+    )
+    if spacing_mm is None:
+        return found
+    return ShapeFeatures(**{**vars(found), **_in_mm(lesion, tuple(spacing_mm))})
+
+
+def outline(lesion: NDArray[np.bool_], spacing: tuple[float, float] = (1.0, 1.0)) -> Points:
+    """The outer boundary of the largest part of a lesion in one slice, as points at equal distances.
+
+    Args:
+        lesion: (H, W), True inside; not empty. Parts that touch at a corner count as one.
+        spacing: Distance between rows and between columns.
+
+    Returns:
+        (N, 2), row and column of the points, in order, in the unit of the spacing.
+    """
+    from skimage.measure import find_contours, label
+
+    parts = label(lesion, connectivity=2)
+    largest = parts == 1 + np.bincount(parts[parts > 0] - 1).argmax()
+    curves = find_contours(np.pad(largest, 1).astype(float), 0.5, fully_connected="high")
+    curve = max(curves, key=lambda points: abs(_area(points))) * spacing
+    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
+    places = np.linspace(0, length[-1], max(8, round(length[-1] / (STEP * min(spacing)))), endpoint=False)
+    return np.stack([np.interp(places, length, axis) for axis in curve.T], axis=1)
+
+
+def _area(points: Points) -> float:
+    """Area inside a closed curve, with the sign of its direction."""
+    return float(np.cross(points[:-1], points[1:]).sum() / 2)
+
+
+def radial_distances(points: Points) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Distance and angle of an outline's points from the centroid of the area inside. The mean distance is 1.
+
+    Args:
+        points: (N, 2), in order, at equal distances along the outline.
+    """
+    following = np.roll(points, -1, axis=0)
+    cross = points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]
+    centroid = ((points + following) * cross[:, None]).sum(axis=0) / (3 * cross.sum())
+    down, right = (points - centroid).T
+    distances = np.hypot(down, right)
+    return distances / distances.mean(), np.arctan2(down, right)
+
+
+def angular_standard_deviation(distances: NDArray[np.float64], angles: NDArray[np.float64]) -> float:
+    """The mean, over ``BINS`` equal angles, of the standard deviation of the distances. Source: Buda 2019.
+
+    An angle without points does not count. That happens only where the centroid lies outside of the lesion.
+
+    Args:
+        distances: (N,), from centroid to outline, with a mean of 1.
+        angles: (N,), in radians from -pi to pi.
+    """
+    sector = np.minimum((angles + np.pi) / (2 * np.pi) * BINS, BINS - 1).astype(int)
+    return float(np.mean([distances[sector == number].std() for number in np.unique(sector)]))
+
+
+def margin_fluctuation(distances: NDArray[np.float64]) -> float:
+    """The standard deviation of the distances minus their moving average. Source: Czarnek 2017.
+
+    Args:
+        distances: (N,), from centroid to outline, in order, at equal steps along the outline, with a mean of 1.
+    """
+    from scipy.ndimage import uniform_filter1d
+
+    width = max(1, round(SMOOTHED * len(distances)))
+    return float((distances - uniform_filter1d(distances, width, mode="wrap")).std())
+
+
+def bounding_ellipsoid_volume(points: Points) -> float:
+    """The volume of the smallest ellipsoid that holds all points.
+
+    Source: Todd and Yildirim, Discrete Applied Mathematics 155 (2007), Khachiyan's algorithm with away steps.
+
+    Args:
+        points: (N, 3), not all in one plane.
+    """
+    from math import gamma
+
+    from scipy.spatial import ConvexHull
+
+    hull = points[ConvexHull(points).vertices]
+    hull = hull - hull.mean(axis=0)
+    count, dimensions = hull.shape
+    lifted = np.column_stack([hull, np.ones(count)])
+    weights = np.full(count, 1 / count)
+    while True:
+        inverse = np.linalg.inv(lifted.T * weights @ lifted)
+        reach = np.einsum("ij,jk,ik->i", lifted, inverse, lifted)
+        far, near = int(reach.argmax()), int(np.where(weights > 0, reach, np.inf).argmin())
+        above, below = reach[far] / (dimensions + 1) - 1, 1 - reach[near] / (dimensions + 1)
+        if above <= PRECISION / dimensions:
+            break
+        chosen = far if above >= below else near
+        step = (reach[chosen] - dimensions - 1) / ((dimensions + 1) * (reach[chosen] - 1))
+        if chosen == near:
+            step = max(step, -weights[near] / (1 - weights[near]))
+        weights *= 1 - step
+        weights[chosen] = max(0.0, weights[chosen] + step)
+    center = weights @ hull
+    shape = (hull.T * weights @ hull - np.outer(center, center)) * dimensions * (1 + above)
+    ball = np.pi ** (dimensions / 2) / gamma(dimensions / 2 + 1)
+    return float(ball * np.sqrt(np.linalg.det(shape)))
+
+
+def _corners(lesion: NDArray[np.bool_]) -> Points:
+    """The corners of the outer voxels, (N, 3). So even one voxel spans a volume."""
+    from scipy.ndimage import binary_erosion
+
+    outer = np.argwhere(lesion & ~binary_erosion(lesion)).astype(float)
+    cube = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3), axis=-1).reshape(-1, 3)
+    return np.unique((outer[:, None] + cube).reshape(-1, 3), axis=0)
+
+
+def largest_diameter(lesion: NDArray[np.bool_], spacing: tuple[float, float] = (1.0, 1.0)) -> float:
+    """The largest distance between two points of the lesion in one slice, in the unit of the spacing.
+
+    Args:
+        lesion: (H, W, D), True inside; not empty.
+        spacing: Distance between rows and between columns.
+    """
+    from scipy.spatial import ConvexHull
+    from scipy.spatial.distance import pdist
+
+    square = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 2), axis=-1).reshape(-1, 2)
+    largest = 0.0
+    for plane in np.moveaxis(lesion, 2, 0):
+        if plane.any():
+            corners = np.unique((np.argwhere(plane)[:, None] + square).reshape(-1, 2), axis=0) * spacing
+            largest = max(largest, float(pdist(corners[ConvexHull(corners).vertices]).max()))
+    return largest
+
+
+def _in_mm(lesion: NDArray[np.bool_], spacing: tuple[float, ...]) -> dict[str, float | None]:
+    """The features that need the distance between rows, columns and slices."""
+    from skimage.measure import marching_cubes, mesh_surface_area
+
+    corners, triangles, *_ = marching_cubes(np.pad(lesion, 1).astype(float), 0.5, spacing=spacing)
+    surface = float(mesh_surface_area(corners, triangles))
+    one, two, three = np.moveaxis(corners[triangles].astype(float), 1, 0)
+    volume = abs(float((one * np.cross(two, three)).sum())) / 6
+    places = np.argwhere(lesion) * spacing
+    # A voxel is a box, not a point: its own variance keeps one voxel, one row and one slice defined.
+    spread = np.cov(places.T, bias=True) + np.diag(np.square(spacing)) / 12
+    least, middle, most = np.sqrt(np.linalg.eigvalsh(spread))
+    return {
+        "volume_ml": float(lesion.sum() * np.prod(spacing)) / 1000,
+        "largest_diameter_mm": largest_diameter(lesion, (spacing[0], spacing[1])),
+        "sphericity": float(np.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / surface),
+        "surface_to_volume": surface / volume,
+        "elongation": float(middle / most),
+        "flatness": float(least / most),
+    }
