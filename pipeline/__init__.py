@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.cohort.manifest import read_manifest
     from pipeline.cohort.phantoms import make_phantoms
     from pipeline.errors import ManifestError, PipelineError
+    from pipeline.features.measuring import measure_shapes
+    from pipeline.features.shape import shape_features
     from pipeline.model.bundle import load_bundle
     from pipeline.model.packing import pack_bundle
     from pipeline.model.predictions import predict_volumes
@@ -43,6 +45,7 @@ _PLACES = {
     "evaluate_volumes": "scoring.evaluation",
     "load_bundle": "model.bundle",
     "make_phantoms": "cohort.phantoms",
+    "measure_shapes": "features.measuring",
     "pack_bundle": "model.packing",
     "predict_volumes": "model.predictions",
     "paired": "scoring.statistics",
@@ -50,6 +53,7 @@ _PLACES = {
     "read_scores": "scoring.results",
     "score_volume": "scoring.metrics",
     "segment": "model.predictor",
+    "shape_features": "features.shape",
     "summarise": "scoring.statistics",
     "write_report": "pages.report",
 }
@@ -62,6 +66,7 @@ __all__ = [
     "evaluate_volumes",
     "load_bundle",
     "make_phantoms",
+    "measure_shapes",
     "pack_bundle",
     "paired",
     "predict_volumes",
@@ -69,6 +74,7 @@ __all__ = [
     "read_scores",
     "score_volume",
     "segment",
+    "shape_features",
     "summarise",
     "write_report",
 ]

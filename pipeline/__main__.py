@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "score bundles on patients with true masks",
     "report": "show evaluations on one HTML page",
     "predict": "segment FLAIR images",
+    "shape": "measure the shape of lesions, and test it against clinical data",
     "pack": "put a bundle into a zip file",
 }
 

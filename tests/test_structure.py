@@ -28,6 +28,7 @@ LAYERS = (
     {"cohort"},
     {"model"},
     {"scoring"},
+    {"features"},
     {"pages"},
     {"command_line", *CLIS},
 )

@@ -29,6 +29,11 @@ PREDICTED, TRUE = "predicted", "true"
 FEATURES = tuple(item.name for item in dataclasses.fields(ShapeFeatures))
 PAPER_FEATURES = FEATURES[:3]
 """The features of Buda et al. 2019, which are tested by default."""
+SHAPE_COLUMNS = ("patient", "mask", *FEATURES)
+ASSOCIATION_COLUMNS = (
+    *("mask", "feature", "column", "patients", "groups"),
+    *("fisher_p", "fisher_q", "cramers_v", "kruskal_p", "kruskal_q", "epsilon_squared"),
+)
 SHAPE_CSV, SHAPE_JSON, ASSOCIATIONS_CSV, PAGE_NAME = "shape.csv", "shape.json", "associations.csv", "shape.html"
 
 
@@ -83,9 +88,10 @@ def measure_shapes(
         PipelineError: A mask, a table or an option cannot be used; the message says which.
 
     Examples:
-        >>> result = measure_shapes("scores", "shapes")
+        >>> import pipeline
+        >>> result = pipeline.measure_shapes("data_manifest", "shapes")
         >>> sorted(result.shapes)
-        ['predicted', 'true']
+        ['true']
     """
     if unknown := [name for name in features if name not in FEATURES]:
         raise PipelineError(f"--features {unknown[0]} (expected some of {', '.join(FEATURES)}).")
@@ -167,18 +173,14 @@ def _write(result: ShapeResult, out: Path, facts: Mapping[str, Any]) -> None:
         for kind, shapes in result.shapes.items()
         for patient, shape in shapes.items()
     ]
-    _write_csv(out / SHAPE_CSV, rows)
+    _write_csv(out / SHAPE_CSV, rows, SHAPE_COLUMNS)
     tested = [
-        {
-            "mask": kind,
-            **{key: value for key, value in asdict(one).items() if not isinstance(value, dict)},
-            "groups": "; ".join(f"{name}: {count}" for name, count in one.groups.items()),
-        }
+        {**asdict(one), "mask": kind, "groups": "; ".join(f"{name}: {count}" for name, count in one.groups.items())}
         for kind, found in result.associations.items()
         for one in found
     ]
     if tested:
-        _write_csv(out / ASSOCIATIONS_CSV, tested)
+        _write_csv(out / ASSOCIATIONS_CSV, tested, ASSOCIATION_COLUMNS)
     else:
         (out / ASSOCIATIONS_CSV).unlink(missing_ok=True)
     content = {
@@ -194,7 +196,7 @@ def _write(result: ShapeResult, out: Path, facts: Mapping[str, Any]) -> None:
     write_durably(out / SHAPE_JSON, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     buffer = io.StringIO()
-    pd.DataFrame(rows).to_csv(buffer, index=False, lineterminator="\n")
+    pd.DataFrame(rows, columns=columns).to_csv(buffer, index=False, lineterminator="\n")
     write_durably(path, buffer.getvalue().encode())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.cohort.pseudonyms import KEY_COLUMNS
+from pipeline.features.measuring import ASSOCIATION_COLUMNS, SHAPE_COLUMNS
 from pipeline.model.packing import pack_bundle
 from pipeline.model.predictions import Prediction, predict_volumes
 from pipeline.scoring.curves import TAGS
@@ -41,6 +42,7 @@ def keys(path: Path) -> set[str]:
         ("column of scores.csv", (*SCORE_COLUMNS, *OPTIONAL_COLUMNS, SEEN_COLUMN)),
         ("column of slices.csv", SLICE_COLUMNS),
         ("column of predictions.csv", tuple(field.name for field in fields(Prediction))),
+        ("column of shape.csv", SHAPE_COLUMNS),
         ("column of the key", KEY_COLUMNS),
         ("tag", TAGS),
     ],
@@ -49,9 +51,14 @@ def test_columns_are_those_of_the_code(heading: str, columns: tuple[str, ...]) -
     assert tuple(column(PAGE, heading)) == columns
 
 
+def test_columns_of_associations_are_those_of_the_code() -> None:
+    assert tuple(names("column of associations.csv")) == ASSOCIATION_COLUMNS
+
+
 def test_columns_have_unit_and_say_when_they_are_empty() -> None:
     rows = [row for table in tables(PAGE) if "empty" in table[0] for row in table]
-    assert len(rows) == len(SCORE_COLUMNS) + len(OPTIONAL_COLUMNS) + 1 + len(SLICE_COLUMNS) + len(fields(Prediction))
+    columns = (*SCORE_COLUMNS, *OPTIONAL_COLUMNS, SEEN_COLUMN, *SLICE_COLUMNS, *SHAPE_COLUMNS)
+    assert len(rows) == len(columns) + len(fields(Prediction))
     assert all(row["content"] and row["empty"] for row in rows)
 
 

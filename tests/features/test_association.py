@@ -1,0 +1,148 @@
+"""Associations are found where they were put, with the p values of other computations, and bad tables are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import hypergeom
+
+from pipeline.errors import PipelineError
+from pipeline.features.association import RESAMPLES, ClinicalTable, agreement, associations, read_clinical
+
+PATIENTS = [f"TCGA_AA_{number:04d}_19990101" for number in range(24)]
+
+
+def table(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "clinical.csv"
+    path.write_text(text)
+    return path
+
+
+def clinical(**columns: dict[str, str]) -> ClinicalTable:
+    return ClinicalTable(columns, 0, {})
+
+
+def test_two_groups_have_the_p_value_of_the_hypergeometric_distribution() -> None:
+    feature = {patient: float(number) for number, patient in enumerate(PATIENTS)}
+    groups = {patient: "high" if number >= 14 else "low" for number, patient in enumerate(PATIENTS)}
+    (found,) = associations({"ratio": feature}, clinical(subtype=groups))
+    chances = hypergeom.pmf(np.arange(11), 24, 12, 10)  # above the median: 12 of 24, of them all 10 that are high
+    assert found.fisher_p == pytest.approx(chances[chances <= chances[10] * (1 + 1e-7)].sum())
+    assert (found.patients, found.groups) == (24, {"high": 10, "low": 14})
+    assert found.auc == {"high": 1.0, "low": 0.0}
+    assert found.medians == {"high": 18.5, "low": 6.5}
+    assert found.cramers_v == pytest.approx(10 * 12 / np.sqrt(10 * 14 * 12 * 12))
+    assert found.fisher_q == found.fisher_p
+    assert found.kruskal_q == found.kruskal_p
+    # All ranks of one group above those of the other: the largest H for 10 and 14 patients.
+    largest = 12 / (24 * 25) * (10 * (19.5 - 12.5) ** 2 + 14 * (7.5 - 12.5) ** 2)
+    assert found.epsilon_squared == pytest.approx(largest / 23)
+
+
+def test_three_groups_agree_with_the_exact_test_by_counting_all_tables() -> None:
+    feature = {patient: float(number) for number, patient in enumerate(PATIENTS[:12])}
+    names = "aabaabcbcbcc"
+    (found,) = associations({"ratio": feature}, clinical(subtype=dict(zip(PATIENTS, names, strict=False))))
+    chances = {}
+    for a in range(5):
+        for b in range(5):
+            c = 6 - a - b
+            if 0 <= c <= 4:
+                from math import comb
+
+                chances[a, b, c] = comb(4, a) * comb(4, b) * comb(4, c) / comb(12, 6)
+    upper = names[6:]
+    seen = chances[upper.count("a"), upper.count("b"), upper.count("c")]
+    expected = sum(chance for chance in chances.values() if chance <= seen * (1 + 1e-9))
+    error = 4 * np.sqrt(expected * (1 - expected) / RESAMPLES)
+    assert found.fisher_p == pytest.approx(expected, abs=error)
+    again = associations({"ratio": feature}, clinical(subtype=dict(zip(PATIENTS, names, strict=False))))
+    assert again == [found]
+
+
+def test_the_false_discovery_rate_counts_all_pairs() -> None:
+    rng = np.random.default_rng(1)
+    features = {name: dict(zip(PATIENTS, rng.random(24), strict=True)) for name in ("one", "two", "three")}
+    columns = {name: dict(zip(PATIENTS, rng.choice(["x", "y"], 24), strict=True)) for name in ("first", "second")}
+    found = associations(features, clinical(**columns))
+    assert len(found) == 6
+    assert [one.fisher_p for one in found] == sorted(one.fisher_p for one in found)
+    for kind in ("fisher", "kruskal"):
+        p = np.array(sorted(getattr(one, f"{kind}_p") for one in found))
+        rates = np.minimum.accumulate((p * 6 / np.arange(1, 7))[::-1])[::-1]
+        assert sorted(getattr(one, f"{kind}_q") for one in found) == pytest.approx(np.minimum(rates, 1))
+
+
+def test_a_group_without_difference_is_not_found_and_missing_values_are_left_out() -> None:
+    feature = {patient: float(number % 4) for number, patient in enumerate(PATIENTS[:20])}
+    groups = {patient: "x" if number % 8 < 4 else "y" for number, patient in enumerate(PATIENTS)}
+    (found,) = associations({"ratio": feature}, clinical(subtype=groups))
+    assert found.patients == 20
+    assert found.fisher_p > 0.5
+    assert found.kruskal_p > 0.9
+    assert found.auc["x"] == 0.5
+
+
+@pytest.mark.parametrize("groups", [{}, dict.fromkeys(PATIENTS, "same")], ids=["nobody", "one group"])
+def test_nothing_to_test_is_an_error(groups: dict[str, str]) -> None:
+    feature = {patient: float(number) for number, patient in enumerate(PATIENTS)}
+    with pytest.raises(PipelineError, match="no association can be tested"):
+        associations({"ratio": feature}, clinical(subtype=groups))
+
+
+def test_published_ids_and_whole_ids_are_found(tmp_path: Path) -> None:
+    text = "Patient,RNASeqCluster,age,tissue,all\n"
+    text += "".join(f"TCGA_AA_{number:04d},{number % 3 + 1},{30 + number},1,\n" for number in range(24))
+    found = read_clinical(table(tmp_path, text), PATIENTS[:12])
+    assert found.matched == 12
+    assert found.columns == {"RNASeqCluster": {one: str(number % 3 + 1) for number, one in enumerate(PATIENTS[:12])}}
+    assert found.skipped == {
+        "age": "12 different values (expected 2 to 10)",
+        "tissue": "1 different values (expected 2 to 10)",
+        "all": "0 different values (expected 2 to 10)",
+    }
+    whole = read_clinical(table(tmp_path, f"id,subtype\n{PATIENTS[0]},a\n{PATIENTS[1]}, b\nother,c\n"), PATIENTS)
+    assert (whole.matched, whole.columns) == (2, {"subtype": {PATIENTS[0]: "a", PATIENTS[1]: "b"}})
+
+
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
+    path = table(tmp_path, "id,one,two\n" + "".join(f"{one},{i % 2},{i % 3}\n" for i, one in enumerate(PATIENTS)))
+    assert list(read_clinical(path, PATIENTS, ["two"]).columns) == ["two"]
+    with pytest.raises(PipelineError, match=r"clinical.csv: no column three \(expected some of one, two\)"):
+        read_clinical(path, PATIENTS, ["three"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no readable CSV file"),
+        ("id\n1\n", "1 column"),
+        ("id,x\na,1\na,2\n", "a has several rows"),
+        (
+            "id,x\na,1\n",
+            r"none of the 24 patients is in its first column, such as a \(expected ids such as TCGA_AA_0000",
+        ),
+    ],
+)
+def test_unusable_tables_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message) as caught:
+        read_clinical(table(tmp_path, text), PATIENTS)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PipelineError, match="no readable CSV file"):
+        read_clinical(tmp_path / "nothing.csv", PATIENTS)
+
+
+def test_agreement_has_bias_and_limits() -> None:
+    true = {"a": 10.0, "b": 20.0, "c": 30.0, "d": 40.0}
+    predicted = {"a": 12.0, "b": 20.0, "c": 35.0, "e": 1.0}
+    found = agreement("voxels", predicted, true)
+    assert found is not None
+    assert (found.patients, found.spearman) == (3, 1.0)
+    spread = 1.96 * np.std([2, 0, 5], ddof=1)
+    assert (found.bias, found.lower, found.upper) == pytest.approx((7 / 3, 7 / 3 - spread, 7 / 3 + spread))
+    assert agreement("voxels", {"a": 1.0}, true) is None
+    constant = agreement("voxels", dict.fromkeys("abc", 1.0), true)
+    assert constant is not None
+    assert constant.spearman == 0.0

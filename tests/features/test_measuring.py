@@ -1,0 +1,104 @@
+"""Masks of predictions, evaluations and manifests are measured, and the tables hold what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.features.measuring import FEATURES, PAPER_FEATURES, find_masks, measure_shapes, values
+from pipeline.features.shape import shape_features
+from tests.pages.evaluations import PATIENTS, make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "scores", 1)
+
+
+def clinical(path: Path) -> Path:
+    path.write_text(
+        "patient,subtype\n" + "".join(f"{one},{group}\n" for one, group in zip(PATIENTS, "abab", strict=True))
+    )
+    return path
+
+
+def test_an_evaluation_has_predicted_and_true_masks(run: Path, tmp_path: Path) -> None:
+    result = measure_shapes(run, tmp_path / "out")
+    assert {kind: sorted(shapes) for kind, shapes in result.shapes.items()} == {
+        "predicted": sorted(PATIENTS),
+        "true": sorted(PATIENTS),
+    }
+    label = np.asarray(nib.load(run / "volumes" / "3_label.nii.gz").dataobj)
+    assert result.shapes["true"]["3"] == shape_features(label)
+    assert result.unknown_spacing == sorted(PATIENTS)
+    by_name = {one.feature: one for one in result.agreements}
+    assert by_name["voxels"].patients == 4
+    assert by_name["bounding_ellipsoid_volume_ratio"].patients == 3  # the fourth has no lesion
+    assert by_name["voxels"].spearman == pytest.approx(1)
+    table = pd.read_csv(tmp_path / "out" / "shape.csv", dtype={"patient": str})
+    assert list(table.columns) == ["patient", "mask", *FEATURES]
+    assert len(table) == 8
+    row = table[(table["patient"] == "3") & (table["mask"] == "true")].iloc[0]
+    assert row["margin_fluctuation"] == pytest.approx(result.shapes["true"]["3"].margin_fluctuation)
+    assert np.isnan(row["volume_ml"])
+    assert not (tmp_path / "out" / "associations.csv").exists()
+
+
+def test_features_are_tested_against_a_table(run: Path, tmp_path: Path) -> None:
+    path = clinical(tmp_path / "data.csv")
+    result = measure_shapes(run, tmp_path / "out", clinical=path, features=["voxels", "slices"])
+    assert {(kind, one.feature, one.column) for kind, found in result.associations.items() for one in found} == {
+        (kind, "voxels", "subtype") for kind in ("predicted", "true")
+    } | {(kind, "slices", "subtype") for kind in ("predicted", "true")}
+    table = pd.read_csv(tmp_path / "out" / "associations.csv")
+    assert sorted(table["groups"].unique()) == ["a: 2; b: 2"]
+    assert len(table) == 4
+    content = json.loads((tmp_path / "out" / "shape.json").read_text())
+    assert content["matched"] == 4
+    assert content["clinical"]["name"] == "data.csv"
+    assert len(content["shapes"]) == 8
+    again = measure_shapes(run, tmp_path / "out")  # without a table, that of the earlier run goes
+    assert again.associations == {}
+    assert not (tmp_path / "out" / "associations.csv").exists()
+
+
+def test_a_voxel_size_can_be_given_and_that_of_a_file_is_kept(run: Path, tmp_path: Path) -> None:
+    result = measure_shapes(run, tmp_path / "out", spacing=(1, 1, 5))
+    assert result.unknown_spacing == []
+    shape = result.shapes["true"]["3"]
+    assert shape.volume_ml == pytest.approx(shape.voxels * 5 / 1000)
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    mask = np.zeros((12, 12, 6), np.uint8)
+    mask[3:9, 3:9, 1:4] = 1
+    image = nib.Nifti1Image(mask.transpose(2, 1, 0), np.diag([2.0, 0.5, 0.5, 1]))  # sagittal slices, 2 mm apart
+    image.header.set_xyzt_units("mm")
+    image.to_filename(folder / "p_mask.nii.gz")
+    (shape,) = measure_shapes(folder, tmp_path / "other", spacing=(9, 9, 9)).shapes["predicted"].values()
+    assert shape.volume_ml == pytest.approx(108 * 0.5 / 1000)
+    assert shape.slices == 6  # axial slices
+
+
+def test_a_manifest_has_true_masks(manifest: Path, tmp_path: Path) -> None:
+    result = measure_shapes(manifest, tmp_path / "out")
+    assert list(result.shapes) == ["true"]
+    assert len(result.shapes["true"]) == 8
+    assert set(values(result.shapes["true"], "voxels")) == set(result.shapes["true"])
+    assert list(find_masks(manifest / "manifest.json")) == ["true"]
+
+
+def test_what_cannot_be_measured_is_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"holds no masks NAME_mask\.nii\.gz\. Give a folder"):
+        measure_shapes(tmp_path, tmp_path / "out")
+    with pytest.raises(PipelineError, match=r"--features round \(expected some of bounding_ellipsoid"):
+        measure_shapes(run, tmp_path / "out", features=["round"])
+    with pytest.raises(PipelineError, match=r"--spacing 1 0 1 \(expected distances above 0 mm"):
+        measure_shapes(run, tmp_path / "out", spacing=(1, 0, 1))
+    assert not (tmp_path / "out").exists()
+    assert FEATURES[:3] == PAPER_FEATURES
