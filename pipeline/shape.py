@@ -121,6 +121,8 @@ def summary(result: ShapeResult) -> list[str]:
             "Pass --spacing if you know it."
         )
     for one in result.agreements:
+        if one.spearman is None:
+            continue
         lines.append(
             f"{one.feature}: rank correlation of predicted and true {one.spearman:.3f} ({one.patients} patients)"
         )

@@ -7,7 +7,6 @@ all values of the feature. False discovery rates are by Benjamini and Hochberg 1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +189,7 @@ class Agreement:
     Args:
         feature: Name of the feature.
         patients: Number of patients that have both values.
-        spearman: Rank correlation, -1 to 1.
+        spearman: Rank correlation, -1 to 1; None where all values are equal.
         bias: Mean of predicted minus true values.
         lower: Lower limit of agreement, the bias minus 1.96 standard deviations (Bland and Altman 1986).
         upper: Upper limit of agreement.
@@ -198,7 +197,7 @@ class Agreement:
 
     feature: str
     patients: int
-    spearman: float
+    spearman: float | None
     bias: float
     lower: float
     upper: float
@@ -224,5 +223,6 @@ def agreement(feature: str, predicted: Values, true: Values) -> Agreement | None
         return None
     apart = table["predicted"] - table["true"]
     bias, spread = float(apart.mean()), 1.96 * float(apart.std())
-    rank = float(spearmanr(table["predicted"], table["true"]).statistic)
-    return Agreement(feature, len(table), 0.0 if math.isnan(rank) else rank, bias, bias - spread, bias + spread)
+    differ = table.nunique().min() > 1
+    rank = float(spearmanr(table["predicted"], table["true"]).statistic) if differ else None
+    return Agreement(feature, len(table), rank, bias, bias - spread, bias + spread)

@@ -159,14 +159,23 @@ def radial_distances(points: Points) -> tuple[NDArray[np.float64], NDArray[np.fl
 def angular_standard_deviation(distances: NDArray[np.float64], angles: NDArray[np.float64]) -> float:
     """The mean, over ``BINS`` equal angles, of the standard deviation of the distances. Source: Buda 2019.
 
-    An angle without points does not count. That happens only where the centroid lies outside of the lesion.
+    The paper does not say where the first angle starts. This is the mean over starts one degree apart, so that the
+    result does not change when the lesion is turned. An angle without points does not count. That happens only where
+    the centroid lies outside of the lesion.
 
     Args:
         distances: (N,), from centroid to outline, with a mean of 1.
         angles: (N,), in radians from -pi to pi.
     """
-    sector = np.minimum((angles + np.pi) / (2 * np.pi) * BINS, BINS - 1).astype(int)
-    return float(np.mean([distances[sector == number].std() for number in np.unique(sector)]))
+    starts = np.deg2rad(np.arange(0, 360 / BINS))
+    deviations = []
+    for start in starts:
+        sector = ((angles - start) % (2 * np.pi) / (2 * np.pi) * BINS).astype(int) % BINS
+        counts, sums, squares = (np.bincount(sector, part, BINS) for part in (None, distances, distances**2))
+        means = sums[counts > 0] / counts[counts > 0]
+        variances = squares[counts > 0] / counts[counts > 0] - means**2
+        deviations.append(np.sqrt(np.maximum(variances, 0)).mean())
+    return float(np.mean(deviations))
 
 
 def margin_fluctuation(distances: NDArray[np.float64]) -> float:

@@ -52,12 +52,12 @@ def test_an_evaluation_has_predicted_and_true_masks(run: Path, tmp_path: Path) -
 
 def test_features_are_tested_against_a_table(run: Path, tmp_path: Path) -> None:
     path = clinical(tmp_path / "data.csv")
-    result = measure_shapes(run, tmp_path / "out", clinical=path, features=["voxels", "slices"])
+    result = measure_shapes(run, tmp_path / "out", clinical=path, features=["voxels", "largest_diameter_px"])
     assert {(kind, one.feature, one.column) for kind, found in result.associations.items() for one in found} == {
         (kind, "voxels", "subtype") for kind in ("predicted", "true")
-    } | {(kind, "slices", "subtype") for kind in ("predicted", "true")}
+    } | {(kind, "largest_diameter_px", "subtype") for kind in ("predicted", "true")}
     table = pd.read_csv(tmp_path / "out" / "associations.csv")
-    assert sorted(table["groups"].unique()) == ["a: 2; b: 2"]
+    assert sorted(table["groups"].unique()) == ["a: 2; b: 1", "a: 2; b: 2"]  # one has no lesion, so no diameter
     assert len(table) == 4
     content = json.loads((tmp_path / "out" / "shape.json").read_text())
     assert content["matched"] == 4
