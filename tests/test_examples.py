@@ -49,6 +49,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert pictures(notebook) == 1
     assert (tmp_path / "demo" / "scores" / "report.html").is_file()
     assert len([*(tmp_path / "demo" / "scores" / "masks").iterdir()]) == 2
+    assert (tmp_path / "demo" / "shapes" / "associations.csv").is_file()
 
 
 def assigned(source: str) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -148,7 +149,7 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
     return sorted((Association(**pair) for pair in pairs), key=lambda one: (one.fisher_p, one.kruskal_p))
 
 
-def _tested(feature: str, values: Values, column: str, groups: Mapping[str, str], seed: int) -> dict | None:
+def _tested(feature: str, values: Values, column: str, groups: Mapping[str, str], seed: int) -> dict[str, Any] | None:
     """The attributes of an ``Association`` without false discovery rates; None if there is nothing to test."""
     from scipy.stats import MonteCarloMethod, fisher_exact, kruskal, mannwhitneyu
     from scipy.stats.contingency import association

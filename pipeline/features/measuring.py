@@ -65,7 +65,7 @@ def measure_shapes(
     features: Sequence[str] = PAPER_FEATURES,
     spacing: Sequence[float] | None = None,
     seed: int = 0,
-    draw: Callable[[ShapeResult], None] | None = None,
+    draw: Callable[[ShapeResult], object] | None = None,
 ) -> ShapeResult:
     """Measure every mask, test the features against a clinical table, and write ``shape.csv`` and ``shape.json``.
 
@@ -196,7 +196,7 @@ def _write(result: ShapeResult, out: Path, facts: Mapping[str, Any]) -> None:
     write_durably(out / SHAPE_JSON, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     buffer = io.StringIO()
-    pd.DataFrame(rows, columns=columns).to_csv(buffer, index=False, lineterminator="\n")
+    pd.DataFrame(rows, columns=[*columns]).to_csv(buffer, index=False, lineterminator="\n")
     write_durably(path, buffer.getvalue().encode())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.features.measuring import FEATURES, PAGE_NAME, SHAPE_CSV, ShapeResult, values
+from pipeline.features.association import Association
+from pipeline.features.measuring import FEATURES, PAGE_NAME, PREDICTED, SHAPE_CSV, TRUE, ShapeResult, values
 from pipeline.pages.charts import agreement_svg, groups_svg
 from pipeline.pages.page import listed, render, viewer_data
 from pipeline.scripts.files import write_durably
@@ -46,7 +47,7 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
     blands = [
         (
             one.feature.replace("_", " "),
-            agreement_svg(*(values(result.shapes[kind], one.feature) for kind in ("predicted", "true")), one),
+            agreement_svg(values(result.shapes[PREDICTED], one.feature), values(result.shapes[TRUE], one.feature), one),
         )
         for one in result.agreements
     ]
@@ -76,5 +77,5 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
     return path
 
 
-def _same(found: object, one: object) -> bool:
-    return (found.feature, found.column) == (one.feature, one.column)  # type: ignore[attr-defined]
+def _same(found: Association, one: Association) -> bool:
+    return (found.feature, found.column) == (one.feature, one.column)
