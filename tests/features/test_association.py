@@ -62,6 +62,15 @@ def test_three_groups_agree_with_the_exact_test_by_counting_all_tables() -> None
     assert again == [found]
 
 
+def test_halves_are_above_and_below_the_median() -> None:
+    feature = {patient: float(number) for number, patient in enumerate(PATIENTS)}
+    groups = {patient: "x" if number % 2 else "y" for number, patient in enumerate(PATIENTS)}
+    outlier = {**feature, PATIENTS[-1]: 1e6}
+    (plain,), (far,) = (associations({"ratio": values}, clinical(subtype=groups)) for values in (feature, outlier))
+    assert (far.fisher_p, far.cramers_v) == (plain.fisher_p, plain.cramers_v)
+    assert far.kruskal_p == plain.kruskal_p  # ranks alone count
+
+
 def test_the_false_discovery_rate_counts_all_pairs() -> None:
     rng = np.random.default_rng(1)
     features = {name: dict(zip(PATIENTS, rng.random(24), strict=True)) for name in ("one", "two", "three")}

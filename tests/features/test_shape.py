@@ -93,6 +93,15 @@ def test_the_bounding_ellipsoid_is_the_smallest(half: tuple[float, float, float]
     assert bounding_ellipsoid_volume(inside) == pytest.approx(bounding_ellipsoid_volume(turned), rel=2e-4)
 
 
+def test_points_that_lie_close_together_do_not_pull_the_bounding_ellipsoid() -> None:
+    """Six points on the axes determine a ball. Thousands of points on one side of it change nothing."""
+    rng = np.random.default_rng(0)
+    cap = rng.normal((0, 0, 4), 1, (3000, 3))
+    axes = np.concatenate([np.eye(3), -np.eye(3)])
+    points = np.concatenate([axes, cap / np.linalg.norm(cap, axis=1, keepdims=True)])
+    assert bounding_ellipsoid_volume(points) == pytest.approx(4 / 3 * np.pi, rel=2e-4)
+
+
 def test_the_deviation_of_an_ellipse_is_that_of_integrals() -> None:
     """Distance and angle of an ellipse's points are integrated along the outline, sector by sector."""
     long, short = 3.0, 1.0
@@ -126,6 +135,12 @@ def test_the_fluctuation_of_a_wave_is_what_the_average_takes_away(waves: int, he
     distances, _ = radial_distances(star(lambda angle: 1 + height * np.cos(waves * angle), points=40_000))
     left = np.sinc(waves * 0.1)
     assert margin_fluctuation(distances) == pytest.approx(height / np.sqrt(2) * abs(1 - left), rel=0.05)
+
+
+def test_the_fluctuation_does_not_depend_on_where_the_outline_starts() -> None:
+    distances, _ = radial_distances(star(lambda angle: 1 + 0.2 * np.cos(angle + 1) + 0.05 * np.cos(9 * angle)))
+    found = [margin_fluctuation(np.roll(distances, shift)) for shift in (0, 1234, 10_000)]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-9)
 
 
 def test_a_rough_outline_fluctuates_more_and_a_smooth_one_does_not() -> None:
@@ -193,6 +208,20 @@ def test_the_smallest_lesions_have_all_features(place: tuple[slice, ...]) -> Non
         assert 0 < found[name] <= 1
     padded = values(shape_features(np.pad(lesion, 2), (1, 1, 5)))
     assert padded == pytest.approx(found)  # the edge of the volume cuts nothing off
+
+
+def test_a_row_of_voxels_is_as_long_as_it_is() -> None:
+    row = np.zeros((9, 3, 3))
+    row[1:7, 1, 1] = 1
+    found = shape_features(row, (1, 1, 1))
+    assert (found.elongation, found.flatness) == pytest.approx((1 / 6, 1 / 6))
+    assert found.largest_diameter_px == pytest.approx(np.hypot(6, 1))
+
+
+def test_parts_that_touch_at_a_corner_are_one() -> None:
+    plane = np.zeros((20, 20), bool)
+    plane[2:8, 2:8] = plane[8:13, 8:13] = True
+    assert np.ptp(outline(plane), axis=0) == pytest.approx([11, 11], abs=0.6)
 
 
 def test_the_outline_is_that_of_the_largest_part_without_its_holes() -> None:
