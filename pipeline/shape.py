@@ -26,8 +26,8 @@ def arguments() -> argparse.ArgumentParser:
         "masks",
         type=Path,
         metavar="MASKS",
-        help="folder of predict or evaluate, or a manifest, whose true masks are measured; an evaluation has predicted "
-        "and true masks, which are compared",
+        help="folder of predict or evaluate, a mask NAME_mask.nii.gz, or a manifest, whose true masks are measured; an "
+        "evaluation has predicted and true masks, which are compared",
     )
     parser.add_argument(
         "-o",
@@ -126,10 +126,11 @@ def summary(result: ShapeResult) -> list[str]:
         lines.append(
             f"{one.feature}: rank correlation of predicted and true {one.spearman:.3f} ({one.patients} patients)"
         )
-    if result.clinical:
+    if table := result.clinical:
+        total = len({patient for shapes in result.shapes.values() for patient in shapes})
         lines.append(
-            f"clinical table: {result.clinical.matched} patients found, {len(result.clinical.columns)} columns tested, "
-            f"{len(result.clinical.skipped)} skipped"
+            f"clinical table: {table.matched} of {total} patients found, {len(table.columns)} columns tested, "
+            f"{len(table.skipped)} skipped"
         )
     for kind, found in result.associations.items():
         lines += [

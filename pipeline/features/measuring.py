@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,8 +96,10 @@ def measure_shapes(
     """
     if unknown := [name for name in features if name not in FEATURES]:
         raise PipelineError(f"--features {unknown[0]} (expected some of {', '.join(FEATURES)}).")
-    if spacing is not None and min(spacing) <= 0:
+    if spacing is not None and not all(0 < part < math.inf for part in spacing):
         raise PipelineError(f"--spacing {' '.join(f'{part:g}' for part in spacing)} (expected distances above 0 mm).")
+    if seed < 0:
+        raise PipelineError(f"--seed {seed} (expected 0 or more).")
     found = find_masks(Path(masks))
     shapes: dict[str, dict[str, ShapeFeatures]] = {kind: {} for kind in found}
     unknown_spacing: set[str] = set()
@@ -117,7 +120,9 @@ def measure_shapes(
         result = dataclasses.replace(result, clinical=table, associations=tested)
     out = Path(out)
     with locked(out, ()):
-        _write(result, out, {"masks": str(masks), "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing})
+        _write(
+            result, out, {"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing}
+        )
         if draw:
             draw(result)
     return result
@@ -132,6 +137,8 @@ def find_masks(source: Path) -> dict[str, dict[str, Path]]:
     Raises:
         PipelineError: There are no masks.
     """
+    if source.name.endswith(MASK_SUFFIX) and source.is_file():
+        return {PREDICTED: {source.name.removesuffix(MASK_SUFFIX): source}}
     if source.is_file() or (source / MANIFEST_NAME).is_file():
         return {TRUE: {volume.patient: volume.label for volume in select(read_manifest(source), "all")}}
     for predicted, true in ((source / MASK_FOLDER, source / VOLUMES), (source, None)):
@@ -146,7 +153,8 @@ def find_masks(source: Path) -> dict[str, dict[str, Path]]:
 
 def _files(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.glob(f"*{suffix}")):
-        yield path.name.removesuffix(suffix), path
+        if not path.name.startswith("."):  # such as ._x of macOS
+            yield path.name.removesuffix(suffix), path
 
 
 def values(shapes: Mapping[str, ShapeFeatures], feature: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ Sources, by their short names in this package:
 - Buda 2019: Buda, Saha, Mazurowski, Computers in Biology and Medicine 109 (2019), section 2.4, "Extraction of shape
   features". It uses angular standard deviation, bounding ellipsoid volume ratio and margin fluctuation.
 - Mazurowski 2017: Mazurowski et al., Journal of Neuro-Oncology 133 (2017), section "Imaging features".
-- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), the same features for glioblastoma.
+- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), these features and two more for glioblastoma.
 - Zwanenburg 2020: the Image Biomarker Standardisation Initiative, Radiology 295 (2020), morphological features.
 """
 
@@ -33,7 +33,8 @@ PRECISION = 1e-4
 class ShapeFeatures:
     """The shape of one lesion. A feature that is not defined, or needs a voxel size that is not known, is None.
 
-    The first three features have no unit. They do not depend on the size of the lesion, and need no voxel size.
+    The first three features have no unit and need no voxel size. Few voxels or slices lower the volume ratio, since
+    their corners lie outside of the smooth surface. Without a spacing, pixels count as square.
 
     Args:
         bounding_ellipsoid_volume_ratio: Volume of the lesion divided by that of the smallest ellipsoid around it, 0 to
@@ -78,7 +79,8 @@ def shape_features(mask: NDArray[Any], spacing_mm: Sequence[float] | None = None
         spacing_mm: Distance between rows, columns and slices in mm; None if it is not known.
 
     Returns:
-        The features. All but the counts are None for an empty mask.
+        The features. All but the counts and the volume are None for an empty mask. If two slices, or two parts of a
+        slice, are equally large, the first one counts.
 
     Raises:
         ValueError: The mask does not have three dimensions, or a distance is not above 0.
@@ -95,13 +97,13 @@ def shape_features(mask: NDArray[Any], spacing_mm: Sequence[float] | None = None
     lesion = np.asarray(mask) != 0
     if lesion.ndim != 3:
         raise ValueError(f"mask of shape {lesion.shape} (expected three dimensions: rows, columns, slices)")
-    if spacing_mm is not None and (len(spacing_mm) != 3 or min(spacing_mm) <= 0):
+    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < part < np.inf for part in spacing_mm)):
         raise ValueError(f"spacing {tuple(spacing_mm)} (expected three distances above 0 mm)")
     voxels = int(lesion.sum())
     areas = lesion.sum(axis=(0, 1))
     slices = int(np.count_nonzero(areas))
     if not voxels:
-        return ShapeFeatures(None, None, None, 0, 0)
+        return ShapeFeatures(None, None, None, 0, 0, volume_ml=None if spacing_mm is None else 0.0)
     rows, columns = (spacing_mm or (1.0, 1.0, 1.0))[:2]
     distances, angles = radial_distances(outline(lesion[..., int(areas.argmax())], (rows, columns)))
     found = ShapeFeatures(
@@ -140,7 +142,8 @@ def outline(lesion: NDArray[np.bool_], spacing: tuple[float, float] = (1.0, 1.0)
 
 def _area(points: Points) -> float:
     """Area inside a closed curve, with the sign of its direction."""
-    return float(np.cross(points[:-1], points[1:]).sum() / 2)
+    (down, right), (below, beside) = points[:-1].T, points[1:].T
+    return float((down * beside - below * right).sum() / 2)
 
 
 def radial_distances(points: Points) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

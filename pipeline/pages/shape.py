@@ -33,7 +33,8 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
         (one.feature, one.column): {
             kind: found for kind in kinds for found in result.associations[kind] if _same(found, one)
         }
-        for one in next(iter(result.associations.values()), [])
+        for tested in result.associations.values()
+        for one in tested
     }
     boxes = []
     for feature, column in [*pairs][:MAX_CHARTS]:

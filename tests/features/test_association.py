@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import hypergeom
 
 from pipeline.errors import PipelineError
-from pipeline.features.association import RESAMPLES, ClinicalTable, agreement, associations, read_clinical
+from pipeline.features.association import ClinicalTable, agreement, associations, read_clinical
 
 PATIENTS = [f"TCGA_AA_{number:04d}_19990101" for number in range(24)]
 
@@ -56,8 +56,7 @@ def test_three_groups_agree_with_the_exact_test_by_counting_all_tables() -> None
     upper = names[6:]
     seen = chances[upper.count("a"), upper.count("b"), upper.count("c")]
     expected = sum(chance for chance in chances.values() if chance <= seen * (1 + 1e-9))
-    error = 4 * np.sqrt(expected * (1 - expected) / RESAMPLES)
-    assert found.fisher_p == pytest.approx(expected, abs=error)
+    assert found.fisher_p == pytest.approx(expected)
     again = associations({"ratio": feature}, clinical(subtype=dict(zip(PATIENTS, names, strict=False))))
     assert again == [found]
 
@@ -106,14 +105,23 @@ def test_published_ids_and_whole_ids_are_found(tmp_path: Path) -> None:
     text += "".join(f"TCGA_AA_{number:04d},{number % 3 + 1},{30 + number},1,\n" for number in range(24))
     found = read_clinical(table(tmp_path, text), PATIENTS[:12])
     assert found.matched == 12
-    assert found.columns == {"RNASeqCluster": {one: str(number % 3 + 1) for number, one in enumerate(PATIENTS[:12])}}
+    assert found.columns == {
+        "RNASeqCluster": {one: str(number % 3 + 1) for number, one in enumerate(PATIENTS[:12])},
+        "age": {one: "up to 35.5" if number < 6 else "above 35.5" for number, one in enumerate(PATIENTS[:12])},
+    }
     assert found.skipped == {
-        "age": "12 different values (expected 2 to 10)",
         "tissue": "1 different values (expected 2 to 10)",
         "all": "0 different values (expected 2 to 10)",
     }
-    whole = read_clinical(table(tmp_path, f"id,subtype\n{PATIENTS[0]},a\n{PATIENTS[1]}, b\nother,c\n"), PATIENTS)
-    assert (whole.matched, whole.columns) == (2, {"subtype": {PATIENTS[0]: "a", PATIENTS[1]: "b"}})
+    rows = "".join(f"{one}, {group}\n" for one, group in zip(PATIENTS, ["a", "None", "a", "None"], strict=False))
+    whole = read_clinical(table(tmp_path, f"id,subtype\n{rows}other,c\n"), PATIENTS)
+    assert whole.matched == 4
+    assert [*whole.columns["subtype"].values()] == [
+        "a",
+        "None",
+        "a",
+        "None",
+    ]  # "None" is a group, an empty cell is none
 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:
@@ -129,6 +137,8 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
         ("", "no readable CSV file"),
         ("id\n1\n", "1 column"),
         ("id,x\na,1\na,2\n", "a has several rows"),
+        ("id,x\na,1,2\n", "no readable CSV file"),
+        ("id,x\n", "a header without rows"),
         (
             "id,x\na,1\n",
             r"none of the 24 patients is in its first column, such as a \(expected ids such as TCGA_AA_0000",
@@ -141,6 +151,36 @@ def test_unusable_tables_are_one_line(tmp_path: Path, text: str, message: str) -
     assert "\n" not in str(caught.value)
     with pytest.raises(PipelineError, match="no readable CSV file"):
         read_clinical(tmp_path / "nothing.csv", PATIENTS)
+
+
+def test_a_group_for_each_patient_is_not_tested(tmp_path: Path) -> None:
+    text = "id,name,subtype\n" + "".join(f"{one},n{i},{i % 2}\n" for i, one in enumerate(PATIENTS[:6]))
+    found = read_clinical(table(tmp_path, text), PATIENTS)
+    assert list(found.columns) == ["subtype"]
+    assert found.skipped == {"name": "6 groups of 6 patients (expected two patients in a group, on average)"}
+    with pytest.raises(PipelineError, match=r"clinical\.csv: name has 6 groups of 6 patients"):
+        read_clinical(tmp_path / "clinical.csv", PATIENTS, ["name"])
+
+
+def test_exams_of_one_person_are_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, "id,x\nTCGA_AA_0000,1\nTCGA_AA_0001,2\n")
+    with pytest.raises(PipelineError, match="TCGA_AA_0000_19990101 and TCGA_AA_0000_20000101 are exams of one person"):
+        read_clinical(path, [*PATIENTS, "TCGA_AA_0000_20000101"])
+
+
+def test_many_groups_are_tested_with_random_tables() -> None:
+    rng = np.random.default_rng(0)
+    patients = [f"p{number}" for number in range(200)]
+    groups = dict(zip(patients, (f"g{number % 10}" for number in range(200)), strict=True))
+    (found,) = associations({"ratio": dict(zip(patients, rng.random(200), strict=True))}, clinical(subtype=groups))
+    assert 0.01 < found.fisher_p <= 1
+
+
+def test_values_that_are_mostly_equal_are_split_below_the_largest() -> None:
+    feature = {patient: 1.0 if number < 6 else 2.0 for number, patient in enumerate(PATIENTS)}
+    groups = {patient: "low" if number < 6 else "high" for number, patient in enumerate(PATIENTS)}
+    (found,) = associations({"ratio": feature}, clinical(subtype=groups))
+    assert found.cramers_v == pytest.approx(1)
 
 
 def test_agreement_has_bias_and_limits() -> None:

@@ -100,5 +100,9 @@ def test_what_cannot_be_measured_is_one_line(run: Path, tmp_path: Path) -> None:
         measure_shapes(run, tmp_path / "out", features=["round"])
     with pytest.raises(PipelineError, match=r"--spacing 1 0 1 \(expected distances above 0 mm"):
         measure_shapes(run, tmp_path / "out", spacing=(1, 0, 1))
+    with pytest.raises(PipelineError, match=r"--seed -1 \(expected 0 or more"):
+        measure_shapes(run, tmp_path / "out", seed=-1)
     assert not (tmp_path / "out").exists()
+    one = find_masks(run / "masks" / "3_mask.nii.gz")
+    assert list(one["predicted"]) == ["3"]
     assert FEATURES[:3] == PAPER_FEATURES

@@ -182,8 +182,9 @@ def test_what_needs_a_voxel_size_is_empty_without_one() -> None:
         assert getattr(known, name) is not None
 
 
-def test_an_empty_mask_has_counts_only() -> None:
-    assert values(shape_features(np.zeros((4, 4, 4)), (1, 1, 1))) == {"voxels": 0, "slices": 0}
+def test_an_empty_mask_has_counts_and_no_volume() -> None:
+    assert values(shape_features(np.zeros((4, 4, 4)), (1, 1, 1))) == {"voxels": 0, "slices": 0, "volume_ml": 0.0}
+    assert values(shape_features(np.zeros((4, 4, 4)))) == {"voxels": 0, "slices": 0}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,6 @@ def test_the_largest_diameter_is_that_of_one_slice() -> None:
 def test_other_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="expected three dimensions"):
         shape_features(np.ones((4, 4)))
-    for spacing in ((1, 1), (1, 1, 0)):
+    for spacing in ((1, 1), (1, 1, 0), (1, 1, float("nan")), (1, 1, float("inf"))):
         with pytest.raises(ValueError, match="expected three distances above 0 mm"):
             shape_features(np.ones((4, 4, 4)), spacing)
