@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -108,6 +109,7 @@ def shared() -> Iterator[Share]:
         yield Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
+        gc.collect()  # ends the group's threads; at Python's exit they would abort the process now and then
 
 
 def own_device(device: str | None) -> str | None:
