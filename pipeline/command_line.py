@@ -75,7 +75,13 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         return 2
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    return _status_of_output() or status
+    status = _status_of_output() or status
+    if "LGG_FLAIR_JOINED" in os.environ:  # set by pipeline.model.sharing
+        # PyTorch's threads of a group that has ended abort the process at Python's exit now and then.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _status_of_output() -> int:

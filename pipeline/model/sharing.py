@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -82,6 +81,10 @@ class Share:
         self.gather([])
 
 
+JOINED = "LGG_FLAIR_JOINED"
+"""Set in the environment of a process that has worked in a group."""
+
+
 @contextmanager
 def shared() -> Iterator[Share]:
     """The share of this process, from the variables that torchrun sets; without them, everything.
@@ -109,7 +112,7 @@ def shared() -> Iterator[Share]:
         yield Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
-        gc.collect()  # ends the group's threads; at Python's exit they would abort the process now and then
+        os.environ[JOINED] = "1"
 
 
 def own_device(device: str | None) -> str | None:
