@@ -76,8 +76,9 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     status = _status_of_output() or status
-    if "LGG_FLAIR_JOINED" in os.environ:  # set by pipeline.model.sharing
-        # PyTorch's threads of a group that has ended abort the process at Python's exit now and then.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # A process of torchrun ends at once. PyTorch's threads abort it now and then after Python has ended
+        # ("terminate called without an active exception"), and torchrun would report a failure.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

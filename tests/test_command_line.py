@@ -212,3 +212,17 @@ def test_the_overview_says_what_the_exit_status_means(capsys: pytest.CaptureFixt
     assert pipeline.__main__.main([]) == 0
     text = capsys.readouterr().out
     assert all(f"{status} " in text for status in (0, 2, 130, 143, 141))
+
+
+@pytest.mark.parametrize(("processes", "status"), [("2", 3), ("1", 9)])
+def test_a_process_of_torchrun_ends_with_its_status_whatever_happens_after_it(processes: str, status: int) -> None:
+    """PyTorch aborts a process of a group now and then while it ends; here a function at the end does."""
+    program = (
+        "import atexit, os, sys; atexit.register(lambda: os._exit(9)); from pipeline.command_line import run_cli; "
+        "sys.exit(run_cli(lambda _: print('done') or 3))"
+    )
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == status
+    if processes == "2":
+        assert done.stdout == b"done\n"

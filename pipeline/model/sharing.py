@@ -81,10 +81,6 @@ class Share:
         self.gather([])
 
 
-JOINED = "LGG_FLAIR_JOINED"
-"""Set in the environment of a process that has worked in a group."""
-
-
 @contextmanager
 def shared() -> Iterator[Share]:
     """The share of this process, from the variables that torchrun sets; without them, everything.
@@ -112,7 +108,6 @@ def shared() -> Iterator[Share]:
         yield Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
-        os.environ[JOINED] = "1"
 
 
 def own_device(device: str | None) -> str | None:
