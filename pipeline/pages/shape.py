@@ -29,13 +29,10 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
         'shape.html'
     """
     kinds = [*result.shapes]
-    pairs = {
-        (one.feature, one.column): {
-            kind: found for kind in kinds for found in result.associations[kind] if _same(found, one)
-        }
-        for tested in result.associations.values()
-        for one in tested
-    }
+    pairs: dict[tuple[str, str], dict[str, Association]] = {}
+    for kind, tested in result.associations.items():
+        for one in tested:
+            pairs.setdefault((one.feature, one.column), {})[kind] = one
     boxes = []
     for feature, column in [*pairs][:MAX_CHARTS]:
         groups = result.clinical.columns[column] if result.clinical else {}
@@ -76,7 +73,3 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
     path = Path(out) / PAGE_NAME
     write_durably(path, text.encode())
     return path
-
-
-def _same(found: Association, one: Association) -> bool:
-    return (found.feature, found.column) == (one.feature, one.column)
