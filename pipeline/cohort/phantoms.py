@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 RECIPE = 1
 """Version of the drawing. Raise it when the same seed gives other bytes, so that old and new files are never mixed."""
-VOLUMES = "volumes"
-"""Name of the folder of NIfTI volumes."""
+SLICES, VOLUMES = "kaggle_3m", "volumes"
+"""Names of the folders of slices and of NIfTI volumes."""
 WIDTH_MM, HEIGHT_MM = 230.0, 140.0
 """Size of a slice, and of the mean stack of slices. The voxel size of volumes follows from it."""
 SEQUENCES = ("t1n", "flair", "t1c")
@@ -77,10 +77,10 @@ def make_phantoms(
                 f"{out}: the phantoms may need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. "
                 "Pass smaller --patients, --size or --slices, or choose another disk."
             )
-        folder = _prepared(out, stamp, force)
-        writers: dict[Path, Callable[[Path, str, Bytes, Bytes], None]] = {folder: _write_slices}
+        writers: dict[Path, Callable[[Path, str, Bytes, Bytes], None]] = {out / SLICES: _write_slices}
         if volumes:
             writers[out / VOLUMES] = lambda *given: _write_volumes(*given, spacing=HEIGHT_MM / slices)
+        folder = _prepared(out, stamp, writers, force=force)
         for index in progress(range(patients), "phantoms", "patient"):
             patient = patient_id(index, seed)
             # An existing folder is complete, because it is renamed when finished.
@@ -121,13 +121,14 @@ def _write_volumes(folder: Path, patient: str, image: Bytes, mask: Bytes, *, spa
         volume.to_filename(folder / f"{patient}_{name}.nii.gz")
 
 
-def _prepared(out: Path, stamp: str, force: bool) -> Path:
+def _prepared(out: Path, stamp: str, needed: Collection[Path], *, force: bool) -> Path:
     """The folder ``out/kaggle_3m``, ready for writing. Patients of an earlier run with the same ``stamp`` are kept."""
-    folder, file = out / "kaggle_3m", out / "phantom.json"
-    held = [entry for part in (folder, out / VOLUMES) if part.is_dir() for entry in sorted(part.iterdir())]
-    foreign = [
-        str(entry.relative_to(out)) for entry in held if not (entry.is_dir() and entry.name.startswith("PHANTOM_"))
-    ]
+    folder, file = out / SLICES, out / "phantom.json"
+    parts = [part for part in (folder, out / VOLUMES) if part.is_dir()]
+    entries = [entry for part in parts for entry in sorted(part.iterdir())]
+    held = [entry for entry in entries if entry.is_dir() and entry.name.startswith("PHANTOM_")]
+    # A manifest in the same folder has volumes/ too, with files. They are in the way only of phantoms there.
+    foreign = [str(entry.relative_to(out)) for entry in entries if entry not in held and entry.parent in needed]
     if foreign:  # even --force must not delete what may be real data
         raise PipelineError(f"{out}: holds other files than phantoms, such as {foreign[0]}. Choose another folder.")
     if held and not force and not (file.is_file() and file.read_text(encoding="utf-8") == stamp):

@@ -173,3 +173,13 @@ def test_volumes_hold_the_slices_with_a_voxel_size(tmp_path: Path) -> None:
     (tmp_path / "volumes" / "patient").mkdir()
     with pytest.raises(PipelineError, match="holds other files than phantoms, such as volumes/patient"):
         make_phantoms(tmp_path, **SMALL, volumes=True, force=True)
+
+
+def test_a_manifest_in_the_same_folder_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "PHANTOM_image.nii.gz").write_bytes(b"")
+    make_phantoms(tmp_path, **SMALL)
+    make_phantoms(tmp_path, **SMALL, force=True)
+    assert (tmp_path / "volumes" / "PHANTOM_image.nii.gz").exists()
+    with pytest.raises(PipelineError, match=r"such as volumes/PHANTOM_image\.nii\.gz"):
+        make_phantoms(tmp_path, **SMALL, volumes=True)
