@@ -101,6 +101,8 @@ def measure_shapes(
     if seed < 0:
         raise PipelineError(f"--seed {seed} (expected 0 or more).")
     found = find_masks(Path(masks))
+    patients = sorted({patient for paths in found.values() for patient in paths})
+    table = None if clinical is None else read_clinical(clinical, patients, columns)
     shapes: dict[str, dict[str, ShapeFeatures]] = {kind: {} for kind in found}
     unknown_spacing: set[str] = set()
     every = [(kind, patient, path) for kind, paths in found.items() for patient, path in paths.items()]
@@ -110,9 +112,7 @@ def measure_shapes(
             unknown_spacing.add(patient)
         shapes[kind][patient] = shape_features(load_label(path), known)
     result = ShapeResult(shapes, sorted(unknown_spacing), _agreements(shapes))
-    if clinical is not None:
-        patients = sorted({patient for kind in shapes.values() for patient in kind})
-        table = read_clinical(clinical, patients, columns)
+    if table:
         tested = {
             kind: associations({name: values(of_kind, name) for name in features}, table, seed)
             for kind, of_kind in shapes.items()
