@@ -30,6 +30,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--amp", choices=("True", "False"), help="16-bit forward passes (default: as the config decides)"
     )
+    parser.add_argument(
+        "--deterministic", choices=("True", "False"), help="same bits each time (default: as the config decides)"
+    )
     parser.add_argument("--features", type=int, nargs=6, help="features of BasicUNet, such as 32 32 64 128 256 32")
     parser.add_argument("--steps", type=int, default=10, help="steps of a block (default: 10)")
     parser.add_argument("--blocks", type=int, default=7, help="blocks of each kind, after one to warm up (default: 7)")
@@ -52,12 +55,13 @@ def main() -> None:
         overrides: dict[str, Any] = {"image_size": args.image_size, "batch_size": args.batch_size, "output_dir": out}
         overrides |= {"dataset_dir": str(args.manifest), "ckpt_dir": out, "max_epochs": args.blocks + 1}
         overrides |= {"steps_per_epoch": args.steps, "val_interval": 10**6, "train#dataset#data": chosen}
-        overrides |= {"amp": args.amp == "True"} if args.amp else {}
+        for key in ("amp", "deterministic"):
+            overrides |= {key: getattr(args, key) == "True"} if getattr(args, key) else {}
         overrides |= {"network_def#features": args.features} if args.features else {}
         config = str(args.bundle / "configs" / "train.json")
         workflow = ConfigWorkflow(config, workflow_type="train", logging_file=False, **overrides)
         workflow.initialize()
-        amp = bool(workflow.parser.get_parsed_content("amp"))
+        amp, deterministic = (workflow.parser.get_parsed_content(key) for key in ("amp", "deterministic"))
         trainer, network, optimizer, loss, slices, device, prepare = (
             workflow.parser.get_parsed_content(key)
             for key in (
@@ -108,7 +112,7 @@ def main() -> None:
     network = f"{args.bundle.name} {args.features or ''}".strip()
     title = (
         f"{network}, {args.image_size} x {args.image_size} px, batches of {args.batch_size}, {device}, amp {amp}, "
-        f"{args.blocks} blocks of {args.steps} steps"
+        f"deterministic {deterministic}, {args.blocks} blocks of {args.steps} steps"
     )
     show(title, bare, engine, data, args.batch_size)
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/network.yaml"))
 
-TINY = {"image_size": 32, "max_epochs": 2, "steps_per_epoch": 4, "batch_size": 4, "val_interval": 1}
+TINY = {"image_size": 32, "max_epochs": 2, "steps_per_epoch": 4, "batch_size": 4, "val_interval": 1, "log_interval": 1}
 """Overrides that shrink a training to seconds."""
 
 

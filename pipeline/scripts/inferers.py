@@ -8,26 +8,31 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
+from .machine import uses_float16
+
 
 class AutocastInferer(Inferer):
-    """Run another inferer in bfloat16 on a CPU, with a float32 result. MONAI's engine does the same only on CUDA.
+    """Run another inferer in bfloat16 on a CPU or on CUDA, with a float32 result.
+
+    MONAI's engine does the same only on CUDA, and there it scales the gradients. That is needed for float16 only, and
+    the GPU waits at each step until the scale is known.
 
     Args:
         inferer: The inferer to run.
         amp: Use bfloat16. False runs the inferer unchanged.
-        device: The network's device. The inferer runs unchanged on other devices than a CPU.
+        device: The network's device. The inferer runs unchanged on MPS, and on CUDA cards without bfloat16.
     """
 
     def __init__(self, inferer: Inferer, amp: bool, device: torch.device | str) -> None:
         super().__init__()
-        self.inferer = inferer
-        self.is_active = bool(amp) and torch.device(device).type == "cpu"
+        self.inferer, self.kind = inferer, torch.device(device).type
+        self.is_active = bool(amp) and self.kind in ("cpu", "cuda") and not uses_float16(amp, device)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict a batch."""
         if not self.is_active:
             return self.inferer(inputs, network, *args, **kwargs)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.kind, torch.bfloat16):
             result = self.inferer(inputs, network, *args, **kwargs)
         return result.float() if isinstance(result, torch.Tensor) else result
 

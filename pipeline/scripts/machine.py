@@ -22,16 +22,10 @@ def amp_by_default(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda" or bool(capabilities.get("avx512_bf16"))
 
 
-def cuda_amp(amp: bool, device: torch.device | str) -> bool:
-    """Whether MONAI's engine does the 16-bit passes itself, which it does only on CUDA."""
-    return bool(amp) and torch.device(device).type == "cuda"
-
-
-def amp_arguments(device: torch.device | str) -> dict[str, torch.dtype]:
-    """Arguments of ``torch.autocast`` on CUDA: bfloat16 where the card has it, else float16. Empty on other devices."""
-    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
-        return {}
-    return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16}
+def uses_float16(amp: bool, device: torch.device | str) -> bool:
+    """Whether forward passes in 16 bits are in float16 with scaled gradients: on CUDA cards without bfloat16."""
+    is_cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return bool(amp) and is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108

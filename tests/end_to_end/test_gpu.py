@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
+from monai.engines import IterationEvents
 from monai.inferers import SliceInferer
 from monai.networks.nets import BasicUNet
 
 from pipeline.scoring.evaluation import evaluate_volumes
-from pipeline.scripts import inferers
+from pipeline.scripts import handlers, inferers
+from pipeline.scripts.faults import PipelineError
 from stress.kills import into, training_command
 from tests.conftest import ROOT, TINY, lively_weights, on_cuda
 
@@ -27,8 +30,27 @@ def test_training_finds_cuda(trained, manifest, run_config, tmp_path: Path) -> N
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
     workflow = run_config(trained[0] / "configs" / "train.json", **folders, **TINY)
     trainer = workflow.parser.get_parsed_content("train#trainer")
-    assert (trainer.state.device.type, trainer.amp) == ("cuda", True)
+    assert (trainer.state.device.type, trainer.amp, trainer.inferer.is_active) == ("cuda", False, True)
     assert (tmp_path / "model.pt").is_file()
+
+
+@on_cuda
+def test_a_loss_that_is_not_finite_on_cuda_is_found_one_step_later() -> None:
+    check, engine = handlers.StopAtNaN(), Engine(lambda engine, batch: None)
+    engine.register_events(*IterationEvents)
+    engine.network = BasicUNet(2, 3, 1, features=(16, 16, 32, 64, 128, 16)).cuda()
+    check.attach(engine)
+    image = torch.zeros(1, 3, 16, 16, device="cuda")
+    for iteration, loss in enumerate((0.5, float("nan")), 1):
+        engine.state.iteration = iteration
+        engine.state.output = {"image": image, "label": image, "pred": image, "loss": torch.tensor(loss).cuda()}
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+    with pytest.raises(PipelineError, match="not finite at iteration 2: NaN or Inf first in the loss itself"):
+        engine.fire_event(Events.EPOCH_COMPLETED)
+    engine.state.output = {**engine.state.output, "pred": image / 0}
+    engine.fire_event(IterationEvents.LOSS_COMPLETED)
+    with pytest.raises(PipelineError, match="not finite at iteration 2: NaN or Inf first in the network's prediction"):
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
 
 @on_cuda

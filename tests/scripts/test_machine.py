@@ -8,19 +8,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from pipeline.errors import PipelineError
 from pipeline.scripts import machine
 
 
-@pytest.mark.parametrize(("device", "amp"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
-def test_the_engines_amp_is_for_cuda_devices(recipe: ConfigParser, device: str, amp: bool) -> None:
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "used_by"),
+    [("cpu", True, "inferer"), ("cuda", True, "inferer"), ("cuda:1", False, "engine"), ("mps", True, "nobody")],
+)
+def test_float16_is_for_cuda_cards_without_bfloat16(
+    recipe: ConfigParser, monkeypatch: pytest.MonkeyPatch, device: str, has_bfloat16: bool, used_by: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
     recipe["device"] = f"$torch.device('{device}')"
-    recipe["network"] = recipe["network_def"]
     recipe["amp"] = True
-    assert recipe.get_parsed_content("train#trainer#amp") is amp
-    assert recipe.get_parsed_content("validate#evaluator#amp") is amp
+    assert recipe.get_parsed_content("float16") is (used_by == "engine")
+    assert recipe.get_parsed_content("train#inferer").is_active is (used_by == "inferer")
+    assert recipe["train#trainer#amp"] == "@float16"
 
 
 def test_too_little_shared_memory_is_reported_before_the_first_batch(tmp_path: Path, monkeypatch: Any) -> None:

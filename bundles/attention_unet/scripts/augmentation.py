@@ -183,7 +183,7 @@ class RandBatchAdjustContrastd(MapTransform):
         for key in self.keys:
             image = by_sequence(data[key])
             power = torch.exp(self.gamma * uniform(len(image), 1, image.shape[2], 1, 1, like=image))
-            chosen = (torch.rand(len(image)) < self.prob).to(image.device)
+            chosen = torch.rand(len(image)) < self.prob
             part, power = image[chosen], power[chosen]
             darkest = part.amin((1, 3, 4), keepdim=True)
             span = (part.amax((1, 3, 4), keepdim=True) - darkest).clamp_min(1e-3)
@@ -208,7 +208,7 @@ class RandBatchSimulateLowResolutiond(MapTransform):
         """The batch with coarser slices."""
         for key in self.keys:
             image = data[key]
-            chosen = (torch.rand(len(image)) < self.prob).to(image.device)
+            chosen = torch.rand(len(image)) < self.prob
             share = self.least + (0.95 - self.least) * float(torch.rand(()))
             if chosen.any():
                 small = interpolate(image[chosen], scale_factor=share, mode="bilinear", align_corners=False)
