@@ -28,8 +28,8 @@ SHARED = {
 }
 NETWORK_KEYS = ("network_def", "metadata")
 """Keys that a bundle's ``network.yaml`` must have."""
-OPTIONAL_KEYS = ("normalize_head", "around")
-"""Keys that ``network.yaml`` may also have, where the weights need other inputs than the template's."""
+OPTIONAL_KEYS = ("around",)
+"""Keys that ``network.yaml`` may also have: the network's inputs beside the slice itself."""
 SCRIPTS = Path(__file__).parents[1] / "pipeline" / "scripts"
 """The code that is copied into every bundle."""
 WEIGHTS_LICENCE = "WEIGHTS_LICENSE.md"

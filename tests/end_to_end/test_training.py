@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.utils import set_determinism
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.cohort.building import build_manifest
@@ -21,7 +22,7 @@ from pipeline.model.bundle import load_bundle
 from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts.files import sha256_file
 from pipeline.scripts.training import PrepareBatch
-from tests.conftest import BUNDLES, TINY, lively_weights, running_module, silent_weights
+from tests.conftest import BUNDLES, ROOT, TINY, lively_weights, running_module, silent_weights
 
 FIELDS = {"train_loss", "learning_rate", "val_dsc", "val_loss"}
 
@@ -49,13 +50,12 @@ def test_training_leaves_weights_record_and_curves(trained: tuple[Path, Path], m
         settings.pop("network_def")["_target_"]
         == json.loads((bundle / "configs" / "train.json").read_text())["network_def"]["_target_"]
     )
-    head = bundle.name == "basic_unet_plusplus"
     assert settings == {
         "image_size": TINY["image_size"],
         "around": 0,
         "crop_to_head": True,
         "percentiles": [1, 99.5],
-        "normalize_head": head,
+        "normalize_head": True,
         "unrecorded": [],
     }
     assert record["manifest_sha256"] == read_manifest(manifest).sha256
@@ -144,6 +144,21 @@ def test_early_stop_ends_a_training_that_does_not_improve(
     workflow = run_config(bundle / "configs" / "train.json", **folders, **overrides)
     assert workflow.parser.get_parsed_content("train#trainer").state.epoch == 2
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_batch_statistics_are_those_of_the_averaged_weights(manifest, run_config, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    config = ROOT / "bundles" / "basic_unet" / "configs" / "train.json"
+    parser = run_config(config, **folders, **TINY, amp=False).parser
+    network, loader, prepare = (
+        parser.get_parsed_content(name) for name in ("network_def", "train#dataloader", "train#prepare_batch")
+    )
+    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    set_determinism(seed=0)
+    with torch.no_grad():
+        means = [network.conv_0.conv_0.conv(prepare(batch, "cpu")[0]).mean((0, 2, 3)) for batch in loader]
+    assert len(means) == TINY["steps_per_epoch"]
+    assert torch.allclose(network.conv_0.conv_0.adn.N.running_mean, torch.stack(means).mean(0), atol=1e-4)
 
 
 def test_the_engines_amp_is_for_cuda_alone(trained, manifest, run_config, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from pipeline.errors import PipelineError
 from pipeline.scripts import handlers
@@ -143,6 +143,30 @@ def test_worst_and_median_patient_are_shown() -> None:
     ]
     handlers.ValidationPictures(writer).write(engine)  # no patient: nothing to show
     assert len(shown) == 4
+
+
+def test_the_average_of_weights_has_no_share_of_the_start() -> None:
+    network = torch.nn.Linear(1, 1)
+    average, engine = handlers.WeightAverage(network, momentum=0.1), Engine(lambda engine, batch: None)
+    average.attach(engine)
+
+    @engine.on(Events.ITERATION_STARTED)
+    def learn(engine: Engine) -> None:
+        network.weight.data.fill_(engine.state.iteration)
+
+    engine.run(range(3), max_epochs=1)
+    shares = [0.9**2, 0.9, 1]
+    expected = sum(share * step for step, share in enumerate(shares, 1)) / sum(shares)
+    assert average.ema_model.weight.item() == pytest.approx(expected)
+    continued, engine = handlers.WeightAverage(network, momentum=0.1), Engine(lambda engine, batch: None)
+    continued.load_state_dict(average.state_dict())
+    continued.attach(engine)
+    engine.state.epoch_length, engine.state.max_epochs, engine.state.iteration, engine.state.epoch = 3, 2, 3, 1
+    network.weight.data.fill_(4)
+    engine.run(range(3), max_epochs=2)
+    shares = [0.9**5, 0.9**4, 0.9**3, 0.9**2, 0.9, 1]
+    expected = sum(share * value for share, value in zip(shares, (1, 2, 3, 4, 4, 4), strict=True)) / sum(shares)
+    assert continued.ema_model.weight.item() == pytest.approx(expected)
 
 
 def test_time_left_is_of_the_whole_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,14 +26,14 @@ def test_an_unchanged_config_has_nothing_unrecorded() -> None:
     found = records.for_prediction(own(), own())
     network = found.pop("network_def")
     assert (network["_target_"], network["features"]) == ("BasicUNet", [16, 16, 32, 64, 128, 16])
-    expected = {"image_size": 192, "around": 0, "crop_to_head": True, "percentiles": [1, 99.5], "normalize_head": False}
+    expected = {"image_size": 192, "around": 0, "crop_to_head": True, "percentiles": [1, 99.5], "normalize_head": True}
     assert found == {**expected, "unrecorded": []}
 
 
 @pytest.mark.parametrize(
     ("change", "recorded", "unrecorded"),
     [
-        ({"normalize_head": True}, {"normalize_head": True}, []),
+        ({"normalize_head": False}, {"normalize_head": False}, []),
         ({"percentiles": [0, 100]}, {"percentiles": [0, 100]}, []),
         ({"percentiles": (0, 100)}, {"percentiles": [0, 100]}, []),
         ({"percentiles": "$[0, 100]"}, {}, ["percentiles"]),

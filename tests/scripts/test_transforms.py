@@ -40,10 +40,9 @@ def test_volumes_of_any_number_type_are_loaded(tmp_path: Path, dtype: str) -> No
     assert np.array_equal(seen.numpy(), np.moveaxis(values, -1, 0))
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
-def test_intensities_are_clipped_to_percentiles_and_standardised(bundle: Path) -> None:
-    parser = ConfigParser(config_of(bundle, "inference"))
-    of_head = config_of(bundle, "inference")["normalize_head"]
+@pytest.mark.parametrize("of_head", [True, False])
+def test_intensities_are_clipped_to_percentiles_and_standardised(of_head: bool) -> None:
+    parser = ConfigParser({**config_of(BUNDLE, "inference"), "normalize_head": of_head})
     image = np.random.default_rng(0).gamma(2, 30, (3, 12, 11, 10)).astype(np.float32)
     image[:, :5] = np.random.default_rng(1).uniform(0, 4, image[:, :5].shape)  # air
     seen = Compose(parser.get_parsed_content("intensity"))({"image": torch.as_tensor(image)})["image"].numpy()

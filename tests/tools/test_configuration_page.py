@@ -126,7 +126,10 @@ def test_recipes() -> None:
         }
         for row in table
     }
-    assert of_page == {path.stem: yaml.safe_load(path.read_bytes()) for path in (ROOT / "recipes").glob("*.yaml")}
+    recipes = {path.stem: yaml.safe_load(path.read_bytes()) for path in (ROOT / "recipes").glob("*.yaml")}
+    assert sorted(of_page) == sorted(recipes)
+    for name, row in of_page.items():
+        assert row == {key: recipes[name][key] for key in row}, name
 
 
 def test_experiments() -> None:

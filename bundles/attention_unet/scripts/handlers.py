@@ -48,40 +48,40 @@ class Attach:
 class WeightAverage(EMAHandler):
     """Exponential moving average of a network's weights; its ``ema_model`` is the training's result.
 
-    The average starts from the network's weights at the start of a training, also where a handler has loaded them. A
-    resumed training continues the average of its checkpoint. Batch statistics are averaged too.
+    The average holds only weights after a step: the weights of the start have no share in it. For this the share of the
+    newest weights is ``momentum / (1 - (1 - momentum) ** step)``, which is 1 at the first step, as in the bias
+    correction of Adam (Kingma, Ba, ICLR 2015). A resumed training continues the average of its checkpoint. Batch
+    statistics are averaged too.
 
     Args:
         network: The network that is trained.
-        momentum: The share of the newest weights, 0 to 1.
+        momentum: The share of the newest weights after many steps, 0 to 1.
     """
 
     def __init__(self, network: torch.nn.Module, momentum: float) -> None:
         super().__init__(network, momentum=momentum, handle_buffers="update")
-        self.is_attached = self._is_waiting = self._is_resumed = False
+        self.is_attached = self._is_resumed = False
+        self._steps = 0
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]  # name and event are this class's own
         """Start the average with the training, and add the weights after each step."""
-        # Other handlers load weights at STARTED. A later start makes the order of the handlers irrelevant.
-        engine.add_event_handler(Events.STARTED, self._wait)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.STARTED, self._start)
         super().attach(engine, warn_if_exists=False)
         self.is_attached = True
 
-    def _wait(self) -> None:
-        self._is_waiting = True
-
-    def _start(self) -> None:
-        if self._is_waiting and not self._is_resumed:
-            self.ema_model.load_state_dict(self.model.state_dict())
-        self._is_waiting = self._is_resumed = False
+    def _start(self, engine: Engine) -> None:
+        self._steps = engine.state.iteration if self._is_resumed else 0
+        self._is_resumed = False
 
     def _update_ema_model(self, engine: Engine, name: str) -> None:
-        """Add the weights, with a few calls for all tensors together. ignite's own method has two for each."""
+        """Add the weights, with one call for all tensors together. ignite's own method has two for each."""
+        momentum = getattr(engine.state, name)
+        self._steps += 1
         tensors = (chain(model.parameters(), model.buffers()) for model in (self.ema_model, self.model))
         pairs = [pair for pair in zip(*tensors, strict=True) if pair[0].is_floating_point()]
+        share = momentum / (1 - (1 - momentum) ** self._steps)
         with torch.no_grad():
-            torch._foreach_lerp_([mean for mean, _ in pairs], [new for _, new in pairs], getattr(engine.state, name))
+            torch._foreach_lerp_([mean for mean, _ in pairs], [new for _, new in pairs], share)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights, for a checkpoint."""

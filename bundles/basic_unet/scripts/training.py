@@ -15,6 +15,8 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, EarlyStopping, global_step_from_engine
 from monai.engines import default_prepare_batch
+from monai.utils import set_determinism
+from torch.optim.swa_utils import update_bn
 
 from . import metrics
 from .checkpoints import DurableSaver, checkpoints_in, newest
@@ -424,8 +426,20 @@ class Training:
         facts = {**self.setup.facts, "seed": self.seed, "device": str(self.trainer.state.device)}
         return {**facts, "best_validation_dsc": self.early_stop.best_score, "weights": weights}
 
+    def _renew_batch_statistics(self) -> None:
+        """Compute the batch statistics of the averaged weights over an epoch of batches (Izmailov et al., UAI 2018).
+
+        An average of statistics fits the weights that were averaged, not their average.
+        """
+        set_determinism(seed=self.seed)
+        trainer, device = self.trainer, self.trainer.state.device
+        batches = (trainer.prepare_batch(batch, device, False)[0] for batch in trainer.data_loader)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.setup.amp):
+            update_bn(batches, self.ema.ema_model)
+
     def _finish(self) -> None:
         """Write weights and record, remove the checkpoints, and mark the training as completed."""
+        self._renew_batch_statistics()
         self.saver(self.ema.state_dict(), "model.pt")
         if not self.is_first:
             return
