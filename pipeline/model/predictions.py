@@ -35,7 +35,7 @@ from pipeline.files import path_list
 from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
-from pipeline.model.predictor import Predictor, overlapped, save_prediction
+from pipeline.model.predictor import LOW_AGREEMENT, Predictor, is_low, overlapped, save_prediction
 from pipeline.model.sharing import Finished, Share, own_device, shared
 from pipeline.scripts.faults import fault_lines, shown
 from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
@@ -69,8 +69,8 @@ class Prediction:
             affine); empty if the mask is empty or the voxel size is not known.
         image: The image file that was read.
         image_sha256: SHA-256 of the image file.
-        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None if it was not asked for, or if all
-            these masks are empty.
+        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None for a single network without flips,
+            or if all these masks are empty.
     """
 
     volume: str
@@ -136,7 +136,7 @@ def predict_volumes(
         weights: One weights file for each bundle; empty to use the bundles' own weights.
         flips: Also predict the left-right mirrored volume, and average both.
         probability: Also write ``NAME_probability.nii.gz``.
-        uncertainty: Also write ``NAME_uncertainty.nii.gz``, and each volume's agreement.
+        uncertainty: Also write ``NAME_uncertainty.nii.gz``.
         backend: The software that runs the networks, a key of ``BACKENDS``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
         trust: Also run bundles that are not this project's. Their configs can run any code.
@@ -300,6 +300,8 @@ def predictions_table(predictions: Sequence[Prediction]) -> str:
         agrees = "-" if found.agreement is None else f"{found.agreement:.3f}"
         counts = f"{found.lesion_voxels:>8}  {ml:>8}  {f'{agrees:>9}  ' * agreement}"
         lines.append(f"{shown(found.volume):<{width}}  {counts}{found.lesion_slices} of {found.slices}")
+    if low := [found.volume for found in predictions if is_low(found.agreement)]:
+        lines.append(f"look first at the masks with an agreement under {LOW_AGREEMENT}: {shortened(low)}")
     return "\n".join(lines)
 
 

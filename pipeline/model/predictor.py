@@ -36,6 +36,9 @@ MAX_VOLUMES_AT_ONCE = 3
 """One volume is read, one is in the network and one is written, all at the same time."""
 _NETWORK = threading.Lock()
 """Held while a volume is in a network: only one is at a time, while others are read and written."""
+LOW_AGREEMENT = 0.89
+"""Masks of a lower agreement should be looked at first. Of the 90 patients that the package's three networks had not
+seen, about a fifth lie below it, and among these are all with a DSC under 0.7 (``docs/results/accuracy.md``)."""
 AS_IT_IS, LEFT_RIGHT = (), (3,)
 """Dimensions of a batch (1, 3, H, W, D) that one pass mirrors: none, or the columns W."""
 
@@ -49,8 +52,8 @@ class VolumePrediction:
         mask: (H, W, D) uint8, 0 background, 1 lesion, by the first bundle's threshold and component rule.
         uncertainty: Standard deviation of the passes' probabilities, (H, W, D) float32, 0 to 0.5; None if it was not
             asked for.
-        agreement: Mean DSC between the passes' masks, 0 to 1 (``pass_agreement``); None if it was not asked for, or if
-            all these masks are empty.
+        agreement: Mean DSC between the passes' masks, 0 to 1 (``pass_agreement``); None for a single pass, or if all
+            these masks are empty.
         affine: (4, 4), from voxel indices to mm to the right, anterior, superior (RAS+).
         volume_ml: Volume of the mask in ml; None if the voxel size is not known.
     """
@@ -72,7 +75,7 @@ class Predictor:
     Args:
         bundles: One or several bundles: loaded ones, names, or folders. The default is the package's own three.
         flips: Also predict the left-right mirrored volume, and average both (test-time augmentation).
-        uncertainty: Also compute an uncertainty map and the agreement. This needs several passes.
+        uncertainty: Also compute an uncertainty map. This needs several passes.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
         trust: Also run bundles that are not this project's. Their configs can run any code.
         all_components: Keep every connected component of the mask, not only the largest.
@@ -122,8 +125,8 @@ class Predictor:
                 An array (slices, rows, columns) from ``SimpleITK.GetArrayFromImage`` needs ``.transpose(1, 2, 0)``.
 
         Returns:
-            Probability, mask and volume; also uncertainty and agreement if they were asked for. The axes of a SimpleITK
-            image are x, y, z.
+            Probability, mask and volume; with several passes also the agreement, and the uncertainty if it was asked
+            for. The axes of a SimpleITK image are x, y, z.
 
         Raises:
             PipelineError: The volume cannot be read, has another shape, or holds NaN, Inf or nothing above 0, or the
@@ -148,17 +151,26 @@ class Predictor:
                 return self.predict(path)
         path = Path(image)
         refuse_unusable(path)
-        passes = self.passes(path)
         # A large volume's probability takes hundreds of MB. Only uncertainty needs those of all passes at once.
-        kept = [*passes] if self.uncertainty else []
-        mean = reduce(np.add, kept) if kept else reduce(operator.iadd, passes)
-        mean /= np.float32(len(self.bundles) * (1 + self.flips))
+        kept: list[Map] = []
+        masks: list[NDArray[np.uint8]] = []
+
+        def noted(probability: Map) -> Map:
+            masks.append(self.mask_of(probability))
+            if self.uncertainty:
+                kept.append(probability.copy())
+            return probability
+
+        count = len(self.bundles) * (1 + self.flips)
+        passes = self.passes(path)
+        mean = reduce(operator.iadd, map(noted, passes) if count > 1 else passes)
+        mean /= np.float32(count)
         mask, spacing = self.mask_of(mean), spacing_mm(path)
         return VolumePrediction(
             mean,
             mask,
             uncertainty=disagreement(kept) if self.uncertainty else None,
-            agreement=pass_agreement([self.mask_of(one) for one in kept]) if self.uncertainty else None,
+            agreement=pass_agreement(masks),
             affine=open_nifti(path).affine,
             volume_ml=None if spacing is None else int(mask.sum()) * math.prod(spacing) / 1000,
         )
@@ -285,6 +297,11 @@ def pass_agreement(masks: Sequence[NDArray[Any]]) -> float | None:
     sizes = [(int((one & two).sum()), int(one.sum()) + int(two.sum())) for one, two in pairs]
     agreements = [2 * common / total for common, total in sizes if total]
     return float(np.mean(agreements)) if agreements else None
+
+
+def is_low(agreement: float | None) -> bool:
+    """Whether a mask should be looked at first, by its ``agreement``. None, without any lesion found, is not low."""
+    return agreement is not None and agreement < LOW_AGREEMENT
 
 
 def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str) -> list[Result]:

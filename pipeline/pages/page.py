@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import __version__
 from pipeline.imaging.nifti import shown_in_gray
+from pipeline.model.predictor import is_low
 from pipeline.pages import MAX_SLICES_BYTES
 from pipeline.progress import progress
 
@@ -36,13 +37,18 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # keeps the order of patients
-    environment.filters |= {"breakable": breakable, "decimals": decimals, "signed": signed}
+    environment.filters |= {"agreed": agreed, "breakable": breakable, "decimals": decimals, "signed": signed}
     return environment.get_template(template).render(version=__version__, **values)
 
 
 def breakable(name: str) -> Markup:
     """A name that a browser prefers to break after ``_``, ``-``, ``.`` and ``/``."""
     return Markup("<wbr>").join(re.split(r"(?<=[_\-./])(?=.)", name))
+
+
+def agreed(value: float | None) -> str:
+    """An agreement with three decimals, and the word ``low`` if its mask should be looked at first."""
+    return decimals(value, 3) + ", low" * is_low(value)
 
 
 def decimals(value: float | None, digits: int = 4) -> str:

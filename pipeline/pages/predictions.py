@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
 from pipeline.model.predictions import PAGE_NAME, PREDICTIONS_NAME
+from pipeline.model.predictor import LOW_AGREEMENT
 from pipeline.pages import MAX_VIEWERS
 from pipeline.pages.page import collect_views, gray_channels, listed, render, viewer_data
 from pipeline.pages.viewer import patient_view
@@ -66,6 +67,7 @@ def write_predictions_page(out: str | Path, images: Mapping[str, Path], viewers:
         rows=[rows[name] for name in order],
         summary=summary,
         by_doubt=by_doubt,
+        low_agreement=LOW_AGREEMENT,
         has_maps=any(view["maps"] for view in views.values()),
         notes=notes,
         data=viewer_data([RUN], CHANNELS, order, views),

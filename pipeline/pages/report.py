@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.files import path_list
 from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
+from pipeline.model.predictor import LOW_AGREEMENT
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME, charts
 from pipeline.pages.overlays import ORANGE, SKY_BLUE, contour_frame
 from pipeline.pages.page import collect_views, gray_channels, listed, render, viewer_data
@@ -230,6 +231,7 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
         in_mm=any(score.hd95_mm is not None for score in everything)
         and all(score.hd95_mm is not None for score in everything if score.hd95_px is not None),
         agreement=[run for run in runs if any(score.agreement is not None for score in run.scores)],
+        low_agreement=LOW_AGREEMENT,
         notes=notes,
         dsc=charts.dsc_svg(dsc, patients, trained_on),
         sizes=charts.sizes_svg(dsc, lesion_voxels, trained_on),

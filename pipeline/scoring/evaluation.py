@@ -106,7 +106,7 @@ def evaluate_volumes(
         patients: Ids of the patients to evaluate; empty for all patients of the section.
         protocol: The way of scoring, a key of ``PROTOCOLS``.
         flips: Also predict the left-right mirrored volume, and average both.
-        uncertainty: Also write uncertainty maps and each volume's agreement.
+        uncertainty: Also write uncertainty maps.
         per_slice: Also write ``slices.csv``, the scores of single slices.
         backend: The software that runs the networks, a key of ``BACKENDS``.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None for CUDA if available, else the CPU.
