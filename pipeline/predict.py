@@ -64,8 +64,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="also write NAME_uncertainty.nii.gz, the standard deviation over networks and flips; needs --tta or several "
-        "--bundle",
+        help="also write NAME_uncertainty.nii.gz, the standard deviation over networks and flips; needs --tta or "
+        "several --bundle",
     )
     parser.add_argument(
         "--figures",

@@ -12,7 +12,7 @@ differences to the first result, patient by patient. ``patients`` gives a column
 groups the patients of one result by the size of the lesion.
 
 A name with ``*`` joins the results that it fits, such as the folds of a cross-validation, into one:
-``out_of_fold/basic_unet_cpu_fold_*``. A label for the table may follow a name, with ``~`` for spaces:
+``recipe/slices_80000_fold_*``. A label for the table may follow a name, with ``~`` for spaces:
 ``case_report/dice_native:Dice~loss``.
 """
 
@@ -50,7 +50,7 @@ BLOCK = re.compile(rf"<!-- ({KINDS}) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->"
 HALF = re.compile(rf"<!--\s*({KINDS}|end)\b")
 SIZES = {"under 8,000": (0, 8_000), "8,000 to 25,000": (8_000, 25_000), "25,000 and more": (25_000, math.inf)}
 """Group of patients -> the range of voxels in the true lesion."""
-CHART, CHARTED = "docs/images/out_of_fold.svg", "out_of_fold/basic_unet_cpu_fold_"
+CHART, CHARTED = "docs/images/out_of_fold.svg", "out_of_fold/default"
 """The file of the chart of lesion size against DSC, and the start of its results' names."""
 SUMMARY_HEAD = ("mean DSC (95 % interval)", "median", "lowest", "patients")
 Result = dict[str, Any]

@@ -69,8 +69,8 @@ class Prediction:
             affine); empty if the mask is empty or the voxel size is not known.
         image: The image file that was read.
         image_sha256: SHA-256 of the image file.
-        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None for a single network without flips,
-            or if all these masks are empty.
+        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None for a single network without
+            flips, or if all these masks are empty.
     """
 
     volume: str

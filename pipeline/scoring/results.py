@@ -38,8 +38,8 @@ class VolumeScore:
         surface_dice_2mm: Share of both surfaces that lies within 2 mm of the other, 0 to 1, as MONAI computes it; None
             if both masks are empty or the spacing is not known.
         volume_difference: (predicted - true) / true volume, -1 or more; None if the truth is empty.
-        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None for a single network without flips,
-            or if all these masks are empty.
+        agreement: Mean DSC between the masks of all networks and flips, 0 to 1; None for a single network without
+            flips, or if all these masks are empty.
         seen: Whether weights that predicted the patient were trained on this patient; None if that is not known.
         reliability: For each tenth of probability: voxels, sum of their probabilities, lesion voxels. Empty if no
             probability is known. It is not a column.

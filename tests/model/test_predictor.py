@@ -16,9 +16,11 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_image
 from pipeline.model.bundle import Bundle, load_bundle
 from pipeline.model.predictor import (
+    LOW_AGREEMENT,
     MAX_VOLUMES_AT_ONCE,
     Predictor,
     disagreement,
+    is_low,
     overlapped,
     pass_agreement,
     segment,
@@ -152,6 +154,24 @@ def test_what_cannot_be_asked_of_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x_image.nii.gz").write_bytes(b"no volume")
     with pytest.raises(PipelineError, match=r"x_image\.nii\.gz"):
         Predictor([fake_bundle()]).predict(tmp_path / "x_image.nii.gz")
+
+
+def test_several_passes_have_an_agreement(manifest: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    predictor = Predictor(BUNDLES[:2])
+    masks = [predictor.mask_of(one) for one in predictor.passes(image)]
+    assert masks[0].any() or masks[1].any()
+    found = predictor.predict(image)
+    assert (found.agreement, found.uncertainty) == (pass_agreement(masks), None)
+    assert np.allclose(found.probability, np.mean([*predictor.passes(image)], axis=0), atol=1e-6)
+    assert Predictor(BUNDLES[0]).predict(image).agreement is None
+
+
+def test_masks_on_which_networks_agree_less_are_low() -> None:
+    assert is_low(0.0)
+    assert is_low(LOW_AGREEMENT - 1e-6)
+    assert not is_low(LOW_AGREEMENT)
+    assert not is_low(None)
 
 
 def test_agreement_is_the_mean_dsc_of_all_pairs() -> None:

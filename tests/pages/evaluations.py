@@ -132,7 +132,7 @@ def make_predictions(out: Path) -> tuple[Path, dict[str, Path]]:
     images = {}
     facts = {
         "a": {"lesion_voxels": 0, "lesion_ml": 0.0, "agreement": None},
-        "b": {"lesion_voxels": 1234, "lesion_ml": 1.23, "agreement": 0.912},
+        "b": {"lesion_voxels": 1234, "lesion_ml": 1.23, "agreement": 0.812},
         HOSTILE.replace("/", "-"): {"lesion_voxels": 5, "lesion_ml": None, "agreement": None},
     }
     for name, found in facts.items():
