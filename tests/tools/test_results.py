@@ -95,7 +95,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-FOLDS = ("out_of_fold/default_fold_0", "out_of_fold/basic_unet_cpu_fold_1")
+FOLDS = ("out_of_fold/default_fold_0", "out_of_fold/default_fold_1")
 ALL_FOLDS = "out_of_fold/default_fold_*"
 LARGE = VolumeScore("large", 0.9, 1.0, 0.9, 0.9, 27_000, 3_000, 3_000)
 

@@ -46,11 +46,6 @@ NOT_PLAIN_NETWORKS = (
 )
 """MONAI's networks that read or download files themselves."""
 
-_FIRST_FORM = {
-    "2b58c74d1e0144883ba0782550718f9065f1a0df9a7842c086160e2e8c49c254": False,
-    "cb7200ef604a02929e571192b105095e8d42bc1b4e45cce494b89213f08ebc36": True,
-}
-"""SHA-256 of the preprocessing's text in records of the first form -> ``normalize_head``."""
 _FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s'\"/]+/)+")
 
 
@@ -247,14 +242,14 @@ def trained_settings(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         path: The weights, for messages.
 
     Raises:
-        PipelineError: The record is of a later version, the training changed something that a record cannot hold, or
+        PipelineError: The record is of another version, the training changed something that a record cannot hold, or
             the record holds a value that is not plain.
     """
     if not record:
         return {}
-    if record.get("record_version", 1) not in (1, RECORD_VERSION):
-        raise PipelineError(f"{path}: {RECORD} beside it was written by a later version. Use that version.")
-    values = dict(record["prediction"] if "prediction" in record else _prediction_of_first_form(record["config"]))
+    if record.get("record_version") != RECORD_VERSION:
+        raise PipelineError(f"{path}: {RECORD} beside it was written by another version. Use that version.")
+    values = dict(record["prediction"])
     unrecorded = values.pop("unrecorded", [])
     if unrecorded:
         raise PipelineError(
@@ -279,22 +274,6 @@ def _is_setting(key: str, value: Any) -> bool:
     if key == "percentiles":
         return isinstance(value, list) and len(value) == 2 and all(type(limit) in (int, float) for limit in value)
     return key in SETTINGS and type(value) is SETTINGS[key]
-
-
-def _prediction_of_first_form(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values from the config of an old record. Its preprocessing must equal one of the two of that time."""
-    if not config:
-        return {}
-    config = json.loads(json.dumps(config).replace("scripts.unet_plusplus.", "scripts.networks."))
-    values = for_prediction(config, config)
-    if "network_def" not in values:
-        return {"unrecorded": ["network_def"]}
-    text = [config.get(key) for key in ("head", "image_loading", "image_spatial", "intensity")]
-    text += [config.get("train", {}).get(key) for key in ("image_loading", "deterministic_transforms")]
-    sha256 = sha256_bytes(json.dumps(text, sort_keys=True).encode())
-    if sha256 not in _FIRST_FORM:
-        return {"unrecorded": ["preprocessing"]}
-    return {**values, "normalize_head": _FIRST_FORM[sha256], "percentiles": [1, 99.5]}
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
