@@ -13,7 +13,8 @@ from pipeline import evaluate
 from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.imaging.nifti import load_label
+from pipeline.imaging.nifti import load_label, load_map
+from pipeline.pages.figures import UNCERTAIN
 from tests.conftest import ROOT, evaluated, lively_weights
 
 only_basic_unet = pytest.mark.parametrize(
@@ -32,7 +33,8 @@ def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Pat
         drawn = len(list((out / "figures" / patient).glob("slice_*.png")))
         mask = load_label(out / "masks" / f"{patient}_mask.nii.gz")
         truth = load_label(out / "volumes" / f"{patient}_label.nii.gz")
-        assert drawn == (mask | truth).any(axis=(0, 1)).sum() < mask.shape[2]
+        uncertain = load_map(out / "uncertainty" / f"{patient}_uncertainty.nii.gz") >= UNCERTAIN
+        assert drawn == (mask | truth | uncertain).any(axis=(0, 1)).sum() < mask.shape[2]
     assert "(2 of 2 patients drawn" in capsys.readouterr().out
     evaluated(folder, manifest, out, *asked)
     assert "(0 of 2 patients drawn" in capsys.readouterr().out

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, ProgressBar
@@ -275,18 +274,6 @@ class StopAtNaNPrediction:
         files = engine.state.batch["image"].meta.get("filename_or_obj", ["a volume"])
         if fault := prediction_fault(engine.state.output["pred"], [Path(str(file)).name for file in files]):
             raise PipelineError(fault)
-
-
-class ShareBuffers:
-    """Copy the first process's batch statistics to all processes before a validation, so that all predict the same."""
-
-    def attach(self, engine: Engine) -> None:
-        """Share when a validation starts."""
-        engine.add_event_handler(Events.STARTED, self._share)
-
-    def _share(self, engine: Any) -> None:
-        for buffer in engine.network.buffers():
-            idist.broadcast(buffer, src=0)
 
 
 class Progress:

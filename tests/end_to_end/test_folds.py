@@ -14,6 +14,7 @@ from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.scoring.evaluation import bundles_for
+from pipeline.scoring.results import read_scores
 from tests.conftest import ROOT, TINY
 
 BASIC = ROOT / "bundles" / "basic_unet"
@@ -55,8 +56,8 @@ def test_folds_are_scored_by_weights_that_have_not_seen_them(folded, run_config,
         len([v for v in volumes if v.fold == 1]),
         [],
     )
-    rows = [(tmp_path / name / "scores.csv").read_text().splitlines() for name in ("one", "folds")]
-    assert set(rows[0]) < set(rows[1])
+    by_patient = [{score.patient: score.dsc for score in read_scores(tmp_path / name)} for name in ("one", "folds")]
+    assert by_patient[0].items() < by_patient[1].items()
     with pytest.raises(PipelineError, match="another split, fold, manifest or choice of patients"):
         evaluate.main([*given, str(tmp_path / "one"), "--weights", str(tmp_path / "run/fold_1/model.pt")])
     with pytest.raises(PipelineError, match=r"holds weights of folds 1, 2 \(expected the manifest's: 0, 1\)"):

@@ -407,6 +407,7 @@ class Training:
         checkpoint = Checkpoint(self.checkpoint_objects, self.saver, n_saved=2, global_step_transform=epoch)
         # This comes after the config's handlers, because one of them may refuse the training.
         self.trainer.add_event_handler(Events.STARTED, self._begin)
+        self.evaluator.add_event_handler(Events.STARTED, self._renew_batch_statistics)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.early_stop)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, checkpoint)
@@ -426,16 +427,19 @@ class Training:
         facts = {**self.setup.facts, "seed": self.seed, "device": str(self.trainer.state.device)}
         return {**facts, "best_validation_dsc": self.early_stop.best_score, "weights": weights}
 
-    def _renew_batch_statistics(self) -> None:
+    def _renew_batch_statistics(self, _: Engine | None = None) -> None:
         """Compute the batch statistics of the averaged weights over an epoch of batches (Izmailov et al., UAI 2018).
 
-        An average of statistics fits the weights that were averaged, not their average.
+        An average of statistics fits the weights that were averaged, not their average. All processes get those of the
+        first.
         """
         set_determinism(seed=self.seed)
         trainer, device = self.trainer, self.trainer.state.device
         batches = (trainer.prepare_batch(batch, device, False)[0] for batch in trainer.data_loader)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.setup.amp):
             update_bn(batches, self.ema.ema_model)
+        for buffer in self.ema.ema_model.buffers():
+            idist.broadcast(buffer, src=0)
 
     def _finish(self) -> None:
         """Write weights and record, remove the checkpoints, and mark the training as completed."""
