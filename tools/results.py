@@ -253,7 +253,9 @@ def _write_chart(root: Path, results: Mapping[str, Result]) -> None:
         return
     joined = _joined(charted)
     voxels = {score.patient: score.lesion_voxels for score in joined["scores"]}
-    chart = sizes_svg({f"{' + '.join(_names(joined))}, out of fold": joined["dsc"]}, voxels)
+    names = _names(joined)
+    label = names[0] if len(names) == 1 else f"average of {len(names)} networks"
+    chart = sizes_svg({f"{label}, out of fold": joined["dsc"]}, voxels)
     (root / CHART).parent.mkdir(parents=True, exist_ok=True)
     write_durably(root / CHART, chart.replace("currentColor", "#7d8590").encode())
 

@@ -302,6 +302,8 @@ def predictions_table(predictions: Sequence[Prediction]) -> str:
         lines.append(f"{shown(found.volume):<{width}}  {counts}{found.lesion_slices} of {found.slices}")
     if low := [found.volume for found in predictions if is_low(found.agreement)]:
         lines.append(f"look first at the masks with an agreement under {LOW_AGREEMENT}: {shortened(low)}")
+    if empty := [found.volume for found in predictions if not found.lesion_voxels]:
+        lines.append(f"no lesion found, look at these images: {shortened(empty)}")
     return "\n".join(lines)
 
 

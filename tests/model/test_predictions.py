@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.imaging.nifti import AFFINE, load_image, load_label, nifti_bytes
 from pipeline.model.bundle import load_bundle
+from pipeline.model.predictions import Prediction, predictions_table
 from pipeline.model.predictor import Predictor
 from pipeline.scoring.protocols import largest_component
 from tests.conftest import BUNDLES, evaluated, lively_weights
@@ -465,3 +467,14 @@ def test_a_patient_who_cannot_be_known_is_refused_and_the_others_are_predicted(
         ben = pd.read_csv(tmp_path / "key.csv").set_index("patient").pseudonym["Ben"] if key else "Ben"
         assert summary["failed"] == {ben: "2 series that are FLAIR by description or parameters (expected one)"}
     assert (tmp_path / "plain" / "Ann_mask.nii.gz").is_file()
+
+
+def test_the_table_names_masks_to_look_at_first() -> None:
+    sure = Prediction("sure", 9, None, 1, 4, (), (), "sure.nii", "", agreement=0.95)
+    doubtful = replace(sure, volume="doubtful", agreement=0.5)
+    empty = replace(sure, volume="empty", lesion_voxels=0, agreement=None)
+    assert "look" not in predictions_table([sure])
+    assert predictions_table([sure, doubtful, empty]).splitlines()[-2:] == [
+        "look first at the masks with an agreement under 0.89: doubtful",
+        "no lesion found, look at these images: empty",
+    ]
