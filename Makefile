@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY ?= $(VENV)/bin/python
 DEMO ?= demo
+DEMO_EPOCHS ?= 8
 LGG_ROOT ?= data/kaggle_3m
 BUNDLE ?= basic_unet
 RECIPE ?= cpu
@@ -37,7 +38,7 @@ demo-run:
 	$(PY) -m pipeline.manifest $(DEMO)/phantoms/kaggle_3m --out $(DEMO)/manifest --split random --validation-fraction 0.25
 	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json \
 	  --dataset_dir $(DEMO)/manifest --ckpt_dir $(DEMO)/model --output_dir $(DEMO)/model \
-	  --image_size 96 --max_epochs 8 --steps_per_epoch 40 --val_interval 4 --amp False \
+	  --image_size 96 --max_epochs $(DEMO_EPOCHS) --steps_per_epoch 40 --val_interval 4 --amp False \
 	  $$(test -z "$$(ls $(DEMO)/model/checkpoint_*.pt 2> /dev/null)" || echo --resume True)
 	$(PY) -m pipeline.evaluate --manifest $(DEMO)/manifest --bundle bundles/basic_unet \
 	  --weights $(DEMO)/model/model.pt --split validation --out $(DEMO)/results --figures

@@ -15,11 +15,7 @@ from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_label, load_map
 from pipeline.pages.figures import UNCERTAIN
-from tests.conftest import ROOT, evaluated, lively_weights
-
-only_basic_unet = pytest.mark.parametrize(
-    "trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"]
-)
+from tests.conftest import evaluated, lively_weights
 
 
 def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Path, capsys) -> None:
@@ -46,7 +42,6 @@ def test_figures_are_drawn_of_these_masks_alone(trained, manifest, tmp_path: Pat
         evaluated(folder, manifest, out, "--all-slices")
 
 
-@only_basic_unet
 def test_warnings_are_printed_before_the_scores(trained, manifest, phantoms, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other"
     build_manifest(phantoms, other, split="random", validation_fraction=0.5, seed=7)
@@ -83,7 +78,6 @@ def test_a_foreign_bundle_runs_where_it_is_trusted(trained, manifest, tmp_path: 
     assert (tmp_path / "pwned").exists()
 
 
-@only_basic_unet
 def test_scripts_get_one_document(trained, manifest: Path, tmp_path: Path, capsys) -> None:
     bundle, weights = trained
     given = ["--manifest", str(manifest), "--bundle", bundle.name, "--weights", str(weights / "model.pt")]

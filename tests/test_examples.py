@@ -17,7 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.cohort.volumes import FLAIR, phantom, save
-from tests.conftest import ROOT
+from tests.conftest import BASIC, ROOT
 from tests.test_docs import commands
 
 EXAMPLES = ROOT / "examples"
@@ -102,7 +102,7 @@ def test_both_scripts_write_the_mask_of_the_package(flair: Path, tmp_path: Path)
     assert voxels > 0
     assert done.stdout == f"own.nii.gz: {voxels} voxels, volume {expected.volume_ml:.2f} ml\n"
 
-    packed = pipeline.pack_bundle(ROOT / "bundles" / "basic_unet", tmp_path)
+    packed = pipeline.pack_bundle(BASIC, tmp_path)
     with zipfile.ZipFile(packed.path) as archive:
         archive.extractall(tmp_path)
     given = ("basic_unet", flair, "bundle.nii.gz")

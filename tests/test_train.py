@@ -16,9 +16,7 @@ from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.model.training_config import config_with
-from tests.conftest import ROOT, TINY
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, ROOT, TINY
 
 
 def train_config(bundle: Path = BASIC) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def draw_sigmoids(target: Path) -> None:
     axes.set(xlabel="logit, the network's output", ylabel="result", xlim=(-10, 10), ylim=(0, 1))
     axes.legend(loc="upper left", frameon=False)
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "two-sigmoids"}):
+    with mpl.rc_context({"svg.hashsalt": "two-sigmoids", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     write_durably(target, buffer.getvalue())
 

@@ -18,9 +18,9 @@ from pipeline.cohort.changes import verify_manifest
 from pipeline.cohort.pseudonyms import aliases, key_for, pseudonymised, read_key
 from pipeline.cohort.reading import slice_owners
 from pipeline.errors import PipelineError
-from tests.conftest import ROOT, TINY
+from tests.conftest import BASIC, TINY
 
-BUNDLE = ROOT / "bundles" / "basic_unet"
+BUNDLE = BASIC
 OPTIONS: dict[str, Any] = {"split": "random", "validation_fraction": 0.25, "folds": 2, "skip_faulty": True}
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.cohort.manifest import read_manifest
-from tests.conftest import BUNDLES, ROOT, TINY, silent_weights
+from tests.conftest import BUNDLES, ROOT, TINY, every_network, silent_weights
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 """Our own reading of what MONAI's schema of bundle metadata asks for: that schema is in no package, and tests use no
@@ -38,6 +38,7 @@ def has_dropout(bundle: Path) -> bool:
     return "dropout" in json.loads((bundle / "configs" / "inference.json").read_text())["network_def"]
 
 
+@every_network
 @pytest.mark.parametrize("workflow", ["train", "inference"])
 def test_monai_bundle_load(zoo: Path, workflow: str) -> None:
     """Weights, and the network of either config with an argument overridden where it has that argument."""
@@ -118,6 +119,7 @@ def test_model_zoo_form(bundle: Path) -> None:
     assert json.loads((bundle / "configs" / "metadata.json").read_text())["name"]
 
 
+@every_network
 @pytest.mark.slow
 def test_copied_bundle_trains_and_evaluates_without_the_package(zoo: Path, manifest: Path, tmp_path: Path) -> None:
     """In an empty folder, by MONAI's own command line, where ``pipeline`` cannot be imported."""
@@ -139,6 +141,7 @@ def test_copied_bundle_trains_and_evaluates_without_the_package(zoo: Path, manif
     assert (zoo / "eval" / "metrics.csv").is_file()
 
 
+@every_network
 def test_monai_label_inference(zoo: Path, manifest: Path) -> None:
     """Label builds each part by its key, swaps arguments of the network, and writes the mask itself."""
     from monai.bundle import ConfigParser
@@ -170,6 +173,7 @@ def test_monai_label_inference(zoo: Path, manifest: Path) -> None:
     assert mask.shape == (1, *nib.load(volume.image).shape[:3])
 
 
+@every_network
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_monai_label_training(zoo: Path, manifest: Path, tmp_path: Path, run_config: Any, place: str) -> None:
     """Label brings its own data, epochs and a loader of the weights, and has no manifest."""
@@ -199,6 +203,7 @@ def test_monai_label_training(zoo: Path, manifest: Path, tmp_path: Path, run_con
     assert (json.loads(record)["training_patients"], json.loads(record)["manifest_sha256"]) == ([], None)
 
 
+@every_network
 def test_monai_deploy_array_path(zoo: Path, manifest: Path, tmp_path: Path, monkeypatch) -> None:
     """Deploy has the exported model alone: configs from within it, an array in, an array out."""
     from monai.bundle import ConfigParser, ckpt_export
@@ -234,6 +239,7 @@ def test_monai_deploy_array_path(zoo: Path, manifest: Path, tmp_path: Path, monk
     assert after(data)["pred"].shape == (1, *array.shape[:3])
 
 
+@every_network
 def test_monai_federated_client(zoo: Path, manifest: Path, monkeypatch) -> None:
     """MONAI's own FL client: two rounds, weights out, evaluation; clipping, average and checks of the training work."""
     from monai.fl.client import MonaiAlgo

@@ -14,9 +14,7 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts.faults import fault_line
-from tests.conftest import ROOT, TINY, last_bias
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, TINY, last_bias
 
 
 def test_damaged_volumes_do_not_train_and_are_not_scored(manifest: Path, run_config: Any, tmp_path: Path) -> None:
@@ -50,7 +48,6 @@ def test_a_changed_volume_is_refused_before_anything_is_scored(trained, manifest
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -73,7 +70,6 @@ def test_case_35_nan_is_an_error_with_its_place(trained, manifest, tmp_path: Pat
     assert not (tmp_path / "out" / "scores.csv").exists()
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize("config", ["evaluate", "inference"])
 def test_case_35_bundle_configs_stop_at_nan_and_name_the_volume(
     trained, manifest, run_config, tmp_path, config

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_demo_reaches_080_on_unseen_phantoms(tmp_path: Path) -> None:
-    command = ["make", "demo-run", f"PY={sys.executable}", f"DEMO={tmp_path}"]
+    command = ["make", "demo-run", f"PY={sys.executable}", f"DEMO={tmp_path}", "DEMO_EPOCHS=4"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"results: {tmp_path / 'results'}" in result.stdout

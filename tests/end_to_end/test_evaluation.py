@@ -16,9 +16,10 @@ from pipeline.cohort.manifest import read_manifest
 from pipeline.imaging.nifti import load_label
 from pipeline.pages.report import write_report
 from pipeline.scoring.evaluation import evaluate_volumes
-from tests.conftest import TINY, lively_weights
+from tests.conftest import TINY, every_network, lively_weights
 
 
+@every_network
 def test_evaluate_agrees_with_the_bundle_and_with_medpy(trained, manifest, run_config, tmp_path: Path) -> None:
     bundle, _ = trained
     weights = lively_weights(trained, manifest, tmp_path / "model.pt")

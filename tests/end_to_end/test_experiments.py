@@ -12,9 +12,8 @@ from monai.bundle import ConfigParser
 
 from pipeline.model.training_config import config_with
 from pipeline.scoring.evaluation import evaluate_volumes
-from tests.conftest import ROOT, TINY
+from tests.conftest import BASIC, ROOT, TINY
 
-BASIC = ROOT / "bundles" / "basic_unet"
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 
 

@@ -14,7 +14,7 @@ import torch
 from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.model.bundle import Bundle, load_bundle
-from tests.conftest import TINY
+from tests.conftest import TINY, every_network
 
 SIZE = TINY["image_size"]
 
@@ -47,6 +47,7 @@ def slice_manifest(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out / "manifest"
 
 
+@every_network
 def test_torchscript_gives_the_same_logits(trained, slice_manifest: Path, tmp_path: Path) -> None:
     from monai.bundle import ckpt_export
     from monai.data import load_net_with_metadata
@@ -63,6 +64,7 @@ def test_torchscript_gives_the_same_logits(trained, slice_manifest: Path, tmp_pa
             assert (network(batch) - built.network(batch)).abs().max() < 1e-4
 
 
+@every_network
 def test_onnx_gives_the_same_logits(trained, slice_manifest: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
     from monai.bundle import onnx_export

@@ -17,13 +17,11 @@ from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts.faults import fault_line
 from pipeline.scripts.files import sha256_file
 from pipeline.scripts.records import seen_patients
-from tests.conftest import ROOT, TINY, save_weights
+from tests.conftest import BASIC, ROOT, TINY, every_network, save_weights
 from tests.end_to_end.test_resuming import interrupted_training
 
-BASIC = ROOT / "bundles" / "basic_unet"
 STILL = {"learning_rate": 1e-9, "weight_decay": 0.0, "max_epochs": 1}
 """A training that leaves the weights where they are; the statistics of its batches move."""
-only_basic = pytest.mark.parametrize("trained", [BASIC], indirect=True, ids=["basic_unet"])
 
 
 def places(manifest: Path, out: Path, init: Path) -> dict[str, str]:
@@ -38,6 +36,7 @@ def is_near(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(torch.allclose(value, other[name], atol=1e-6) for name, value in learnt(one).items())
 
 
+@every_network
 def test_a_training_starts_from_weights_and_records_them(trained, manifest, run_config, tmp_path: Path, caplog) -> None:
     bundle, out = trained
     caplog.set_level("INFO", logger="train")
@@ -62,7 +61,6 @@ def test_a_training_starts_from_weights_and_records_them(trained, manifest, run_
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
-@only_basic
 def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tmp_path: Path, caplog) -> None:
     """Weights that saw the validation patients: the training says so, and its scores are not of unseen ones."""
     bundle, out = trained
@@ -87,7 +85,6 @@ def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tm
     assert record["init"]["init"]["training_patients"] == [unseen[0], "SOMEBODY"]
 
 
-@only_basic
 def test_weights_without_a_record_or_of_other_settings_are_reported(
     trained, manifest, run_config, tmp_path: Path, caplog
 ) -> None:
@@ -115,7 +112,6 @@ def test_weights_without_a_record_or_of_other_settings_are_reported(
     assert json.loads((tmp_path / "own" / "training.json").read_text())["init"]["name"] == "basic_unet"
 
 
-@only_basic
 def test_an_initialised_training_is_resumed_to_the_bit(
     trained, manifest, run_config, tmp_path: Path, monkeypatch
 ) -> None:
@@ -139,7 +135,6 @@ def test_an_initialised_training_is_resumed_to_the_bit(
     assert records[0] == records[1] is not None
 
 
-@only_basic
 def test_a_resumed_training_may_have_replaced_what_it_started_from(
     trained, manifest, run_config, tmp_path: Path, monkeypatch
 ) -> None:
@@ -164,7 +159,6 @@ def test_a_resumed_training_may_have_replaced_what_it_started_from(
     assert json.loads((tmp_path / "training.json").read_text())["init"]["sha256"] == sha256
 
 
-@only_basic
 def test_weights_of_another_network_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
     config, attention = trained[0] / "configs/train.json", ROOT / "bundles" / "attention_unet"
     shutil.copy(attention / "models" / "model.pt", tmp_path / "bare.pt")  # without its record
@@ -180,7 +174,6 @@ def test_weights_of_another_network_are_refused(trained, manifest, run_config, t
 
 
 @pytest.mark.slow
-@only_basic
 def test_the_command_starts_from_a_bundle_by_name(trained, manifest: Path, tmp_path: Path, capfd) -> None:
     """In folders whose names MONAI would misread."""
     folder = tmp_path / "a [b], #c $d @e 'f' %g \"h\""

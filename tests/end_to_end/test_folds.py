@@ -15,9 +15,7 @@ from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.scoring.evaluation import bundles_for
 from pipeline.scoring.results import read_scores
-from tests.conftest import ROOT, TINY
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, TINY
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,10 @@ from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts import handlers, inferers
 from pipeline.scripts.faults import PipelineError
 from stress.kills import into, training_command
-from tests.conftest import ROOT, TINY, lively_weights, on_cuda
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, ROOT, TINY, every_network, lively_weights, on_cuda
 
 
+@every_network
 @on_cuda
 def test_training_finds_cuda(trained, manifest, run_config, tmp_path: Path) -> None:
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
@@ -74,6 +73,7 @@ def test_slices_lie_on_cuda_and_are_augmented_there_as_on_a_cpu(trained, manifes
         assert torch.allclose(there.cpu(), here, atol=1e-3)
 
 
+@every_network
 @on_cuda
 def test_evaluation_on_cuda_gives_what_a_cpu_gives(trained, manifest, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (extra backends) is not installed")

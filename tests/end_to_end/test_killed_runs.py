@@ -22,9 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.pages import figures
 from pipeline.scoring.evaluation import evaluate_volumes
 from stress.kills import into, training_command, wait_for
-from tests.conftest import ROOT
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, ROOT
 
 
 @contextlib.contextmanager
@@ -176,14 +174,14 @@ def test_a_killed_loader_worker_ends_the_training_in_a_line(manifest: Path, tmp_
 @pytest.mark.slow
 def test_a_training_without_memory_ends_in_a_line(manifest: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    command = into(training_command(BASIC, manifest), tmp_path / "run", "--image_size", "512", "--batch_size", "96")
+    command = into(training_command(BASIC, manifest), tmp_path / "run", "--image_size", "256", "--batch_size", "96")
     ended = subprocess.run(
         command,
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30)),
     )
     assert ended.returncode == 2
     assert "Traceback" not in ended.stdout + ended.stderr

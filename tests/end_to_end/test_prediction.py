@@ -18,7 +18,7 @@ from pipeline.imaging.nifti import AFFINE
 from pipeline.model.bundle import load_bundle
 from pipeline.model.predictor import Predictor
 from pipeline.scripts.volumes import oriented
-from tests.conftest import ROOT, TINY, lively_weights
+from tests.conftest import TINY, every_network, lively_weights
 
 
 def test_probabilities_are_averaged_over_bundles_and_flips(trained, manifest, tmp_path: Path) -> None:
@@ -66,6 +66,7 @@ def test_a_volume_that_cannot_be_read_is_named(trained, tmp_path: Path) -> None:
         Predictor([])
 
 
+@every_network
 @pytest.mark.slow
 def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path) -> None:
     """Copied elsewhere, started by MONAI's own command line where ``pipeline`` cannot be imported."""
@@ -98,7 +99,6 @@ def test_bundle_runs_alone_from_any_directory(trained, manifest, tmp_path: Path)
     assert np.allclose(written.affine, nib.load(volume.image).affine, atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_inference_writes_masks_on_the_grid_of_any_volume(trained, manifest, tmp_path: Path, run_config) -> None:
     """All 48 orders and directions of the axes, tilted ones, and a single slice."""
     place = np.array([[0, -0.9, 0, 110], [-0.9, 0, 0, 120], [0, 0, 4, -60], [0, 0, 0, 1]])

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import evaluate, predict, report
 from pipeline import manifest as manifest_cli
-from tests.conftest import ROOT, TINY
+from tests.conftest import BASIC, TINY
 
 CLINICAL = "secret_of_the_table"
 
@@ -39,7 +39,7 @@ def test_outputs_say_nothing_of_where_they_were_made(
     monkeypatch.setattr(socket, "gethostname", lambda: host)
     split = ["--split", "random", "--validation-fraction", "0.25", "--test-fraction", "0.125"]
     assert manifest_cli.main([str(source), "--out", str(out / "manifest"), *split]) == 0
-    bundle = ROOT / "bundles" / "basic_unet"
+    bundle = BASIC
     folders = {"dataset_dir": str(out / "manifest"), "ckpt_dir": str(out / "run"), "output_dir": str(out / "run")}
     run_config(bundle / "configs" / "train.json", **folders, **TINY)
     given = ["--bundle", str(bundle), "--weights", str(out / "run" / "model.pt"), "--tta", "--uncertainty"]

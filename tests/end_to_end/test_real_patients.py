@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.cohort.building import build_manifest
 from pipeline.scoring.evaluation import evaluate_volumes
-from tests.conftest import TINY, lively_weights
+from tests.conftest import TINY, every_network, lively_weights
 
 
+@every_network
 @pytest.mark.real
 @pytest.mark.skipif("LGG_ROOT" not in os.environ, reason="LGG_ROOT does not name the published folder kaggle_3m")
 def test_real_patients_train_and_score(trained, run_config, tmp_path: Path) -> None:

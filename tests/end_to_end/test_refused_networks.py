@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.scripts.faults import fault_line
-from tests.conftest import ROOT, TINY
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, ROOT, TINY
 
 FOUR_HEADS = "monai.networks.nets.BasicUNetPlusPlus(2, 3, 1, deep_supervision=True)"
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.model.training import plan_training
 from pipeline.scripts.faults import fault_line
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
@@ -55,7 +55,6 @@ def test_a_switch_that_is_text_is_refused(trained, manifest, run_config, tmp_pat
     assert not list(tmp_path.glob("*.pt"))
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_handlers_that_leave_the_average_out_are_refused(trained, manifest, run_config, tmp_path: Path) -> None:
     """The weights that are kept would be those of the first step."""
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
@@ -65,7 +64,6 @@ def test_handlers_that_leave_the_average_out_are_refused(trained, manifest, run_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_a_damaged_volume_is_named_before_any_is_read(trained, manifest, run_config, tmp_path: Path) -> None:
     shutil.copytree(manifest, tmp_path / "data")
     volume = sorted((tmp_path / "data" / "volumes").glob("*_image.nii.gz"))[0]
@@ -80,7 +78,6 @@ def test_a_damaged_volume_is_named_before_any_is_read(trained, manifest, run_con
     assert not (tmp_path / "log").exists()
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_config, tmp_path: Path) -> None:
     folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
     for config, key, successor in (

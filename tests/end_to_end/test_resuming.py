@@ -15,7 +15,7 @@ from monai.engines import SupervisedTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.scripts.faults import fault_line
-from tests.conftest import ROOT, TINY, running_module
+from tests.conftest import TINY, every_network, running_module
 
 
 def interrupted_training(bundle: Path, out: Path, manifest: Path, run_config: Any, monkeypatch: Any) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def interrupted_training(bundle: Path, out: Path, manifest: Path, run_config: An
     return overrides
 
 
+@every_network
 def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     bundle, out = trained
     config = bundle / "configs" / "train.json"
@@ -73,7 +74,6 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
     assert json.loads((tmp_path / "run.json").read_text()) == {"status": "completed", "resumed": True}
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_a_scaler_is_resumed(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     """Trainings in 16 bits on CUDA have a scaler. This test puts one into a training on the CPU."""
     build, scalers = SupervisedTrainer.__init__, []
@@ -90,7 +90,6 @@ def test_a_scaler_is_resumed(trained, manifest, run_config, tmp_path: Path, monk
     assert [scaler.get_scale() for scaler in scalers] == [64.0, 64.0]
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_a_resumed_training_keeps_its_network_from_a_loader(
     trained, manifest, run_config, tmp_path: Path, monkeypatch
 ) -> None:
@@ -110,7 +109,6 @@ def test_a_resumed_training_keeps_its_network_from_a_loader(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_a_training_that_had_stopped_early_is_resumed_as_stopped(
     trained, manifest, run_config, tmp_path: Path, monkeypatch
 ) -> None:
@@ -181,7 +179,6 @@ def test_resume_with_nothing_whole_is_refused(trained, manifest, run_config, tmp
     assert "delete them and start again without --resume." in str(failure.value.__cause__)
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_a_damaged_record_of_the_start_is_reported(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     for content in ("{", "{}", "[]", None):
@@ -235,7 +232,6 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
     assert "nothing to resume" in str(failure.value.__cause__)
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -265,7 +261,6 @@ def test_a_change_that_a_checkpoint_would_undo_is_refused(  # noqa: PLR0917
         assert json.loads((tmp_path / "training.json").read_text())["config"]["gradient_clip"] == 1.0
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_checkpoints_of_another_version_are_refused(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     record = json.loads((tmp_path / "checkpoint.json").read_text())

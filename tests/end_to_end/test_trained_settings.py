@@ -17,9 +17,7 @@ from pipeline.imaging.nifti import load_label, nifti_bytes
 from pipeline.model.bundle import load_bundle
 from pipeline.model.predictor import Predictor
 from pipeline.scoring.evaluation import evaluate_volumes
-from tests.conftest import ROOT, TINY, save_weights
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, TINY, save_weights
 
 
 def test_weights_outlive_the_words_of_a_config(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -66,7 +64,6 @@ def test_an_experiment_that_a_record_cannot_hold_is_refused(manifest: Path, run_
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inference"])
-@pytest.mark.parametrize("trained", [BASIC], indirect=True, ids=["basic_unet"])
 def test_the_bundles_own_configs_refuse_other_settings_than_trained(
     trained: tuple[Path, Path], manifest: Path, run_config: Any, tmp_path: Path, name: str
 ) -> None:

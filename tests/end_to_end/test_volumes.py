@@ -21,7 +21,7 @@ from pipeline.pages.report import write_report
 from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scoring.results import read_scores
 from tests.cohort.volumes import save, write_json
-from tests.conftest import TINY, evaluated, lively_weights
+from tests.conftest import BASIC, TINY, evaluated, lively_weights
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,8 @@ def test_slices_keep_their_numbers_where_the_protocol_drops_ends(trained, manife
 
 
 def test_folds_of_volumes_are_trained_and_scored(of_volumes: Path, run_config: Any, tmp_path: Path) -> None:
-    from tests.conftest import ROOT
 
-    bundle = ROOT / "bundles" / "basic_unet"
+    bundle = BASIC
     for fold in (0, 1):
         out = tmp_path / "run" / f"fold_{fold}"
         folders = {"dataset_dir": str(of_volumes), "ckpt_dir": str(out), "output_dir": str(out)}

@@ -11,12 +11,13 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.model.backends import BACKENDS, PACKAGES, compiled
 from pipeline.model.bundle import load_bundle
-from tests.conftest import TINY, evaluated, lively_weights, save_weights
+from tests.conftest import TINY, evaluated, every_network, lively_weights, save_weights
 
 OTHERS = [name for name in BACKENDS if name != "torch"]
 SIZE = TINY["image_size"]
 
 
+@every_network
 @pytest.mark.parametrize("backend", OTHERS)
 def test_backend_gives_the_networks_logits(trained, tmp_path: Path, backend: str) -> None:
     """This holds for any number of slices, and the next call does not overwrite a result."""
@@ -49,6 +50,7 @@ def test_a_backend_takes_neighbouring_slices(backend: str) -> None:
     assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
+@every_network
 @pytest.mark.parametrize("backend", OTHERS)
 def test_scores_by_a_backend_agree(trained, manifest: Path, tmp_path: Path, backend: str) -> None:
     for package in PACKAGES[backend]:

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from pipeline.errors import PipelineError
 from pipeline.model.bundle import DEFAULT_BUNDLES, config_of, device_of, load_bundle, load_bundles
-from tests.conftest import ROOT, last_bias
+from tests.conftest import BASIC, ROOT, every_network, last_bias
 
 
 def test_bundle_and_weights_come_in_pairs(trained, tmp_path: Path) -> None:
@@ -40,6 +40,7 @@ def test_a_broken_config_is_named(trained, tmp_path: Path) -> None:
             load_bundle(tmp_path, tmp_path / "model.pt", trust=True)
 
 
+@every_network
 def test_case_33_weights_of_another_architecture_name_the_keys(trained, tmp_path: Path) -> None:
     bundle, out = trained
     state = torch.load(out / "model.pt", weights_only=True)
@@ -85,7 +86,7 @@ def test_a_bundle_is_known_by_its_name_everywhere(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert [path.name for path in DEFAULT_BUNDLES] == ["basic_unet", "attention_unet", "basic_unet_plusplus"]
     assert all(path.is_dir() for path in DEFAULT_BUNDLES)
-    assert load_bundle("basic_unet").weights_sha256 == load_bundle(ROOT / "bundles" / "basic_unet").weights_sha256
+    assert load_bundle("basic_unet").weights_sha256 == load_bundle(BASIC).weights_sha256
     assert config_of("basic_unet") == DEFAULT_BUNDLES[0] / "configs" / "inference.json"
     with pytest.raises(PipelineError, match=r"nothing: neither a path nor one of the bundles \(known: attention_"):
         load_bundle("nothing")

@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.model import packing
 from pipeline.model.packing import pack_bundle
 from pipeline.scripts.files import sha256_file
-from tests.conftest import BUNDLES, silent_weights
+from tests.conftest import BUNDLES, every_network, silent_weights
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_packing_twice_gives_the_same_bytes(ready: Path, tmp_path: Path, capsys:
     assert (tmp_path / "one" / f"{ready.name}_v0.2.0.zip.sha256").read_text().split()[0] == digest
 
 
+@every_network
 def test_zip_holds_the_bundle_and_nothing_else(ready: Path, tmp_path: Path) -> None:
     assert pack.main([str(ready), "--out", str(tmp_path)]) == 0
     with zipfile.ZipFile(tmp_path / f"{ready.name}_v0.2.0.zip") as archive:

@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.training import as_typed, plan_training
 from pipeline.model.training_config import config_with
 from pipeline.scripts.files import sha256_file
-from tests.conftest import ROOT
+from tests.conftest import BASIC, ROOT
 
 
 @pytest.fixture
@@ -82,12 +82,12 @@ def test_a_path_reaches_a_config_as_it_is(name: str) -> None:
 
 
 def test_a_start_is_named_by_bundle_folder_or_file(folded: Path, tmp_path: Path) -> None:
-    basic = ROOT / "bundles" / "basic_unet" / "models" / "model.pt"
+    basic = BASIC / "models" / "model.pt"
     shutil.copy(basic, tmp_path / "model.pt")
     shutil.copy(basic, tmp_path / "mine.pt")
     for init, expected in (
         ("basic_unet", Path("bundles/basic_unet/models/model.pt")),
-        (ROOT / "bundles" / "basic_unet", basic),
+        (BASIC, basic),
         (tmp_path, tmp_path / "model.pt"),
         (str(tmp_path / "mine.pt"), tmp_path / "mine.pt"),
     ):
@@ -104,8 +104,8 @@ def test_a_start_is_named_by_bundle_folder_or_file(folded: Path, tmp_path: Path)
 
 
 def test_a_fold_that_started_from_other_weights_is_another_training(folded: Path, tmp_path: Path) -> None:
-    sha256 = sha256_file(ROOT / "bundles" / "basic_unet" / "models" / "model.pt")
-    config = config_with(ROOT / "bundles" / "basic_unet" / "configs" / "train.json", [], {})
+    sha256 = sha256_file(BASIC / "models" / "model.pt")
+    config = config_with(BASIC / "configs" / "train.json", [], {})
     for fold in range(3):
         record = {"config": {**config, "fold": fold, "init": "model.pt"}, "weights": {}, "init": {"sha256": sha256}}
         (tmp_path / f"fold_{fold}").mkdir()
@@ -119,7 +119,7 @@ def test_a_fold_that_started_from_other_weights_is_another_training(folded: Path
 
 
 def test_a_bundle_that_knows_no_start_is_refused(folded: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(ROOT / "bundles" / "basic_unet", tmp_path / "mine")
+    bundle = shutil.copytree(BASIC, tmp_path / "mine")
     config = json.loads((bundle / "configs" / "train.json").read_text())
     config.pop("init")
     (bundle / "configs" / "train.json").write_text(json.dumps(config))

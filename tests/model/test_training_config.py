@@ -10,9 +10,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.model.training_config import config_with
-from tests.conftest import BUNDLES, ROOT
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, BUNDLES, ROOT
 
 OVERRIDES = sorted([*(ROOT / "experiments").glob("*.yaml"), *(ROOT / "recipes").glob("*.yaml")])
 

@@ -13,9 +13,8 @@ from pipeline.errors import PipelineError
 from pipeline.model.training_config import config_with
 from pipeline.scripts.config import SETTINGS, setting_faults
 from pipeline.scripts.faults import fault_line
-from tests.conftest import BUNDLES, ROOT
+from tests.conftest import BASIC, BUNDLES, ROOT
 
-BASIC = ROOT / "bundles" / "basic_unet"
 ATTENTION = ROOT / "bundles" / "attention_unet"
 WRONG = [
     ("max_epochs", "ten", "max_epochs: 'ten' (expected a whole number of 1 or more)."),

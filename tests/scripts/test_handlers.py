@@ -16,9 +16,8 @@ from ignite.engine import Engine, Events
 from pipeline.errors import PipelineError
 from pipeline.scripts import handlers
 from pipeline.scripts.faults import fault_line
-from tests.conftest import ROOT, TINY, running_module
+from tests.conftest import BASIC, TINY, running_module
 
-BASIC = ROOT / "bundles" / "basic_unet"
 NAN = {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x * float('nan')"}
 
 

@@ -13,9 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.bundle import load_bundle
 from pipeline.scripts import config, records
 from pipeline.scripts.files import sha256_file
-from tests.conftest import BUNDLES, ROOT, silent_weights
-
-BASIC = ROOT / "bundles" / "basic_unet"
+from tests.conftest import BASIC, BUNDLES, silent_weights
 
 
 def own() -> dict[str, Any]:
@@ -100,7 +98,6 @@ def test_shipped_weights_were_trained_with_the_settings_of_their_bundle(bundle: 
     assert records.changed_settings(found, inference) == {}
 
 
-@pytest.mark.parametrize("trained", [BASIC], indirect=True, ids=["basic_unet"])
 def test_a_record_does_not_reach_the_network_by_a_link_of_names(trained: tuple[Path, Path], tmp_path: Path) -> None:
     """``scripts`` in a record is this project's, wherever the weights lie."""
     weights = silent_weights(trained, tmp_path / "model.pt")

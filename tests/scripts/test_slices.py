@@ -15,10 +15,10 @@ from monai.bundle import ConfigParser
 from pipeline.errors import PipelineError
 from pipeline.scripts.files import checksum_path
 from pipeline.scripts.slices import SliceCache, cached_volumes, recipe_of
-from tests.conftest import ROOT, TINY
+from tests.conftest import BASIC, ROOT, TINY
 from tests.scripts.conftest import SIZE, composed
 
-BUNDLE = ROOT / "bundles" / "basic_unet"
+BUNDLE = BASIC
 
 
 def test_nine_slices_of_ten_are_drawn_by_lesion_area(recipe: ConfigParser) -> None:

@@ -17,10 +17,10 @@ from monai.transforms import Compose
 from pipeline.scoring.protocols import largest_component
 from pipeline.scripts.transforms import NeighbouringSlicesd, NormalizePercentilesd
 from pipeline.scripts.volumes import AFFINE
-from tests.conftest import BUNDLES, ROOT
+from tests.conftest import BASIC, BUNDLES
 from tests.scripts.conftest import composed
 
-BUNDLE = ROOT / "bundles" / "basic_unet"
+BUNDLE = BASIC
 
 
 def config_of(bundle: Path, name: str) -> dict[str, Any]:

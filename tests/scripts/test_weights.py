@@ -16,7 +16,7 @@ from pipeline.model.bundle import load_bundle
 from pipeline.scripts.faults import fault_line
 from pipeline.scripts.files import sha256_file
 from pipeline.scripts.weights import read_state, weights_in
-from tests.conftest import ROOT, TINY, save_weights
+from tests.conftest import TINY, save_weights
 
 
 def test_weights_that_lead_the_unpickler_astray_are_an_error() -> None:
@@ -45,7 +45,6 @@ def wrapped(state: dict[str, torch.Tensor], how: str) -> dict[str, Any]:
     return {how: state}
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize("how", ["model", "state_dict", "module.", "_orig_mod.module.", "lightning"])
 def test_weights_of_other_programs_are_read_alike(trained, manifest, run_config, tmp_path: Path, how: str) -> None:
     """By the package and by the bundle's own configs, which write the same masks as by plain weights."""
@@ -61,7 +60,6 @@ def test_weights_of_other_programs_are_read_alike(trained, manifest, run_config,
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 @pytest.mark.parametrize("content", ["checkpoint", "other network"])
 def test_other_contents_are_refused_alike(trained, manifest, run_config, tmp_path: Path, content: str) -> None:
     bundle, out = trained
@@ -79,7 +77,6 @@ def test_other_contents_are_refused_alike(trained, manifest, run_config, tmp_pat
     assert message in str(fault_line(failure.value))
 
 
-@pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], indirect=True, ids=["basic_unet"])
 def test_weights_are_held_against_the_hash_beside_them(trained, manifest, run_config, tmp_path: Path) -> None:
     bundle, out = trained
     for name in ("model.pt", "model.pt.sha256"):

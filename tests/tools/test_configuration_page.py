@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.scripts.config import SETTINGS
-from tests.conftest import ROOT
+from tests.conftest import BASIC, ROOT
 from tests.tools.pages import column, tables
 
 PAGE = ROOT / "docs" / "reference" / "configuration.md"
@@ -45,7 +45,7 @@ RANGES = {
 
 def config(name: str) -> dict[str, Any]:
     """A generated config of basic_unet."""
-    content: dict[str, Any] = json.loads((ROOT / "bundles" / "basic_unet" / "configs" / f"{name}.json").read_bytes())
+    content: dict[str, Any] = json.loads((BASIC / "configs" / f"{name}.json").read_bytes())
     return content
 
 

@@ -17,13 +17,11 @@ from pipeline.model.packing import pack_bundle
 from pipeline.model.predictions import Prediction, predict_volumes
 from pipeline.scoring.curves import TAGS
 from pipeline.scoring.results import OPTIONAL_COLUMNS, SCORE_COLUMNS, SEEN_COLUMN, SLICE_COLUMNS
-from tests.conftest import ROOT, evaluated
+from tests.conftest import BASIC, ROOT, evaluated
 from tests.tools.pages import column, tables
 
 PAGE = ROOT / "docs" / "reference" / "files.md"
 SCHEMA: dict[str, Any] = json.loads((ROOT / "data_manifest" / "schema.json").read_bytes())
-BASIC = ROOT / "bundles" / "basic_unet"
-ONE_BUNDLE = pytest.mark.parametrize("trained", [BASIC], ids=["basic_unet"], indirect=True)
 
 
 def names(heading: str) -> list[str]:
@@ -71,7 +69,6 @@ def test_manifest_is_that_of_the_schema(heading: str, part: dict[str, Any]) -> N
     assert sorted(names(heading)) == sorted(part["properties"])
 
 
-@ONE_BUNDLE
 def test_files_of_a_training(trained: tuple[Path, Path]) -> None:
     _, folder = trained
     assert {*names("key of the record")} - {"init"} == keys(folder / "training.json")
@@ -79,7 +76,6 @@ def test_files_of_a_training(trained: tuple[Path, Path]) -> None:
     _all_named(folder, "file of a training")
 
 
-@ONE_BUNDLE
 def test_files_of_an_evaluation(trained: tuple[Path, Path], manifest: Path, tmp_path: Path) -> None:
     summary = evaluated(trained, manifest, tmp_path, "--tta", "--uncertainty", "--per-slice", "--figures")
     assert sorted(names("key of the summary")) == sorted(summary)

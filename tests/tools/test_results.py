@@ -35,7 +35,6 @@ BUNDLE: dict[str, Any] = {
 ONE = VolumeScore("one", 0.5, 2.25, 1 / 3, 1.0, 10, 0, 20, agreement=0.875)
 TWO = VolumeScore("two", 0.7, 1.0, 0.7, 0.7, 7, 3, 3)
 EMPTY = VolumeScore("empty", None, None, None, None, 0, 0, 0)
-ONE_BUNDLE = pytest.mark.parametrize("trained", [ROOT / "bundles" / "basic_unet"], ids=["basic_unet"], indirect=True)
 
 
 def evaluation(folder: Path, *scores: VolumeScore, **changes: Any) -> Path:
@@ -373,7 +372,6 @@ def without_shipped(
 
 
 @pytest.mark.slow
-@ONE_BUNDLE
 def test_shipped_weights_are_scored_again(
     without_shipped: tuple[Path, Path], manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -328,6 +328,7 @@ class Training:
     def __post_init__(self) -> None:
         self.folder, self.is_first, self.saver = self.setup.folder, self.setup.is_first, DurableSaver(self.setup.folder)
         self.early_stop = EarlyStopping(self.early_stop_patience or 10**9, metrics.validation_dsc, self.trainer)
+        self.step_of_statistics: int | None = None
         # A resumed training continues from these objects.
         self.checkpoint_objects = {
             "trainer": self.trainer,
@@ -431,8 +432,11 @@ class Training:
         """Compute the batch statistics of the averaged weights over an epoch of batches (Izmailov et al., UAI 2018).
 
         An average of statistics fits the weights that were averaged, not their average. All processes get those of the
-        first.
+        first. After the last validation they need not be computed again.
         """
+        if self.step_of_statistics == self.trainer.state.iteration:
+            return
+        self.step_of_statistics = self.trainer.state.iteration
         set_determinism(seed=self.seed)
         trainer, device = self.trainer, self.trainer.state.device
         batches = (trainer.prepare_batch(batch, device, False)[0] for batch in trainer.data_loader)
