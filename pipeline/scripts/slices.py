@@ -101,15 +101,19 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """A batch of B slices: "image" (B, C * (2 * around + 1), H, W) and "label" (B, 1, H, W), 0 to 1, float32."""
         chosen = [(self.volumes[volume], z) for volume, z in (self.index[number] for number in numbers)]
-        image = torch.stack([self._around(volume["image"], z) for volume, z in chosen]).float()
-        count = 2 * self.around + 1
-        low, step = (torch.stack([volume[key].repeat(count, 1, 1) for volume, _ in chosen]) for key in ("low", "step"))
+        # A slice is a view of its volume, so a batch is one copy for each key. That matters on CUDA.
+        around = [volume["image"][near] for volume, z in chosen for near in self._around(z, len(volume["image"]))]
+        image = torch.stack(around).unflatten(0, (len(chosen), -1)).flatten(1, 2).float()
+        low, step = (
+            torch.stack([volume[key] for volume, _ in chosen]).repeat(1, 2 * self.around + 1, 1, 1)
+            for key in ("low", "step")
+        )
         label = torch.stack([volume["label"][z] for volume, z in chosen]).float()
         return {"image": image.mul_(step).add_(low), "label": label.div_(LEVELS)}
 
-    def _around(self, image: torch.Tensor, z: int) -> torch.Tensor:
-        """A slice with its neighbours as channels, (C * (2 * around + 1), H, W)."""
-        return image[slices_around(torch.tensor([z]), self.around, len(image))[0]].flatten(0, 1)
+    def _around(self, z: int, depth: int) -> list[int]:
+        """The numbers of a slice and its neighbours."""
+        return slices_around(torch.tensor([z]), self.around, depth)[0].tolist() if self.around else [z]
 
 
 def slice_weights(label: torch.Tensor, even_share: float) -> torch.Tensor:
