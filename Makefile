@@ -97,7 +97,7 @@ verify-claims: env ## Score the published weights on LGG_ROOT again; fails if a 
 manifest: env ## Build data_manifest from the slices in LGG_ROOT=data/kaggle_3m, with the published validation patients
 	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference
 
-train: env ## Train BUNDLE=basic_unet with RECIPE=cpu on data_manifest (about 20 minutes on 2 CPU cores; can be resumed)
+train: env ## Train BUNDLE=basic_unet with RECIPE=cpu on data_manifest (16 minutes or more on 2 CPU cores; can be resumed)
 	$(PY) -W ignore -m pipeline.train --bundle $(BUNDLE) --recipe $(RECIPE) --resume
 
 crossval: env ## Train BUNDLE=basic_unet on FOLDS=5 folds with SHORT_RECIPE=cpu_quarter, and score them (can be resumed)

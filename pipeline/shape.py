@@ -120,6 +120,10 @@ def summary(result: ShapeResult) -> list[str]:
             f"voxel size: not known for {len(result.unknown_spacing)} patients, so their features in mm are empty. "
             "Pass --spacing if you know it."
         )
+    if result.given_spacing:
+        lines.append(
+            f"voxel size: that of --spacing for {len(result.given_spacing)} patients, whose files do not say it"
+        )
     for one in result.agreements:
         if one.spearman is None:
             continue

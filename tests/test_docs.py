@@ -24,7 +24,7 @@ from tests.imaging.series import PLACES, write_series
 from tests.preloaded import CLIENT
 from tools.prose import parse
 
-PAGES = ["README.md", "docs/index.md", "docs/getting-started.md"]
+PAGES = ["README.md", "README.zh-CN.md", "docs/index.md", "docs/getting-started.md"]
 PAGES = [*PAGES, *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/how-to/*.md"))]
 README_LINES = 130
 BUDGET = " ".join(f"--{key} {value}" for key, value in TINY.items())

@@ -27,8 +27,12 @@ def citation() -> dict[str, Any]:
     return dict(yaml.safe_load((ROOT / "CITATION.cff").read_text()))
 
 
-def test_the_citation_has_the_version_of_the_package() -> None:
+def test_every_file_has_the_version_of_the_package() -> None:
     assert citation()["version"] == pipeline.__version__
+    released = re.findall(r"^## \[([\d.]+)\] - \d{4}-\d{2}-\d{2}$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == pipeline.__version__
+    metadata = yaml.safe_load((ROOT / "bundles" / "template" / "metadata.yaml").read_text())
+    assert metadata["version"] == next(iter(metadata["changelog"])) == pipeline.__version__
 
 
 def test_the_citation_is_complete_and_has_known_keys_alone() -> None:

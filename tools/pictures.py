@@ -54,7 +54,7 @@ PREDICTION, TRUTH = "#e69f00", "#56b4e9"
 
 
 def draw_slices(results: Path, target: Path) -> None:
-    """Write a row of slices with the contours of truth and prediction, best patients first.
+    """Write a row of slices with the contours of truth and prediction, from the best patient to the worst.
 
     Args:
         results: The folder of an evaluation.
@@ -79,7 +79,8 @@ def draw_slices(results: Path, target: Path) -> None:
     scored = [score for score in read_scores(results) if score.dsc is not None]
     if len(scored) < COUNT:
         raise PipelineError(f"{results}: {len(scored)} patients with a DSC (expected at least {COUNT}). Run: make demo")
-    chosen = sorted(scored, key=lambda score: score.dsc or 0.0, reverse=True)[:COUNT]
+    ranked = sorted(scored, key=lambda score: score.dsc or 0.0, reverse=True)
+    chosen = [ranked[round(place * (len(ranked) - 1) / (COUNT - 1))] for place in range(COUNT)]
     mpl.rcParams["font.family"] = "DejaVu Sans"  # comes with matplotlib: the same letters everywhere
     figure = Figure(figsize=(10, 2.6), dpi=160, facecolor=PAPER)
     figure.subplots_adjust(left=0.008, right=0.992, top=0.885, bottom=0.12, wspace=0.03)

@@ -25,13 +25,14 @@ from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
 
 PAGES = (
-    "README.md",
+    "README*.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "SECURITY.md",
     "examples/README.md",
     "docs/**/*.md",
-    "bundles/*/docs/README.md",
+    "bundles/**/*.md",
+    "data_manifest/README.md",
 )
 LONGEST, MEAN = 35, 18
 """Words in a sentence, and their mean over all sentences."""

@@ -1,13 +1,17 @@
 """Test whether features are associated with the columns of a clinical table, as the LGG radiogenomics papers do.
 
-The statistics are those of SciPy. Each feature is tested against each column. A feature is split at its median, and
-Fisher's exact test compares the halves, as in Buda et al. 2019 and Mazurowski et al. 2017. Patients at the median
-belong to the lower half. The Kruskal-Wallis test uses all values of the feature. False discovery rates are by Benjamini
-and Hochberg 1995, over all pairs that were tested.
+Each feature is tested against each column. A feature is split at its median, and Fisher's exact test compares the
+halves, as in Buda et al. 2019 and Mazurowski et al. 2017. Patients at the median belong to the lower half. The
+Kruskal-Wallis test uses all values of the feature. False discovery rates are by Benjamini and Hochberg 1995, over all
+pairs of one test and one kind of mask.
+
+The statistics are those of SciPy. For more than two groups, SciPy draws random tables for Fisher's test. This module
+counts all of them where it can, with SciPy's probability of each.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +26,16 @@ from pipeline.cohort.names import person
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
 
+logger = logging.getLogger(__name__)
+
 Values = Mapping[str, float]
 """Patient -> value of a feature."""
 MAX_GROUPS = 10
 """A column of text with more different values is no column of groups, and one of numbers is split at its median."""
 MAX_TABLES = 500_000
 """Tables that Fisher's test counts one by one. Beyond that number it draws ``RESAMPLES`` random ones."""
+MISSING = {"na", "n/a", "nan", "null", "<na>", "#n/a", "unknown", "not available", "not applicable", "not reported"}
+"""Texts that say that a value is missing, in small letters. GDC tables have some of them in square brackets."""
 RESAMPLES = 100_000
 """Random tables for the p value of Fisher's test, which then has an error of about 3 % for a p value of 0.01."""
 
@@ -103,7 +111,8 @@ def read_clinical(path: str | Path, patients: Sequence[str], columns: Sequence[s
     skipped: dict[str, str] = {}
     for column in columns or table.columns:
         texts = table[column].dropna().str.strip()
-        groups = _halves({one: texts[row] for one, row in found.items() if row in texts.index and texts[row]})
+        texts = texts[~texts.str.strip("[]").str.lower().isin({"", *MISSING})]
+        groups = _groups({one: texts[row] for one, row in found.items() if row in texts.index})
         count = len(set(groups.values()))
         if not 2 <= count <= MAX_GROUPS:
             skipped[column] = f"{count} different values (expected 2 to {MAX_GROUPS})"
@@ -137,9 +146,10 @@ def _read(path: str | Path) -> pd.DataFrame:
 
 
 def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> dict[str, str]:
-    """Patient of the features -> row of the table, for the patients that the table has."""
-    rows = {one: one if one in table.index else person(one) for one in patients}
-    found = {one: row for one, row in rows.items() if row in table.index}
+    """Patient of the features -> row of the table, for the patients that the table has. GDC ids have hyphens."""
+    rows = {row.replace("-", "_"): row for row in table.index}
+    ids = {one: (one.replace("-", "_"), person(one).replace("-", "_")) for one in patients}
+    found = {one: rows[name] for one, names in ids.items() if (name := next(filter(rows.__contains__, names), None))}
     by_person: dict[str, str] = {}
     for one in found:
         other = by_person.setdefault(person(one), one)
@@ -156,11 +166,13 @@ def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> 
     return found
 
 
-def _halves(groups: dict[str, str]) -> dict[str, str]:
-    """Two groups, up to the median and above it, where the values are many numbers; else the groups as they are."""
+def _groups(groups: dict[str, str]) -> dict[str, str]:
+    """Two groups, up to the median and above it, where the values are many numbers; else one group for each value."""
     numbers = pd.to_numeric(pd.Series(groups, dtype=str), errors="coerce")
-    if len(set(groups.values())) <= MAX_GROUPS or numbers.isna().any():
+    if numbers.isna().any():
         return groups
+    if numbers.nunique() <= MAX_GROUPS:  # 1 and 1.0 are one group
+        return {str(one): f"{value:g}" for one, value in numbers.items()}
     middle = float(numbers.median())
     return {str(one): f"above {middle:g}" if value > middle else f"up to {middle:g}" for one, value in numbers.items()}
 
@@ -178,12 +190,13 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
     """
     from scipy.stats import false_discovery_control
 
-    pairs = [
-        found
-        for feature, values in features.items()
-        for column, groups in clinical.columns.items()
-        if (found := _tested(feature, values, column, groups, seed))
-    ]
+    pairs = []
+    for feature, values in features.items():
+        for column, groups in clinical.columns.items():
+            if found := _tested(feature, values, column, groups, seed):
+                pairs.append(found)
+            else:
+                logger.warning("not tested: %s and %s, because the values or the groups are all equal", feature, column)
     if not pairs:
         raise PipelineError("no association can be tested (expected a column with patients of two groups).")
     for kind in ("fisher", "kruskal"):

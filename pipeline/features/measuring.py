@@ -45,6 +45,7 @@ class ShapeResult:
     Args:
         shapes: ``predicted`` or ``true`` -> patient -> features.
         unknown_spacing: Patients whose voxel size is not known, so that features in mm are empty.
+        given_spacing: Patients whose files do not say the voxel size, so that the given one counts.
         agreements: Agreement of the features between predicted and true masks; empty if only one kind is there.
         clinical: The columns of the clinical table; None without one.
         associations: ``predicted`` or ``true`` -> the tested pairs, the smallest p value first.
@@ -52,6 +53,7 @@ class ShapeResult:
 
     shapes: dict[str, dict[str, ShapeFeatures]]
     unknown_spacing: list[str] = field(default_factory=list)
+    given_spacing: list[str] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     clinical: ClinicalTable | None = None
     associations: dict[str, list[Association]] = field(default_factory=dict)
@@ -104,14 +106,15 @@ def measure_shapes(
     patients = sorted({patient for paths in found.values() for patient in paths})
     table = None if clinical is None else read_clinical(clinical, patients, columns)
     shapes: dict[str, dict[str, ShapeFeatures]] = {kind: {} for kind in found}
-    unknown_spacing: set[str] = set()
+    without: set[str] = set()
     every = [(kind, patient, path) for kind, paths in found.items() for patient, path in paths.items()]
     for kind, patient, path in progress(every, "shape", "mask"):
-        known = spacing_mm(path) or spacing
+        known = spacing_mm(path)
         if known is None:
-            unknown_spacing.add(patient)
-        shapes[kind][patient] = shape_features(load_label(path), known)
-    result = ShapeResult(shapes, sorted(unknown_spacing), _agreements(shapes))
+            without.add(patient)
+        shapes[kind][patient] = shape_features(load_label(path), known or spacing)
+    unknown, given = (sorted(without), []) if spacing is None else ([], sorted(without))
+    result = ShapeResult(shapes, unknown, given, _agreements(shapes))
     if table:
         tested = {
             kind: associations({name: values(of_kind, name) for name in features}, table, seed)
@@ -120,9 +123,8 @@ def measure_shapes(
         result = dataclasses.replace(result, clinical=table, associations=tested)
     out = Path(out)
     with locked(out, ()):
-        _write(
-            result, out, {"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing}
-        )
+        facts = {"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing}
+        _write(result, out, facts)
         if draw:
             draw(result)
     return result
@@ -194,7 +196,8 @@ def _write(result: ShapeResult, out: Path, facts: Mapping[str, Any]) -> None:
     content = {
         **facts,
         "patients": len({row["patient"] for row in rows}),
-        "unknown_spacing": len(result.unknown_spacing),
+        "unknown_spacing": result.unknown_spacing,
+        "given_spacing": result.given_spacing,
         "matched": result.clinical and result.clinical.matched,
         "skipped_columns": result.clinical and result.clinical.skipped,
         "agreement": [asdict(one) for one in result.agreements],

@@ -46,10 +46,8 @@ def compiled(network: torch.nn.Module, backend: str, channels: int, side_px: int
     import torch
 
     if not all(map(find_spec, PACKAGES[backend])):
-        needed = " and ".join(PACKAGES[backend])
-        raise PipelineError(
-            f"--backend {backend}: needs the packages {needed}. Install them with pip install -e '.[backends]'."
-        )
+        needed = " ".join(PACKAGES[backend])
+        raise PipelineError(f"--backend {backend}: a package is missing. Run: pip install {needed}.")
     try:
         run = _session(_as_onnx(network, channels, side_px), backend)
     except RuntimeError as error:

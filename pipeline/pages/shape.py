@@ -11,7 +11,7 @@ from pipeline.pages.page import listed, render, viewer_data
 from pipeline.scripts.files import write_durably
 
 MAX_CHARTS = 6
-"""Pairs of feature and column that get a chart: those of the smallest p values."""
+"""Pairs of feature and column that get a chart: those of the smallest p values of Fisher's test, of either kind."""
 
 
 def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
@@ -33,6 +33,7 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
     for kind, tested in result.associations.items():
         for one in tested:
             pairs.setdefault((one.feature, one.column), {})[kind] = one
+    pairs = dict(sorted(pairs.items(), key=lambda pair: min(one.fisher_p for one in pair[1].values())))
     boxes = []
     for feature, column in [*pairs][:MAX_CHARTS]:
         groups = result.clinical.columns[column] if result.clinical else {}

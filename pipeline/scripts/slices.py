@@ -103,7 +103,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         chosen = [(self.volumes[volume], z) for volume, z in (self.index[number] for number in numbers)]
         # A slice is a view of its volume, so a batch is one copy for each key. That matters on CUDA.
         around = [volume["image"][near] for volume, z in chosen for near in self._around(z, len(volume["image"]))]
-        image = torch.stack(around).unflatten(0, (len(chosen), -1)).flatten(1, 2).float()
+        image = torch.stack(around).reshape(len(chosen), -1, *around[0].shape[-2:]).float()
         low, step = (
             torch.stack([volume[key] for volume, _ in chosen]).repeat(1, 2 * self.around + 1, 1, 1)
             for key in ("low", "step")

@@ -113,15 +113,23 @@ def test_published_ids_and_whole_ids_are_found(tmp_path: Path) -> None:
         "tissue": "1 different values (expected 2 to 10)",
         "all": "0 different values (expected 2 to 10)",
     }
-    rows = "".join(f"{one}, {group}\n" for one, group in zip(PATIENTS, ["a", "None", "a", "None"], strict=False))
+    hyphens = read_clinical(table(tmp_path, text.replace("TCGA_AA_", "TCGA-AA-")), PATIENTS[:12])
+    assert hyphens == found
+
+
+def test_what_says_that_a_value_is_missing_is_no_group(tmp_path: Path) -> None:
+    groups = ["a", "None", "a", "None", "NA", "[Not Available]", "n/a", "", "[Unknown]", "nan"]
+    rows = "".join(f"{one}, {group}\n" for one, group in zip(PATIENTS, groups, strict=False))
     whole = read_clinical(table(tmp_path, f"id,subtype\n{rows}other,c\n"), PATIENTS)
-    assert whole.matched == 4
-    assert [*whole.columns["subtype"].values()] == [
-        "a",
-        "None",
-        "a",
-        "None",
-    ]  # "None" is a group, an empty cell is none
+    assert whole.matched == 10
+    assert [*whole.columns["subtype"].values()] == ["a", "None", "a", "None"]  # such as no treatment
+    ages = "".join(f"{one},{'NA' if number == 3 else 30 + number}\n" for number, one in enumerate(PATIENTS))
+    assert {*read_clinical(table(tmp_path, f"id,age\n{ages}"), PATIENTS).columns["age"].values()} == {
+        "up to 42",
+        "above 42",
+    }
+    codes = "".join(f"{one},{('1', '1.0', '2', '02')[number % 4]}\n" for number, one in enumerate(PATIENTS))
+    assert {*read_clinical(table(tmp_path, f"id,code\n{codes}"), PATIENTS).columns["code"].values()} == {"1", "2"}
 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_features_are_tested_against_a_table(run: Path, tmp_path: Path) -> None:
 
 def test_a_voxel_size_can_be_given_and_that_of_a_file_is_kept(run: Path, tmp_path: Path) -> None:
     result = measure_shapes(run, tmp_path / "out", spacing=(1, 1, 5))
-    assert result.unknown_spacing == []
+    assert (result.unknown_spacing, result.given_spacing) == ([], sorted(PATIENTS))
     shape = result.shapes["true"]["3"]
     assert shape.volume_ml == pytest.approx(shape.voxels * 5 / 1000)
     folder = tmp_path / "masks"
@@ -80,7 +80,9 @@ def test_a_voxel_size_can_be_given_and_that_of_a_file_is_kept(run: Path, tmp_pat
     image = nib.Nifti1Image(mask.transpose(2, 1, 0), np.diag([2.0, 0.5, 0.5, 1]))  # sagittal slices, 2 mm apart
     image.header.set_xyzt_units("mm")
     image.to_filename(folder / "p_mask.nii.gz")
-    (shape,) = measure_shapes(folder, tmp_path / "other", spacing=(9, 9, 9)).shapes["predicted"].values()
+    other = measure_shapes(folder, tmp_path / "other", spacing=(9, 9, 9))
+    assert other.given_spacing == []
+    (shape,) = other.shapes["predicted"].values()
     assert shape.volume_ml == pytest.approx(108 * 0.5 / 1000)
     assert shape.slices == 6  # axial slices
 

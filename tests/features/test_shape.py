@@ -19,7 +19,7 @@ from pipeline.features.shape import (
     bounding_ellipsoid_volume,
     largest_diameter,
     margin_fluctuation,
-    outline,
+    outlines,
     radial_distances,
     shape_features,
 )
@@ -172,6 +172,27 @@ def test_features_stay_where_a_lesion_is_moved_turned_and_enlarged(seed: int) ->
     assert enlarged["largest_diameter_mm"] == pytest.approx(2 * found["largest_diameter_mm"])
 
 
+def test_slices_and_parts_of_one_size_are_averaged_so_that_none_is_first() -> None:
+    square, bar = np.zeros((2, 44, 44), bool)
+    square[4:16, 4:16] = True
+    bar[30:36, 4:28] = True
+    one, other = (shape_features(plane[..., None]) for plane in (square, bar))
+    assert one.angular_standard_deviation != pytest.approx(other.angular_standard_deviation, rel=0.5)
+    slices = np.stack([square, bar], axis=2)
+    for lesion in (slices, slices[..., ::-1], (square | bar)[..., None], (square | bar)[::-1, :, None]):
+        found = shape_features(lesion)
+        for name in ("angular_standard_deviation", "margin_fluctuation"):
+            mean = (getattr(one, name) + getattr(other, name)) / 2
+            assert getattr(found, name) == pytest.approx(mean, rel=0.03)
+
+
+def test_more_pixels_of_the_same_lesion_change_little() -> None:
+    lesion = ellipsoid(10, 8, 5, size=25)
+    found, finer = (values(shape_features(one)) for one in (lesion, np.kron(lesion, np.ones((3, 3, 3)))))
+    assert finer["bounding_ellipsoid_volume_ratio"] == pytest.approx(found["bounding_ellipsoid_volume_ratio"])
+    assert finer["angular_standard_deviation"] == pytest.approx(found["angular_standard_deviation"], rel=0.2)
+
+
 def test_what_needs_a_voxel_size_is_empty_without_one() -> None:
     lesion = ellipsoid(10, 8, 5, size=25)
     without, known = shape_features(lesion), shape_features(lesion, (1, 1, 4))
@@ -222,7 +243,7 @@ def test_a_row_of_voxels_is_as_long_as_it_is() -> None:
 def test_parts_that_touch_at_a_corner_are_one() -> None:
     plane = np.zeros((20, 20), bool)
     plane[2:8, 2:8] = plane[8:13, 8:13] = True
-    assert np.ptp(outline(plane), axis=0) == pytest.approx([11, 11], abs=0.6)
+    assert np.ptp(outlines(plane)[0], axis=0) == pytest.approx([11, 11], abs=0.6)
 
 
 def test_the_outline_is_that_of_the_largest_part_without_its_holes() -> None:
@@ -230,12 +251,12 @@ def test_the_outline_is_that_of_the_largest_part_without_its_holes() -> None:
     plane[5:25, 5:25] = True
     plane[10:15, 10:15] = False
     plane[30:34, 30:34] = True
-    points = outline(plane) - 1  # padded by one
+    points = outlines(plane)[0] - 1  # padded by one
     assert points.min() >= 4.4
     assert points.max() <= 24.6
     ring = np.hypot(*(points - 14.5).T)
     assert ring.min() > 9
-    stretched = outline(plane, (2.0, 1.0))
+    stretched = outlines(plane, (2.0, 1.0))[0]
     assert np.ptp(stretched[:, 0]) == pytest.approx(40, abs=0.6)
     assert np.ptp(stretched[:, 1]) == pytest.approx(20, abs=0.6)
 
@@ -251,6 +272,10 @@ def test_the_largest_diameter_is_that_of_one_slice() -> None:
 def test_other_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="expected three dimensions"):
         shape_features(np.ones((4, 4)))
+    for value in (0.4, np.nan):
+        with pytest.raises(ValueError, match="not whole numbers"):
+            shape_features(np.full((4, 4, 4), value))
+    assert shape_features(np.ones((4, 4, 4)), np.array([1, 1, 5])).volume_ml == pytest.approx(0.32)
     for spacing in ((1, 1), (1, 1, 0), (1, 1, float("nan")), (1, 1, float("inf"))):
         with pytest.raises(ValueError, match="expected three distances above 0 mm"):
             shape_features(np.ones((4, 4, 4)), spacing)
