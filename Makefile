@@ -56,7 +56,7 @@ installed: env ## Build the wheel, install it in a fresh environment, and segmen
 pictures: demo ## Draw docs/images from the demo's phantoms (needs chromium and chromedriver)
 	$(PY) -m tools.pictures --demo $(DEMO)
 
-release: env ## Write wheel, bundle zips and docs of this version to dist; check each in an empty environment
+release: env ## Write wheel, bundle zips and docs of this version to dist; try wheel and bundles in empty environments
 	rm -rf dist
 	$(PY) -m tools.installed --out dist
 	@$(MAKE) --no-print-directory docs

@@ -243,7 +243,9 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, *, default: str = "") 
         help="run a --bundle that is not this project's own; its configs can run any code",
     )
     parser.add_argument(
-        "--tta", action="store_true", help="average with the prediction of the left-right mirrored volume"
+        "--tta",
+        action="store_true",
+        help="average with the prediction of the left-right mirrored volume (test-time augmentation; in Python: flips)",
     )
     parser.add_argument(
         "--backend",

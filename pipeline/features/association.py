@@ -105,7 +105,7 @@ def read_clinical(path: str | Path, patients: Sequence[str], columns: Sequence[s
     table = _read(path)
     if missing := [column for column in columns if column not in table.columns]:
         names = ", ".join(map(shown, table.columns))
-        raise PipelineError(f"{path}: no column {shown(missing[0])} (expected some of {names}).")
+        raise PipelineError(f"{path}: no column {shown(missing[0])} (expected some of {names}). Correct --columns.")
     found = _matched(table, path, patients)
     chosen: dict[str, dict[str, str]] = {}
     skipped: dict[str, str] = {}
@@ -135,11 +135,13 @@ def _read(path: str | Path) -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise PipelineError(f"{path}: no readable CSV file ({shown(error)}). Check the path.") from error
     if len(table.columns) < 2:
-        raise PipelineError(f"{path}: {len(table.columns)} column (expected patients and at least one other column).")
+        raise PipelineError(
+            f"{path}: {len(table.columns)} column (expected patients and at least one other column). Choose another file."
+        )
     table = table.dropna(subset=table.columns[:1]).set_index(table.columns[0])
     table.index = table.index.str.strip()
     if table.empty:
-        raise PipelineError(f"{path}: a header without rows (expected a row for each patient).")
+        raise PipelineError(f"{path}: a header without rows (expected a row for each patient). Choose another file.")
     if twice := sorted(set(table.index[table.index.duplicated()])):
         raise PipelineError(f"{path}: {shown(twice[0])} has several rows (expected one). Remove the others.")
     return table
@@ -161,7 +163,7 @@ def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> 
     if not found:
         raise PipelineError(
             f"{path}: none of the {len(patients)} patients is in its first column, such as {shown(table.index[0])} "
-            f"(expected ids such as {shown(person(patients[0]))})."
+            f"(expected ids such as {shown(person(patients[0]))}). Correct the ids."
         )
     return found
 
@@ -198,7 +200,9 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
             else:
                 logger.warning("not tested: %s and %s, because the values or the groups are all equal", feature, column)
     if not pairs:
-        raise PipelineError("no association can be tested (expected a column with patients of two groups).")
+        raise PipelineError(
+            "no association can be tested (expected a column with patients of two groups). Choose --columns and --features."
+        )
     for kind in ("fisher", "kruskal"):
         rates = false_discovery_control([pair[f"{kind}_p"] for pair in pairs])
         for pair, rate in zip(pairs, rates, strict=True):

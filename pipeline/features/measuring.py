@@ -97,11 +97,13 @@ def measure_shapes(
         ['true']
     """
     if unknown := [name for name in features if name not in FEATURES]:
-        raise PipelineError(f"--features {unknown[0]} (expected some of {', '.join(FEATURES)}).")
+        raise PipelineError(f"--features {unknown[0]} (expected some of {', '.join(FEATURES)}). Correct the name.")
     if spacing is not None and not all(0 < part < math.inf for part in spacing):
-        raise PipelineError(f"--spacing {' '.join(f'{part:g}' for part in spacing)} (expected distances above 0 mm).")
+        raise PipelineError(
+            f"--spacing {' '.join(f'{part:g}' for part in spacing)} (expected distances above 0 mm). Correct it."
+        )
     if seed < 0:
-        raise PipelineError(f"--seed {seed} (expected 0 or more).")
+        raise PipelineError(f"--seed {seed} (expected 0 or more). Pass another number.")
     found = find_masks(Path(masks))
     patients = sorted({patient for paths in found.values() for patient in paths})
     table = None if clinical is None else read_clinical(clinical, patients, columns)

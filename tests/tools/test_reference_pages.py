@@ -14,6 +14,9 @@ PAGES = ROOT / "docs" / "reference"
 def test_every_command_has_its_section_with_its_help() -> None:
     text = (PAGES / "commands.md").read_text(encoding="utf-8")
     assert re.findall(r'^## ([a-z]+)\n(?:(?!## ).*\n)*?show\("\1"\)$', text, re.MULTILINE) == [*COMMANDS]
+    of_json = text.partition("### What `--json` prints")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", of_json, re.MULTILINE)
+    assert {name.split()[0] for row in rows for name in re.findall("`(.*?)`", row)} == {*COMMANDS}
 
 
 def test_every_public_name_is_on_the_page() -> None:
