@@ -136,7 +136,7 @@ def _read(path: str | Path) -> pd.DataFrame:
         raise PipelineError(f"{path}: no readable CSV file ({shown(error)}). Check the path.") from error
     if len(table.columns) < 2:
         raise PipelineError(
-            f"{path}: {len(table.columns)} column (expected patients and at least one other column). Choose another file."
+            f"{path}: {len(table.columns)} column (expected patients and another one). Choose another file."
         )
     table = table.dropna(subset=table.columns[:1]).set_index(table.columns[0])
     table.index = table.index.str.strip()
@@ -201,7 +201,7 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
                 logger.warning("not tested: %s and %s, because the values or the groups are all equal", feature, column)
     if not pairs:
         raise PipelineError(
-            "no association can be tested (expected a column with patients of two groups). Choose --columns and --features."
+            "no association can be tested (expected a column with patients of two groups). Choose other --columns."
         )
     for kind in ("fisher", "kruskal"):
         rates = false_discovery_control([pair[f"{kind}_p"] for pair in pairs])
