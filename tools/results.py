@@ -9,7 +9,7 @@ comments:
 
 ``summaries`` gives a row for each result. ``scores`` gives the table that an evaluation prints. ``compare`` gives the
 differences to the first result, patient by patient. ``patients`` gives a column of DSC for each result. ``sizes``
-groups the patients of one result by the size of the lesion.
+groups the patients of one result by the size of the lesion. ``shape`` gives a table of ``tools.shape_tables``.
 
 A name with ``*`` joins the results that it fits, such as the folds of a cross-validation, into one:
 ``recipe/slices_80000_fold_*``. A label for the table may follow a name, with ``~`` for spaces:
@@ -38,6 +38,7 @@ from pipeline.errors import PipelineError
 from pipeline.scoring.results import COUNT_COLUMNS, RATIO_COLUMNS, VolumeScore, read_scores, read_summary, scores_table
 from pipeline.scoring.statistics import paired, summarise
 from pipeline.scripts.files import sha256_file, write_durably
+from tools.shape_tables import read_shapes, shape_table
 
 RESULTS, TABLE, PROVENANCE = "docs/results", "docs/results/scores.csv", "docs/results/provenance.json"
 COLUMNS = ("result", "patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "agreement")
@@ -45,7 +46,7 @@ OF_BUNDLE, OF_TRAINING = ("name", "fold", "weights_sha256", "settings"), ("seed"
 """Keys of the provenance about each bundle of an evaluation, and about the bundle's training."""
 WITHIN = 0.002
 """The largest allowed difference of a figure that another machine or number format measures again."""
-KINDS = "summaries|scores|compare|patients|sizes"
+KINDS = "summaries|scores|compare|patients|sizes|shape"
 BLOCK = re.compile(rf"<!-- ({KINDS}) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 HALF = re.compile(rf"<!--\s*({KINDS}|end)\b")
 SIZES = {"under 8,000": (0, 8_000), "8,000 to 25,000": (8_000, 25_000), "25,000 and more": (25_000, math.inf)}
@@ -124,10 +125,12 @@ def _add(root: Path, name: str, folder: Path) -> None:
     write_durably(root / PROVENANCE, ("{\n" + ",\n".join(entries) + "\n}\n").encode())
 
 
-def _with_tables(page: Path, results: Mapping[str, Result]) -> str:
+def _with_tables(root: Path, page: Path, results: Mapping[str, Result]) -> str:
     """The text of a page with tables from the results."""
 
     def filled(block: re.Match[str]) -> str:
+        if block[1] == "shape":
+            return f"<!-- shape {block[2]} -->\n{_markdown(*shape_table(block[2], read_shapes(root)))}\n<!-- end -->"
         kind, parts = block[1], [name.partition(":") for name in block[2].split()]
         shown = {}
         for name, _, label in parts:
@@ -274,8 +277,8 @@ def _faults(root: Path) -> list[str]:
     results, found = read_results(root), []
     for page in _pages(root):
         try:
-            if _with_tables(page, results) != page.read_text(encoding="utf-8"):
-                found.append(f"{page}: a table is not what {TABLE} gives. Run `make claims`.")
+            if _with_tables(root, page, results) != page.read_text(encoding="utf-8"):
+                found.append(f"{page}: a table is not what {RESULTS} gives. Run `make claims`.")
         except PipelineError as error:
             found.append(str(error))
     shipped = _shipped(results)
@@ -364,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.write:
         results = read_results(args.root)
-        for page, text in [(page, _with_tables(page, results)) for page in _pages(args.root)]:
+        for page, text in [(page, _with_tables(args.root, page, results)) for page in _pages(args.root)]:
             write_durably(page, text.encode())
         _write_chart(args.root, results)
     found = _faults(args.root) + (_measured_again(args.root, args.verify) if args.verify else [])
