@@ -64,6 +64,11 @@ def arguments() -> argparse.ArgumentParser:
         "features in mm are empty",
     )
     parser.add_argument(
+        "--largest-component",
+        action="store_true",
+        help="measure only the largest component of each mask; predict keeps no other, but true masks may have several",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="seed of the random tables of Fisher's exact test (default: %(default)s)"
     )
     return parser
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         columns=args.columns,
         features=args.features or PAPER_FEATURES,
         spacing=args.spacing,
+        only_largest=args.largest_component,
         seed=args.seed,
         draw=lambda found: write_shape_page(found, args.out),
     )

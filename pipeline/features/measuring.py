@@ -20,6 +20,7 @@ from pipeline.features.association import Agreement, Association, ClinicalTable,
 from pipeline.features.shape import ShapeFeatures, shape_features
 from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.progress import progress
+from pipeline.scoring.protocols import largest_component
 from pipeline.scoring.results import MASK_FOLDER
 from pipeline.scripts.files import locked, sha256_file, write_durably
 from pipeline.scripts.manifest import LABEL_SUFFIX, MANIFEST_NAME, MASK_SUFFIX, VOLUMES
@@ -67,6 +68,7 @@ def measure_shapes(
     columns: Sequence[str] = (),
     features: Sequence[str] = PAPER_FEATURES,
     spacing: Sequence[float] | None = None,
+    only_largest: bool = False,
     seed: int = 0,
     draw: Callable[[ShapeResult], object] | None = None,
 ) -> ShapeResult:
@@ -81,6 +83,8 @@ def measure_shapes(
         features: Names of the features to test.
         spacing: Distance of rows, columns and slices in mm, for masks whose files do not say it; None to leave out
             features in mm.
+        only_largest: Measure only the largest component of each mask. ``lgg-flair predict`` keeps no other anyway, but
+            true masks may have several.
         seed: Seed of the random tables of Fisher's exact test.
         draw: A function that draws a page of the result, before any other run can write to ``out``.
 
@@ -114,7 +118,8 @@ def measure_shapes(
         known = spacing_mm(path)
         if known is None:
             without.add(patient)
-        shapes[kind][patient] = shape_features(load_label(path), known or spacing)
+        mask = load_label(path)
+        shapes[kind][patient] = shape_features(largest_component(mask) if only_largest else mask, known or spacing)
     unknown, given = (sorted(without), []) if spacing is None else ([], sorted(without))
     result = ShapeResult(shapes, unknown, given, _agreements(shapes))
     if table:
@@ -126,7 +131,7 @@ def measure_shapes(
     out = Path(out)
     with locked(out, ()):
         facts = {"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing}
-        _write(result, out, facts)
+        _write(result, out, {**facts, "only_largest": only_largest})
         if draw:
             draw(result)
     return result

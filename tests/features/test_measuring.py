@@ -87,6 +87,16 @@ def test_a_voxel_size_can_be_given_and_that_of_a_file_is_kept(run: Path, tmp_pat
     assert shape.slices == 6  # axial slices
 
 
+def test_the_largest_component_can_be_measured_alone(tmp_path: Path) -> None:
+    mask = np.zeros((12, 12, 6), np.uint8)
+    mask[3:9, 3:9, 1:4] = mask[0, 11, 5] = 1
+    (tmp_path / "masks").mkdir()
+    nib.Nifti1Image(mask, np.eye(4)).to_filename(tmp_path / "masks" / "p_mask.nii.gz")
+    for only_largest, voxels in ((False, 109), (True, 108)):
+        result = measure_shapes(tmp_path / "masks", tmp_path / "out", only_largest=only_largest)
+        assert result.shapes["predicted"]["p"].voxels == voxels
+
+
 def test_a_manifest_has_true_masks(manifest: Path, tmp_path: Path) -> None:
     result = measure_shapes(manifest, tmp_path / "out")
     assert list(result.shapes) == ["true"]
