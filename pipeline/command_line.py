@@ -215,20 +215,18 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def add_bundle_arguments(parser: argparse.ArgumentParser, *, default: str = "") -> None:
+def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose networks and how they run, from ``--bundle`` to ``--device``.
 
     Args:
         parser: The parser of the command.
-        default: The bundles that are used without ``--bundle``, in words; empty if ``--bundle`` is required.
     """
     parser.add_argument(
         "--bundle",
         type=Path,
         action="append",
-        required=not default,
-        help="name of a bundle, such as basic_unet, or its folder; repeat it to average several bundles"
-        + (f" (default: {default})" if default else ""),
+        help="name of a bundle, such as basic_unet, or its folder; repeat it to average several bundles (default: the "
+        "three bundles of this project)",
     )
     parser.add_argument(
         "--weights",

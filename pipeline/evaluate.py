@@ -115,11 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     if args.all_slices and not args.figures:
         raise PipelineError("--all-slices without --figures (expected both). Pass --figures too.")
+    from pipeline.model.bundle import DEFAULT_BUNDLES
     from pipeline.scoring.evaluation import evaluate_volumes
 
     result = evaluate_volumes(
         args.manifest,
-        args.bundle,
+        args.bundle or DEFAULT_BUNDLES,
         args.out,
         weights=args.weights,
         folds=args.folds,

@@ -48,7 +48,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--series", help="SeriesNumber or SeriesInstanceUID of the FLAIR series, if the DICOM headers leave it unclear"
     )
-    add_bundle_arguments(parser, default="the three bundles of this project")
+    add_bundle_arguments(parser)
     parser.add_argument(
         "-o",
         "--out",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import CommandParser, print_json, run_cli, say
+from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipeline.features.measuring import ShapeResult
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: A mask, a table or an option cannot be used; the message says which.
     """
     args = arguments().parse_args(argv)
+    if args.columns and not args.clinical:
+        raise PipelineError("--columns without --clinical (expected both). Pass --clinical CSV too.")
     from pipeline.features.measuring import PAGE_NAME, PAPER_FEATURES, measure_shapes
     from pipeline.pages.shape import write_shape_page  # It loads slowly, and --help does not need it.
 
@@ -118,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary(result: ShapeResult) -> list[str]:
     """The lines that the command prints about a result."""
+    from pipeline.pages.page import listed
+
     counts = ", ".join(f"{len(shapes)} {kind}" for kind, shapes in result.shapes.items())
     empty = sum(not shape.voxels for shapes in result.shapes.values() for shape in shapes.values())
     lines = [f"masks: {counts}" + (f"; {empty} empty, without features" if empty else "")]
@@ -142,6 +147,9 @@ def summary(result: ShapeResult) -> list[str]:
             f"clinical table: {table.matched} of {total} patients found, {len(table.columns)} columns tested, "
             f"{len(table.skipped)} skipped"
         )
+        lines += [f"not tested: {column}, which has {why}" for column, why in table.skipped.items()]
+        if table.unmatched:
+            lines.append(f"not in the clinical table: {listed(table.unmatched)}")
     for kind, found in result.associations.items():
         lines += [
             f"{kind}: {one.feature} and {one.column}: Fisher p {one.fisher_p:.2g} (false discovery rate "

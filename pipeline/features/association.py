@@ -12,9 +12,10 @@ counts all of them where it can, with SciPy's probability of each.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ Values = Mapping[str, float]
 """Patient -> value of a feature."""
 MAX_GROUPS = 10
 """A column of text with more different values is no column of groups, and one of numbers is split at its median."""
+MAX_CODES = 4
+"""Numbers of more different values that lie far apart, such as ages, are measures."""
 MAX_TABLES = 500_000
 """Tables that Fisher's test counts one by one. Beyond that number it draws ``RESAMPLES`` random ones."""
 MISSING = {"na", "n/a", "nan", "null", "<na>", "#n/a", "unknown", "not available", "not applicable", "not reported"}
@@ -48,11 +51,13 @@ class ClinicalTable:
         columns: Column -> patient of the features -> group. Patients without a value are left out.
         matched: Number of patients of the features that are in the table.
         skipped: Column -> why it is not tested.
+        unmatched: Patients of the features that are not in the table.
     """
 
     columns: dict[str, dict[str, str]]
     matched: int
     skipped: dict[str, str]
+    unmatched: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def read_clinical(path: str | Path, patients: Sequence[str], columns: Sequence[s
             chosen[column] = groups
     if columns and not chosen:
         raise PipelineError(f"{path}: {shown(columns[0])} has {skipped[columns[0]]}. Choose another column.")
-    return ClinicalTable(chosen, len(found), skipped)
+    return ClinicalTable(chosen, len(found), skipped, [one for one in patients if one not in found])
 
 
 def _read(path: str | Path) -> pd.DataFrame:
@@ -132,8 +137,16 @@ def _read(path: str | Path) -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header
             table: pd.DataFrame = pd.read_csv(path, **options, index_col=False, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise PipelineError(f"{path}: no readable CSV file ({shown(error)}). Check the path.") from error
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path}: no such file. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: no text in UTF-8. Save it as CSV in UTF-8.") from error
+    except pd.errors.ParserWarning as error:
+        raise PipelineError(f"{path}: a row has more fields than the header. Correct the row.") from error
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: no readable CSV file ({shown(error)}). Save it as CSV again.") from error
+    if len(table.columns) < 2 and re.search("[;\t]", table.columns[0]):
+        raise PipelineError(f"{path}: one column, {shown(table.columns[0])}. Save it with commas between the columns.")
     if len(table.columns) < 2:
         raise PipelineError(
             f"{path}: {len(table.columns)} column (expected patients and another one). Choose another file."
@@ -149,8 +162,8 @@ def _read(path: str | Path) -> pd.DataFrame:
 
 def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> dict[str, str]:
     """Patient of the features -> row of the table, for the patients that the table has. GDC ids have hyphens."""
-    rows = {row.replace("-", "_"): row for row in table.index}
-    ids = {one: (one.replace("-", "_"), person(one).replace("-", "_")) for one in patients}
+    rows = {row.replace("-", "_").lower(): row for row in table.index}
+    ids = {one: [name.replace("-", "_").lower() for name in (one, person(one))] for one in patients}
     found = {one: rows[name] for one, names in ids.items() if (name := next(filter(rows.__contains__, names), None))}
     by_person: dict[str, str] = {}
     for one in found:
@@ -169,11 +182,16 @@ def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> 
 
 
 def _groups(groups: dict[str, str]) -> dict[str, str]:
-    """Two groups, up to the median and above it, where the values are many numbers; else one group for each value."""
+    """Two groups, up to the median and above it, where the values are measures; else one group for each value.
+
+    Measures are numbers with more than ``MAX_GROUPS`` values. So are numbers of at least five values that are no codes:
+    codes are whole numbers within a range of ``MAX_GROUPS``.
+    """
     numbers = pd.to_numeric(pd.Series(groups, dtype=str), errors="coerce")
-    if numbers.isna().any():
+    if numbers.isna().any() or numbers.empty:
         return groups
-    if numbers.nunique() <= MAX_GROUPS:  # 1 and 1.0 are one group
+    are_codes = (numbers % 1 == 0).all() and numbers.max() - numbers.min() < MAX_GROUPS
+    if numbers.nunique() <= (MAX_GROUPS if are_codes else MAX_CODES):  # 1 and 1.0 are one group
         return {str(one): f"{value:g}" for one, value in numbers.items()}
     middle = float(numbers.median())
     return {str(one): f"above {middle:g}" if value > middle else f"up to {middle:g}" for one, value in numbers.items()}
@@ -200,8 +218,9 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
             else:
                 logger.warning("not tested: %s and %s, because the values or the groups are all equal", feature, column)
     if not pairs:
+        reasons = "; ".join(f"{shown(column)} has {why}" for column, why in clinical.skipped.items())
         raise PipelineError(
-            "no association can be tested (expected a column with patients of two groups). Choose other --columns."
+            f"no association can be tested ({reasons or 'all values or groups are equal'}). Choose another table."
         )
     for kind in ("fisher", "kruskal"):
         rates = false_discovery_control([pair[f"{kind}_p"] for pair in pairs])

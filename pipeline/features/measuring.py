@@ -148,6 +148,8 @@ def find_masks(source: Path) -> dict[str, dict[str, Path]]:
     """
     if source.name.endswith(MASK_SUFFIX) and source.is_file():
         return {PREDICTED: {source.name.removesuffix(MASK_SUFFIX): source}}
+    if source.name.endswith((".nii", ".nii.gz")):
+        raise PipelineError(f"{source}: the name does not end in {MASK_SUFFIX} (expected of a mask). Rename the file.")
     if source.is_file() or (source / MANIFEST_NAME).is_file():
         return {TRUE: {volume.patient: volume.label for volume in select(read_manifest(source), "all")}}
     for predicted, true in ((source / MASK_FOLDER, source / VOLUMES), (source, None)):

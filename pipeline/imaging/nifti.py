@@ -202,14 +202,16 @@ def spacing_mm(path: Path) -> tuple[float, float, float] | None:
     """The distance of rows, columns and slices in mm, in the orientation of ``load_image``; None if unknown.
 
     The distance comes from the affine. Without a unit, mm is assumed, as in other programs. The distance is unknown if
-    the affine is the identity, or if voxels measure 1 x 1 x 1 without a unit. Nobody has set such values.
+    the affine is the identity, or if voxels measure 1 x 1 x 1 without a unit and without a place in the scanner. Nobody
+    has set such values.
 
     Args:
         path: The NIfTI file, in any orientation.
     """
     image = open_nifti(path)
     sizes = voxel_sizes(affine_mm(image))
-    nobody_set = image.header.get_xyzt_units()[0] == "unknown" and np.allclose(sizes, 1)
+    has_place = image.header.get_xyzt_units()[0] != "unknown" or image.affine[:3, 3].any()
+    nobody_set = not has_place and np.allclose(sizes, 1)
     nobody_set |= np.array_equal(image.affine, np.eye(4))
     if nobody_set or image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None

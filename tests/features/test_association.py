@@ -128,6 +128,10 @@ def test_what_says_that_a_value_is_missing_is_no_group(tmp_path: Path) -> None:
         "up to 42",
         "above 42",
     }
+    few = "".join(f"{one},{31 + 7 * (number % 6)}\n" for number, one in enumerate(PATIENTS))
+    assert len({*read_clinical(table(tmp_path, f"id,age\n{few}"), PATIENTS).columns["age"].values()}) == 2
+    many = "".join(f"{one},{number % 6}\n" for number, one in enumerate(PATIENTS))
+    assert len({*read_clinical(table(tmp_path, f"id,code\n{many}"), PATIENTS).columns["code"].values()}) == 6
     codes = "".join(f"{one},{('1', '1.0', '2', '02')[number % 4]}\n" for number, one in enumerate(PATIENTS))
     assert {*read_clinical(table(tmp_path, f"id,code\n{codes}"), PATIENTS).columns["code"].values()} == {"1", "2"}
 
@@ -145,7 +149,8 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
         ("", "no readable CSV file"),
         ("id\n1\n", "1 column"),
         ("id,x\na,1\na,2\n", "a has several rows"),
-        ("id,x\na,1,2\n", "no readable CSV file"),
+        ("id,x\na,1,2\n", "a row has more fields than the header"),
+        ("id;x\na;1\n", "Save it with commas between the columns"),
         ("id,x\n", "a header without rows"),
         (
             "id,x\na,1\n",
@@ -157,8 +162,11 @@ def test_unusable_tables_are_one_line(tmp_path: Path, text: str, message: str) -
     with pytest.raises(PipelineError, match=message) as caught:
         read_clinical(table(tmp_path, text), PATIENTS)
     assert "\n" not in str(caught.value)
-    with pytest.raises(PipelineError, match="no readable CSV file"):
+    with pytest.raises(PipelineError, match=r"nothing.csv: no such file"):
         read_clinical(tmp_path / "nothing.csv", PATIENTS)
+    (tmp_path / "latin.csv").write_bytes("id,Größe\na,1\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match="Save it as CSV in UTF-8"):
+        read_clinical(tmp_path / "latin.csv", PATIENTS)
 
 
 def test_a_group_for_each_patient_is_not_tested(tmp_path: Path) -> None:

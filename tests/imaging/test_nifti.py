@@ -227,3 +227,7 @@ def test_an_affine_that_nobody_has_set_is_reported(tmp_path):
     stored.header.set_xyzt_units("mm")
     nib.save(stored, tmp_path / "mm.nii")
     assert spacing_mm(tmp_path / "mm.nii") is None
+    assert spacing_mm(tmp_path / "set.nii") is None
+    placed = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -120], [0, 0, 1, -70], [0, 0, 0, 1]])  # nibabel writes no unit
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), placed), tmp_path / "placed.nii")
+    assert spacing_mm(tmp_path / "placed.nii") == (1, 1, 1)
