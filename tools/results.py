@@ -38,7 +38,7 @@ from pipeline.errors import PipelineError
 from pipeline.scoring.results import COUNT_COLUMNS, RATIO_COLUMNS, VolumeScore, read_scores, read_summary, scores_table
 from pipeline.scoring.statistics import paired, summarise
 from pipeline.scripts.files import sha256_file, write_durably
-from tools.shape_tables import read_shapes, shape_table
+from tools.shape_tables import SHAPES, read_shapes, shape_table, write_charts
 
 RESULTS, TABLE, PROVENANCE = "docs/results", "docs/results/scores.csv", "docs/results/provenance.json"
 COLUMNS = ("result", "patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "agreement")
@@ -370,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for page, text in [(page, _with_tables(args.root, page, results)) for page in _pages(args.root)]:
             write_durably(page, text.encode())
         _write_chart(args.root, results)
+        if (args.root / SHAPES).is_file():
+            write_charts(args.root)
     found = _faults(args.root) + (_measured_again(args.root, args.verify) if args.verify else [])
     if found:
         raise PipelineError("claims that do not hold:\n" + "\n".join(f"  {fault}" for fault in found))

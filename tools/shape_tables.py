@@ -36,6 +36,11 @@ KEPT = (
 )
 KINDS = ("true", "predicted")
 SIGNIFICANT = 0.05
+CHARTS = {
+    "bounding_ellipsoid_volume_ratio": Path("docs/images/shape_ratio.svg"),
+    "voxels": Path("docs/images/shape_voxels.svg"),
+}
+"""Features -> their charts of predicted against true masks (Bland and Altman)."""
 
 
 def read_shapes(root: Path) -> dict[str, Any]:
@@ -93,6 +98,25 @@ def _two_digits(value: float) -> str:
     return f"{value:.6f}" if 1e-6 <= value < 1e-4 else f"{value:#.2g}"
 
 
+def write_charts(root: Path) -> None:
+    """Write the charts of the page, in a gray that is readable on light and dark pages.
+
+    Args:
+        root: The repository's folder.
+    """
+    from pipeline.features.association import agreement
+    from pipeline.pages.charts import agreement_svg
+
+    values = read_shapes(root)["values"]
+    for name, path in CHARTS.items():
+        true, predicted = ({one: row[name] for one, row in values[kind].items()} for kind in KINDS)
+        found = agreement(name, predicted, true)
+        if found is None:
+            raise PipelineError(f"{root / SHAPES}: fewer than three patients have {name}. Restore it.")
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        write_durably(root / path, agreement_svg(predicted, true, found).replace("currentColor", "#7d8590").encode())
+
+
 def _agreement(agreement: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [["feature", "rank correlation", "bias", "limits of agreement"]]
     for one in agreement:
@@ -129,7 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run = json.loads(path.read_bytes())
         pairs = {kind: [{key: one[key] for key in KEPT} for one in run["associations"][kind]] for kind in KINDS}
+        charted = {
+            kind: {row["patient"]: {name: row[name] for name in CHARTS} for row in run["shapes"] if row["mask"] == kind}
+            for kind in KINDS
+        }
         kept = {**{key: run[key] for key in ("patients", "matched", "agreement")}, "associations": pairs}
+        kept["values"] = charted
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(
             f"{path}: no associations of predicted and true masks ({error!r}). Measure an evaluation with --clinical."

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from tools import results
-from tools.shape_tables import KINDS, SHAPES, SUBTYPES, main
+from tools.shape_tables import CHARTS, KINDS, SHAPES, SUBTYPES, main
 
 
 def pair(feature: str, column: str, p: float) -> dict[str, Any]:
@@ -29,7 +29,13 @@ def folder(tmp_path: Path) -> Path:
         {"feature": name, "patients": 9, "spearman": 0.5, "bias": -1234.5678, "lower": -2000.0, "upper": 0.04321}
         for name in ("margin_fluctuation", "voxels", "largest_diameter_px")
     ]
+    shapes = [
+        {"patient": f"p{number}", "mask": kind, "voxels": 10 * number, "bounding_ellipsoid_volume_ratio": number / 9}
+        for number in range(1, 9)
+        for kind in KINDS
+    ]
     run = {"patients": 10, "matched": 9, "agreement": agreement, "associations": dict.fromkeys(KINDS, pairs)}
+    run["shapes"] = shapes
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "shape.json").write_text(json.dumps(run))
     return tmp_path / "run"
@@ -46,6 +52,7 @@ def test_tables_are_written_into_the_page(folder: Path, tmp_path: Path) -> None:
     assert main([str(folder), "--root", str(root)]) == 0
     assert "secret" not in (root / SHAPES).read_text()
     assert results.main(["--root", str(root), "--write"]) == 0
+    assert all((root / path).read_text().lstrip().startswith("<svg") for path in CHARTS.values())
     lines = page.read_text().splitlines()
     first = "**0.000010** (0.000020)"
     assert f"| margin fluctuation | RNASeq | 9 | {first} | {first} | 0.50 (0.60) | 0.50 (0.60) |" in lines
