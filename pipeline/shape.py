@@ -128,13 +128,11 @@ def summary(result: ShapeResult) -> list[str]:
     lines = [f"masks: {counts}" + (f"; {empty} empty, without features" if empty else "")]
     if result.unknown_spacing:
         lines.append(
-            f"voxel size: not known for {len(result.unknown_spacing)} patients, so their features in mm are empty. "
+            f"patients without a voxel size: {len(result.unknown_spacing)}; their features in mm are empty. "
             "Pass --spacing if you know it."
         )
     if result.given_spacing:
-        lines.append(
-            f"voxel size: that of --spacing for {len(result.given_spacing)} patients, whose files do not say it"
-        )
+        lines.append(f"patients without a voxel size: {len(result.given_spacing)}; that of --spacing counts for them")
     for one in result.agreements:
         if one.spearman is None:
             continue
@@ -144,8 +142,8 @@ def summary(result: ShapeResult) -> list[str]:
     if table := result.clinical:
         total = len({patient for shapes in result.shapes.values() for patient in shapes})
         lines.append(
-            f"clinical table: {table.matched} of {total} patients found, {len(table.columns)} columns tested, "
-            f"{len(table.skipped)} skipped"
+            f"clinical table: {table.matched} of {total} patients found, columns tested: {len(table.columns)}, "
+            f"skipped: {len(table.skipped)}"
         )
         lines += [f"not tested: {column}, which has {why}" for column, why in table.skipped.items()]
         if table.unmatched:

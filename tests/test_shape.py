@@ -20,9 +20,9 @@ def test_the_summary_names_counts_agreement_and_associations(
     assert shape.main([str(run), "-o", str(out), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "masks: 4 predicted, 4 true; 2 empty, without features"
-    assert lines[1].startswith("voxel size: not known for 4 patients")
+    assert lines[1].startswith("patients without a voxel size: 4; ")
     assert "voxels: rank correlation of predicted and true 1.000 (4 patients)" in lines
-    assert "clinical table: 4 of 4 patients found, 1 columns tested, 0 skipped" in lines
+    assert "clinical table: 4 of 4 patients found, columns tested: 1, skipped: 0" in lines
     assert any(line.startswith("true: voxels and subtype: Fisher p ") for line in lines)
     assert lines[-1].endswith(f"Open in a browser: {out / 'shape.html'}")
     assert {path.name for path in out.iterdir()} >= {"shape.csv", "shape.json", "shape.html", "associations.csv"}
