@@ -45,10 +45,10 @@ demo-run:
 	$(PY) -m pipeline.report $(DEMO)/results --out $(DEMO)/report.html
 
 test: env ## Run all tests in two processes; LGG_ROOT=data/kaggle_3m adds the tests on real patients
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: env ## Run all tests with branch coverage (1.5 times as long); fails below 90 %
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 installed: env ## Build the wheel, install it in a fresh environment, and segment a phantom from an empty folder
 	@$(PY) -m tools.installed
