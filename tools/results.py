@@ -314,7 +314,9 @@ def _measured_again(root: Path, data: Path) -> list[str]:
         for name, claimed in shipped.items():
             out = Path(scratch) / name
             bundles = [option for bundle in _names(claimed) for option in ("--bundle", f"bundles/{bundle}")]
-            options = ["--protocol", claimed["protocol"], "--split", claimed["split"], *["--tta"] * claimed["tta"]]
+            # The section that a patient is in may differ from the claim's manifest.
+            patients = ["--split", "all", "--patients", *sorted(claimed["dsc"])]
+            options = ["--protocol", claimed["protocol"], *patients, *["--tta"] * claimed["tta"]]
             _run(root, "pipeline.evaluate", "--manifest", str(manifest), *bundles, *options, "--out", str(out))
             measured = _with_statistics(*_evaluated(out))
             print(f"{name}: claimed {claimed['dsc_mean']:.4f}, measured {measured['dsc_mean']:.4f}", flush=True)

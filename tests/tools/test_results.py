@@ -384,6 +384,9 @@ def test_shipped_weights_are_scored_again(
     result = read_results(root)[SHIPPED]
     mean, error = result["dsc_mean"], result["expected_calibration_error"]
     assert result["bundles"][0]["weights_sha256"] == sha256_file(root / MODEL)
+    provenance = json.loads((root / PROVENANCE).read_text())
+    provenance[SHIPPED]["split"] = "test"  # the same patients in a section of another manifest
+    (root / PROVENANCE).write_text(json.dumps(provenance))
     assert main([*verify, str(manifest / "manifest.json")]) == 0
     assert f"{SHIPPED}: claimed {mean:.4f}, measured {mean:.4f}\n" in capsys.readouterr().out
 
