@@ -38,7 +38,7 @@ from pipeline.errors import PipelineError
 from pipeline.scoring.results import COUNT_COLUMNS, RATIO_COLUMNS, VolumeScore, read_scores, read_summary, scores_table
 from pipeline.scoring.statistics import paired, summarise
 from pipeline.scripts.files import sha256_file, write_durably
-from tools.shape_tables import SHAPES, read_shapes, shape_table, write_charts
+from tools.shape_tables import SHAPES, read_shapes, shape_table, write_chart, write_charts
 
 RESULTS, TABLE, PROVENANCE = "docs/results", "docs/results/scores.csv", "docs/results/provenance.json"
 COLUMNS = ("result", "patient", *RATIO_COLUMNS, *COUNT_COLUMNS, "agreement")
@@ -248,7 +248,7 @@ TABLES = {
 
 
 def _write_chart(root: Path, results: Mapping[str, Result]) -> None:
-    """Write the chart of lesion size against DSC, in a gray that is readable on light and dark pages."""
+    """Write the chart of lesion size against DSC."""
     from pipeline.pages.charts import sizes_svg
 
     charted = [result for name, result in results.items() if name.startswith(CHARTED)]
@@ -259,8 +259,7 @@ def _write_chart(root: Path, results: Mapping[str, Result]) -> None:
     names = _names(joined)
     label = names[0] if len(names) == 1 else f"average of {len(names)} networks"
     chart = sizes_svg({f"{label}, out of fold": joined["dsc"]}, voxels)
-    (root / CHART).parent.mkdir(parents=True, exist_ok=True)
-    write_durably(root / CHART, chart.replace("currentColor", "#7d8590").encode())
+    write_chart(root / CHART, chart)
 
 
 def _pages(root: Path) -> list[Path]:

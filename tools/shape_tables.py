@@ -99,7 +99,7 @@ def _two_digits(value: float) -> str:
 
 
 def write_charts(root: Path) -> None:
-    """Write the charts of the page, in a gray that is readable on light and dark pages.
+    """Write the charts of the page.
 
     Args:
         root: The repository's folder.
@@ -113,8 +113,13 @@ def write_charts(root: Path) -> None:
         found = agreement(name, predicted, true)
         if found is None:
             raise PipelineError(f"{root / SHAPES}: fewer than three patients have {name}. Restore it.")
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        write_durably(root / path, agreement_svg(predicted, true, found).replace("currentColor", "#7d8590").encode())
+        write_chart(root / path, agreement_svg(predicted, true, found))
+
+
+def write_chart(path: Path, svg: str) -> None:
+    """Write an SVG chart of the docs, in a gray that is readable on light and dark pages."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, svg.replace("currentColor", "#7d8590").encode())
 
 
 def _agreement(agreement: Sequence[Mapping[str, Any]]) -> list[list[str]]:

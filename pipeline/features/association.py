@@ -37,7 +37,19 @@ MAX_CODES = 4
 """Numbers of more different values that lie far apart, such as ages, are measures."""
 MAX_TABLES = 500_000
 """Tables that Fisher's test counts one by one. Beyond that number it draws ``RESAMPLES`` random ones."""
-MISSING = {"na", "n/a", "nan", "null", "<na>", "#n/a", "unknown", "not available", "not applicable", "not reported"}
+MISSING = {
+    "na",
+    "n/a",
+    "nan",
+    "null",
+    "<na>",
+    "#n/a",
+    "unknown",
+    "not available",
+    "not applicable",
+    "not reported",
+    "'--",
+}
 """Texts that say that a value is missing, in small letters. GDC tables have some of them in square brackets."""
 RESAMPLES = 100_000
 """Random tables for the p value of Fisher's test, which then has an error of about 3 % for a p value of 0.01."""
@@ -155,19 +167,19 @@ def _read(path: str | Path) -> pd.DataFrame:
     table.index = table.index.str.strip()
     if table.empty:
         raise PipelineError(f"{path}: a header without rows (expected a row for each patient). Choose another file.")
-    if twice := sorted(set(table.index[table.index.duplicated()])):
+    if twice := sorted(set(table.index[table.index.map(_plain).duplicated()])):
         raise PipelineError(f"{path}: {shown(twice[0])} has several rows (expected one). Remove the others.")
     return table
 
 
 def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> dict[str, str]:
     """Patient of the features -> row of the table, for the patients that the table has. GDC ids have hyphens."""
-    rows = {row.replace("-", "_").lower(): row for row in table.index}
-    ids = {one: [name.replace("-", "_").lower() for name in (one, person(one))] for one in patients}
+    rows = {_plain(row): row for row in table.index}
+    ids = {one: [_plain(one), _plain(person(one))] for one in patients}
     found = {one: rows[name] for one, names in ids.items() if (name := next(filter(rows.__contains__, names), None))}
     by_person: dict[str, str] = {}
     for one in found:
-        other = by_person.setdefault(person(one), one)
+        other = by_person.setdefault(_plain(person(one)), one)
         if other != one:
             raise PipelineError(
                 f"{shown(other)} and {shown(one)} are exams of one person (expected one of each person, because the "
@@ -179,6 +191,11 @@ def _matched(table: pd.DataFrame, path: str | Path, patients: Sequence[str]) -> 
             f"(expected ids such as {shown(person(patients[0]))}). Correct the ids."
         )
     return found
+
+
+def _plain(name: str) -> str:
+    """An id without case, with underscores, as ids are compared."""
+    return name.replace("-", "_").lower()
 
 
 def _groups(groups: dict[str, str]) -> dict[str, str]:

@@ -210,8 +210,8 @@ def spacing_mm(path: Path) -> tuple[float, float, float] | None:
     """
     image = open_nifti(path)
     sizes = voxel_sizes(affine_mm(image))
-    has_place = image.header.get_xyzt_units()[0] != "unknown" or image.affine[:3, 3].any()
-    nobody_set = not has_place and np.allclose(sizes, 1)
+    has_unit, has_place = image.header.get_xyzt_units()[0] != "unknown", image.affine[:3, 3].any()
+    nobody_set = not has_unit and not has_place and np.allclose(sizes, 1)
     nobody_set |= np.array_equal(image.affine, np.eye(4))
     if nobody_set or image.header["descrip"].tobytes().startswith(DESCRIPTION):
         return None

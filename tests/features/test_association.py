@@ -118,7 +118,7 @@ def test_published_ids_and_whole_ids_are_found(tmp_path: Path) -> None:
 
 
 def test_what_says_that_a_value_is_missing_is_no_group(tmp_path: Path) -> None:
-    groups = ["a", "None", "a", "None", "NA", "[Not Available]", "n/a", "", "[Unknown]", "nan"]
+    groups = ["a", "None", "a", "None", "NA", "[Not Available]", "n/a", "", "[Unknown]", "'--"]
     rows = "".join(f"{one}, {group}\n" for one, group in zip(PATIENTS, groups, strict=False))
     whole = read_clinical(table(tmp_path, f"id,subtype\n{rows}other,c\n"), PATIENTS)
     assert whole.matched == 10
@@ -149,6 +149,7 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
         ("", "no readable CSV file"),
         ("id\n1\n", "1 column"),
         ("id,x\na,1\na,2\n", "a has several rows"),
+        ("id,x\nA-1,1\na_1,2\n", "a_1 has several rows"),
         ("id,x\na,1,2\n", "a row has more fields than the header"),
         ("id;x\na;1\n", "Save it with commas between the columns"),
         ("id,x\n", "a header without rows"),
