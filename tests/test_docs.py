@@ -213,8 +213,9 @@ echo one > ../made.txt
     text = Path("made.txt").read_text()
     ```
 
-!!! note
-    ```bash title="In a note"
+- A list
+
+    ```bash title="In a list"
     test -d made
     echo two >> made.txt
     ```
@@ -235,8 +236,8 @@ false
     assert [(block.line, block.language) for block in blocks(page)] == [
         (1, "bash"),
         (8, "python"),
-        (14, "bash"),
-        (19, "python"),
+        (15, "bash"),
+        (20, "python"),
     ]
     run_blocks("page.md", page, folder, environment)
     assert (folder / "end.txt").read_text() == "one\none\ntwo\n"

@@ -1,7 +1,7 @@
 """Check what readers read: the length of sentences, private words, dead links and commit hashes of README and docs.
 
-Running text is that of paragraphs, list items and admonitions: no code, no tables, no headings. A sentence counts for
-the mean where it ends as one. Only links within the repository are followed.
+Running text is that of paragraphs and list items: no code, no tables, no headings. A sentence counts for the mean where
+it ends as one. Only links within the repository are followed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ PRIVATE = {
 WORDS = [(re.compile(rf"(?<![\w-])({found})(?![\w-])", re.IGNORECASE), said) for found, said in PRIVATE.items()]
 HASH = re.compile(r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,}\b")
 END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!et al)(?<!vs)(?<!cf)(?<!Fig)(?<!No)(?<!\.\.)[.!?][\"')\]”]*(?=\s|$)")
-ADMONITION = re.compile(r"( *)(!!!|\?\?\?\+?|===) ")
 CODE, PICTURE = "\ufffc", "\ufffb"
 """Replace code and pictures in running text. Code counts as a word, a picture does not."""
 ANY = "*"
@@ -118,8 +117,8 @@ class _Html(HTMLParser):
 
 
 def parse(text: str) -> list[Token]:
-    """The tokens of a page in Markdown, with the admonitions and tabs of mkdocs-material."""
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(_without_admonitions(text))
+    """The tokens of a page in Markdown."""
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
 
 
 def read_page(text: str) -> Page:
@@ -165,22 +164,6 @@ def _read_inline(page: Page, token: Token, line: int, parent: str) -> None:
         page.names.add(text.split()[1])
     elif parent == "paragraph_open":
         page.sentences.extend(_sentences(re.sub(r"\{[^}]*\}|\[\^[^\]]*\]:?", "", text), line))
-
-
-def _without_admonitions(text: str) -> str:
-    """The page with as many lines, the text of admonitions and tabs as text of its own."""
-    lines, fence = text.splitlines(), ""
-    for number, line in enumerate(lines):
-        mark = re.match(r" *(`{3,}|~{3,})", line)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1]
-        elif not fence and (found := ADMONITION.match(line)):
-            lines[number], body = "", " " * (len(found[1]) + 4)
-            for below in range(number + 1, len(lines)):
-                if lines[below].strip() and not lines[below].startswith(body):
-                    break
-                lines[below] = lines[below][4:]
-    return "\n".join(lines)
 
 
 def _sentences(text: str, line: int) -> Iterator[Sentence]:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT
-from tools.prose import CODE, LONGEST, MEAN, WORDS, anchors, main, parse, read_page
+from tools.prose import CODE, LONGEST, MEAN, WORDS, anchors, main, read_page
 
 PROGRAMS = ("pipeline", "tools", "benchmarks", "stress", "examples")
 
@@ -45,7 +45,7 @@ def write(root: Path, **pages: str) -> Path:
     return root
 
 
-def test_running_text_is_that_of_paragraphs_lists_and_admonitions() -> None:
+def test_running_text_is_that_of_paragraphs_and_lists() -> None:
     page = """\
 # No heading. None at all.
 
@@ -59,22 +59,14 @@ is. Two `in. code` is!
 |---|---|
 | no | cell. None |
 
-!!! note "No title. None"
-    The note, **bold**. It goes on.
-
-    ??? tip "No title"
-        Folded text.
-
-    The note's end.
+**A note.** It goes on. [A link](x.md). ![no picture. None](x.png)
 
 ```bash
-!!! no code. None.
+no code. None.
     --out no.
 ```
 
-=== "Linux"
-
-    In a tab: [a link](x.md). ![no picture. None](x.png)
+- In a list:
 
     ```console
     no code. None.
@@ -93,11 +85,10 @@ is. Two `in. code` is!
         (6, "A list"),
         (7, "inside."),
         (7, "Again?"),
-        (14, "The note, bold."),
-        (14, "It goes on."),
-        (17, "Folded text."),
-        (19, "The note's end."),
-        (28, "In a tab: a link."),
+        (13, "A note."),
+        (13, "It goes on."),
+        (13, "A link."),
+        (20, "In a list:"),
     ]
 
 
@@ -265,16 +256,6 @@ def test_anchors_are_those_of_the_site_and_of_github() -> None:
         "lgg-flair-predict",
         "a_b-cd",
     }
-
-
-def test_code_is_left_as_it_is() -> None:
-    code = "!!! no note\n    indented\n=== no tab\n    indented\n"
-    (fence,) = parse(f"```\n{code}```")
-    assert fence.content == code
-    (inside,) = [
-        token for token in parse("!!! note\n    ```\n    if True:\n        print()\n    ```") if token.type == "fence"
-    ]
-    assert inside.content == "if True:\n    print()\n"
 
 
 def test_pages_can_be_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
