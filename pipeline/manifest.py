@@ -119,7 +119,7 @@ def arguments() -> argparse.ArgumentParser:
         default="reference",
         help="how to divide the patients: reference (the ten published validation patients), random, stratified "
         "(institution and lesion volume), none (all in the test section), or a JSON file with lists of ids under "
-        "validation, test, training (default: %(default)s)",
+        "validation, test, training, and a list of such lists under folds (default: %(default)s)",
     )
     seed_help = "random seed of random and stratified splits, and of folds (default: %(default)s)"
     add("--seed", type=int, default=0, help=seed_help)

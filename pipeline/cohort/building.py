@@ -22,7 +22,7 @@ from pipeline.cohort.reading import FolderContent, Found, find_patients, read_pa
 from pipeline.cohort.splits import DRAWN, Division, choose_split, divide
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.faults import fault_lines
-from pipeline.scripts.files import locked, sha256_bytes
+from pipeline.scripts.files import locked
 from pipeline.scripts.manifest import CHANNELS, MANIFEST_NAME, SECTIONS, VOLUMES
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,12 @@ def build_manifest(
             of image and mask volumes, named as by BraTS, BIDS, nnU-Net, Decathlon, or in pairs.
         out: The folder for ``manifest.json`` and ``volumes/``. It must lie outside ``source``.
         split: ``reference`` (the ten published validation patients), ``random``, ``stratified``, ``none`` (all patients
-            in the test section), or the path of a JSON file with lists of patient ids.
+            in the test section), or the path of a JSON file with lists of patient ids for sections, folds or both.
         seed: Seed of random and stratified splits and of folds, 0 or more.
         validation_fraction: Share of persons for validation, from 0 to below 1, for random and stratified splits.
         test_fraction: Share of persons for the test, from 0 to below 1, for random and stratified splits.
-        folds: Number of folds for the patients outside the test section, at least 2; None for no folds.
+        folds: Number of folds for the patients outside the test section, at least 2; None for no folds, or for those
+            that the JSON file lists.
         allow_gaps: Accept missing slice numbers, with a warning.
         skip_unpaired: Skip images without a mask and masks without an image.
         skip_faulty: Leave out every patient with an error, and build the manifest of the others.
@@ -129,12 +130,12 @@ def build_manifest(
         **reading,
         "split": choice.method,
         **({"label_values": sorted(label_values)} if label_values else {}),
-        "split_sha256": sha256_bytes(json.dumps(choice.listed, sort_keys=True).encode()) if choice.listed else None,
+        "split_sha256": choice.listed.sha256(),
         "seed": seed,
         **({"pseudonymised": True} if key_path else {}),
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
-        "folds": folds,
+        "folds": choice.folds,
         "schema_version": SCHEMA_VERSION,
         "pipeline_version": __version__,
     }

@@ -15,10 +15,29 @@ from pipeline.cohort.manifest import PatientRecord
 from pipeline.cohort.names import institution, person
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
+from pipeline.scripts.files import sha256_bytes
 from pipeline.scripts.manifest import SECTIONS
 
 REFERENCE = Path(__file__).with_name("reference_split.json")
 DRAWN = ("random", "stratified")
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The patient ids of a split file.
+
+    Args:
+        sections: Patient ids by section.
+        folds: Patient ids of each fold; empty if the file names no folds.
+    """
+
+    sections: dict[str, list[str]] = field(default_factory=dict)
+    folds: list[list[str]] = field(default_factory=list)
+
+    def sha256(self) -> str | None:
+        """The SHA-256 of the lists; None without lists."""
+        content = {**self.sections, **({"folds": self.folds} if self.folds else {})}
+        return sha256_bytes(json.dumps(content, sort_keys=True).encode()) if content else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class SplitChoice:
         validation_fraction: Share of persons for validation, from 0 to below 1.
         test_fraction: Share of persons for the test, from 0 to below 1.
         folds: Number of folds; None for no folds.
-        listed: Patient ids by section, for ``reference`` and ``file``.
+        listed: The patient ids of the sections and folds, for ``reference`` and ``file``.
     """
 
     method: str
@@ -39,7 +58,7 @@ class SplitChoice:
     validation_fraction: float = 0.1
     test_fraction: float = 0.0
     folds: int | None = None
-    listed: dict[str, list[str]] = field(default_factory=dict)
+    listed: Lists = field(default_factory=Lists)
 
 
 @dataclass(frozen=True)
@@ -67,10 +86,10 @@ def choose_split(
         seed: Seed of random and stratified splits and of folds, 0 or more.
         validation_fraction: Share of persons for validation, from 0 to below 1.
         test_fraction: Share of persons for the test, from 0 to below 1.
-        folds: Number of folds; None for no folds.
+        folds: Number of folds; None for no folds, or for those that the file lists.
 
     Raises:
-        PipelineError: A number is out of its range, or the file cannot be read.
+        PipelineError: A number is out of its range, the file cannot be read, or ``folds`` comes with a file of folds.
     """
     fractions = validation_fraction, test_fraction
     if not (all(0 <= fraction < 1 for fraction in fractions) and sum(fractions) < 1):
@@ -83,14 +102,19 @@ def choose_split(
     if split in (*DRAWN, "none"):
         return SplitChoice(split, seed, *fractions, folds)
     method, path = (split, REFERENCE) if split == "reference" else ("file", Path(split))
-    return SplitChoice(method, seed, *fractions, folds, read_split(path))
+    listed = read_split(path)
+    if listed.folds and folds is not None:
+        raise PipelineError(
+            f"--folds {folds} with --split {path}, which lists {len(listed.folds)} folds. Leave --folds out."
+        )
+    return SplitChoice(method, seed, *fractions, len(listed.folds) or folds, listed)
 
 
-def read_split(path: Path) -> dict[str, list[str]]:
-    """The lists of patient ids in a JSON file, by section.
+def read_split(path: Path) -> Lists:
+    """The lists of patient ids in a JSON file.
 
-    The file holds ``{"validation": [ids], "test": [ids], "training": [ids]}``, or some of these. A text with the key
-    ``description`` is ignored.
+    The file holds ``{"validation": [ids], "test": [ids], "training": [ids], "folds": [[ids], [ids]]}``, or some of
+    these. A text with the key ``description`` is ignored.
 
     Raises:
         PipelineError: The file cannot be read, or is not such a file.
@@ -102,17 +126,30 @@ def read_split(path: Path) -> dict[str, list[str]]:
             f"--split {path}: {shown(error)} (expected reference, random, stratified, none or a JSON file)."
         ) from error
     lists = {key: value for key, value in raw.items() if key != "description"} if isinstance(raw, dict) else {}
-    faulty = [ids for ids in lists.values() if not (ids and isinstance(ids, list) and all(type(i) is str for i in ids))]
-    if not lists or faulty or not lists.keys() <= set(SECTIONS):
+    has_folds, folds = "folds" in lists, lists.pop("folds", [])
+    if has_folds and not (isinstance(folds, list) and len(folds) > 1 and all(map(_is_list_of_ids, folds))):
+        raise PipelineError(
+            f"{path}: expected two or more lists of patient ids, none empty, under folds. Correct the file."
+        )
+    known = lists.keys() <= set(SECTIONS) and all(map(_is_list_of_ids, lists.values()))
+    if not known or not (lists or folds):
         raise PipelineError(
             f"{path}: expected lists of patient ids, none empty, under {', '.join(SECTIONS)}. Correct the file."
         )
-    lists = {section: [unicodedata.normalize("NFC", item) for item in ids] for section, ids in lists.items()}
-    counts = Counter(item for ids in lists.values() for item in ids)
-    twice = [shown(item) for item, count in counts.items() if count > 1]
-    if twice:
-        raise PipelineError(f"{path}: listed twice (expected once): {', '.join(twice[:20])}. Keep one entry of each.")
-    return lists
+    sections = {section: [unicodedata.normalize("NFC", item) for item in ids] for section, ids in lists.items()}
+    folds = [[unicodedata.normalize("NFC", item) for item in ids] for ids in folds]
+    for groups in (sections.values(), folds):
+        counts = Counter(item for ids in groups for item in ids)
+        twice = [shown(item) for item, count in counts.items() if count > 1]
+        if twice:
+            raise PipelineError(
+                f"{path}: listed twice (expected once): {', '.join(twice[:20])}. Keep one entry of each."
+            )
+    return Lists(sections, folds)
+
+
+def _is_list_of_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is str for item in value)
 
 
 def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: Iterable[str] = ()) -> Division:
@@ -132,7 +169,7 @@ def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: I
                 "--folds with --split none: every patient is in the test section. Pass only one of the two."
             )
         return Division(dict.fromkeys(records, "test"), {})
-    warning, wanted = "", {"training", *choice.listed}
+    warning, wanted = "", {"training", *choice.listed.sections}
     if choice.method in DRAWN:
         shares = {"validation": choice.validation_fraction, "test": choice.test_fraction}
         persons = len(set(map(person, records)))
@@ -148,14 +185,16 @@ def divide(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: I
                 f"the {section} section is empty: {len(records)} patient(s), split {choice.method} "
                 "(expected at least one). Add patients, change the fractions, or pass --split none."
             )
-    return Division(sections, _folds(records, sections, choice), warning)
+    folds = _listed_folds(sections, choice.listed.folds) if choice.listed.folds else _folds(records, sections, choice)
+    return Division(sections, folds, warning)
 
 
 def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: set[str]) -> tuple[dict[str, str], str]:
     """Sections by the lists of ids. Patients in no list are for training, unless there is a training list."""
-    listed = {patient: section for section, ids in choice.listed.items() for patient in ids}
-    absent = sorted(set(listed) - set(records) - refused)
-    left_out = sorted(set(listed) & refused)
+    listed = {patient: section for section, ids in choice.listed.sections.items() for patient in ids}
+    named = {*listed, *(patient for ids in choice.listed.folds for patient in ids)}
+    absent = sorted(named - set(records) - refused)
+    left_out = sorted(named & refused)
     warnings = []
     if absent and choice.method == "reference":
         if len(absent) == len(listed):
@@ -170,7 +209,7 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
     if left_out:
         warnings.append(f"the split names patients that were refused: {', '.join(left_out)}")
     unnamed = sorted(set(records) - set(listed))
-    if unnamed and "training" in choice.listed:
+    if unnamed and "training" in choice.listed.sections:
         names = ", ".join(unnamed[:20])
         raise PipelineError(f"the split names no section for {len(unnamed)} patient(s): {names}. Add them to a list.")
     sections = {patient: listed.get(patient, "training") for patient in records}
@@ -181,6 +220,32 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
     if split:
         raise PipelineError(f"one person in two sections: {', '.join(split)}. Put all exams of a person into one list.")
     return sections, "; ".join(warnings)
+
+
+def _listed_folds(sections: Mapping[str, str], listed: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Folds by the lists of ids. They hold every patient outside the test section, and no other."""
+    folds = {patient: fold for fold, ids in enumerate(listed) for patient in ids if patient in sections}
+    tested = [patient for patient in sorted(folds) if sections[patient] == "test"]
+    if tested:
+        raise PipelineError(
+            f"in a fold and in the test section: {', '.join(tested[:20])}. Take each out of one of the two lists."
+        )
+    unnamed = sorted(patient for patient in set(sections) - set(folds) if sections[patient] != "test")
+    if unnamed:
+        raise PipelineError(
+            f"the split names no fold for {len(unnamed)} patient(s): {', '.join(unnamed[:20])}. "
+            "Add them to a fold or to the test section."
+        )
+    empty = sorted(set(range(len(listed))) - set(folds.values()))
+    if empty:
+        raise PipelineError(f"fold {empty[0]} is empty, because all its patients were refused. Correct the file.")
+    places: dict[str, set[int]] = defaultdict(set)
+    for patient, fold in folds.items():
+        places[person(patient)].add(fold)
+    split = [f"{patient} in fold {folds[patient]}" for patient in sorted(folds) if len(places[person(patient)]) > 1]
+    if split:
+        raise PipelineError(f"one person in two folds: {', '.join(split)}. Put all exams of a person into one fold.")
+    return folds
 
 
 def _folds(records: Mapping[str, PatientRecord], sections: Mapping[str, str], choice: SplitChoice) -> dict[str, int]:

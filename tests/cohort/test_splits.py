@@ -16,14 +16,18 @@ from tests.cohort.conftest import A, B, C, add_patient
 
 
 def test_reference_ids_are_the_published_ten():
-    listed = read_split(REFERENCE)["validation"]
+    listed = read_split(REFERENCE).sections["validation"]
     assert len(set(listed)) == 10
     assert {institution(name) for name in listed} == {"CS", "DU", "HT"}
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"test": []}', '{"test": "A"}', '{"test": [1]}', '{"tests": ["A"]}', '{"test": ["A","A"]}'],
+    [
+        *("", "[]", "{}", '{"test": []}', '{"test": "A"}', '{"test": [1]}', '{"tests": ["A"]}', '{"test": ["A","A"]}'),
+        *('{"folds": []}', '{"folds": [["A"]]}', '{"folds": [["A"], []]}', '{"folds": ["A", "B"]}'),
+        *('{"folds": [["A"], ["A"]]}', '{"test": ["C"], "folds": {"0": ["A"], "1": ["B"]}}', '{"folds": 2}'),
+    ],
 )
 def test_malformed_split_files(tmp_path, text):
     path = tmp_path / "split.json"
@@ -144,7 +148,7 @@ def test_case_31_empty_section(refused, options, section):
 
 def test_reference_split(root, build, refused):
     refused("none of the 10", "--split random", "--split none", split="reference")
-    name = read_split(REFERENCE)["validation"][0]
+    name = read_split(REFERENCE).sections["validation"][0]
     add_patient(root, name)
     built = build(split="reference")
     assert [item["patient"] for item in built.manifest["validation"]] == [name]
@@ -169,6 +173,27 @@ def test_split_file(root, build, refused, split_file):
     built = build(skip_faulty=True, rebuild=True, split=split_file({"test": [A, B]}))
     assert f"refused: {A}" in built.manifest["warnings"][0]["message"]
     refused("test section is empty", skip_faulty=True, split=split_file({"test": [A]}))
+
+
+def test_folds_of_a_file(root, build, refused, split_file):
+    built = build(split=split_file({"folds": [[C], [A, B]]}))
+    assert [built.manifest["patients"][p]["fold"] for p in (A, B, C)] == [1, 1, 0]
+    assert [item["fold"] for item in built.manifest["training"]] == [1, 1, 0]
+    assert built.manifest["split"]["folds"] == built.manifest["options"]["folds"] == 2
+    assert not build(split=split_file({"folds": [[C], [A, B]]})).is_new
+    assert build(split=split_file({"folds": [[C], [B, A]]})).is_new  # the manifest has the hash of the lists
+    tested = split_file({"test": [A], "folds": [[B], [C]]})
+    assert build(split=tested).manifest["patients"][A]["fold"] is None
+    with pytest.raises(PipelineError, match=r"^--folds 2 with --split .* lists 2 folds\. Leave --folds out\.$"):
+        choose_split(tested, folds=2)
+    refused("names 1 unknown patient(s): Q", split=split_file({"folds": [[A, B], [C, "Q"]]}))
+    refused(f"no fold for 1 patient(s): {B}", split=split_file({"folds": [[A], [C]]}))
+    refused(f"in a fold and in the test section: {A}", split=split_file({"test": [A], "folds": [[A, B], [C]]}))
+    second = "TCGA_CS_0001_20050505"
+    add_patient(root, second)
+    refused("one person in two folds", second, split=split_file({"folds": [[A, B], [C, second]]}))
+    (root / C / f"{C}_2.tif").write_bytes(b"")
+    refused("fold 1 is empty", split=split_file({"folds": [[A, B, second], [C]]}), skip_faulty=True, rebuild=True)
 
 
 def test_case_30_one_patient_in_two_splits(root, out, split_file):

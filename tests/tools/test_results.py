@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cohort.splits import read_split
 from pipeline.errors import PipelineError
 from pipeline.scoring.results import VolumeScore, read_scores, write_scores, write_summary
 from pipeline.scoring.statistics import summarise
@@ -185,6 +186,13 @@ def test_the_claims_of_this_repository_hold(monkeypatch: pytest.MonkeyPatch) -> 
     results = read_results(ROOT)
     assert {f"shipped/{path.parent.name}_native" for path in ROOT.glob("bundles/*/network.yaml")} <= set(results)
     assert all(result["bundles"] and result["command"] for result in results.values())
+
+
+def test_the_published_folds_are_those_of_the_results() -> None:
+    results, split = read_results(ROOT), read_split(ROOT / "docs/results/split.json")
+    for name in ("basic_unet", "attention_unet", "basic_unet_plusplus", "default"):
+        assert {patient for ids in split.folds for patient in ids} == set(results[f"out_of_fold/{name}"]["dsc"])
+    assert set(split.sections["test"]) == set(results["shipped/basic_unet_native"]["dsc"])
 
 
 def test_a_result_comes_back_as_it_was_added(root: Path) -> None:
