@@ -133,6 +133,11 @@ def summary(result: ShapeResult) -> list[str]:
         )
     if result.given_spacing:
         lines.append(f"patients without a voxel size: {len(result.given_spacing)}; that of --spacing counts for them")
+    if result.seen_in_training:
+        lines.append(
+            f"patients that the networks were trained on: {len(result.seen_in_training)}; their predicted masks do not "
+            "show how masks of new patients behave"
+        )
     for one in result.agreements:
         if one.spearman is None:
             continue

@@ -5,8 +5,8 @@ halves, as in Buda et al. 2019 and Mazurowski et al. 2017. Patients at the media
 Kruskal-Wallis test uses all values of the feature. False discovery rates are by Benjamini and Hochberg 1995, over all
 pairs of one test and one kind of mask.
 
-The statistics are those of SciPy. For more than two groups, SciPy draws random tables for Fisher's test. This module
-counts all of them where it can, with SciPy's probability of each.
+The median is that of the patients that have both values. The statistics are those of SciPy. For more than two groups,
+SciPy draws random tables for Fisher's test. This module counts all of them where it can, with SciPy's probability of each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ Values = Mapping[str, float]
 MAX_GROUPS = 10
 """A column of text with more different values is no column of groups, and one of numbers is split at its median."""
 MAX_CODES = 4
-"""Numbers of more different values that lie far apart, such as ages, are measures."""
+"""Numbers that are no codes are measures where they have more different values than this. Codes are whole numbers within
+a range of ``MAX_GROUPS``."""
 MAX_TABLES = 500_000
 """Tables that Fisher's test counts one by one. Beyond that number it draws ``RESAMPLES`` random ones."""
 MISSING = {
@@ -82,11 +83,14 @@ class Association:
         groups: Group -> number of patients, in the order of their names.
         patients: Number of patients.
         fisher_p: p value of Fisher's exact test between the halves of the feature and the groups, two-sided.
-        fisher_q: False discovery rate of all pairs with a p value of at most ``fisher_p``.
-        cramers_v: Strength of the association of halves and groups, 0 to 1 (Cramer 1946).
+        fisher_q: False discovery rate: the expected share of false findings if this pair, and all with a smaller
+            ``fisher_p``, are called findings.
+        cramers_v: Strength of the association of halves and groups, 0 to 1 (Cramer 1946). Chance alone gives about
+            the root of (groups - 1) / (patients - 1).
         kruskal_p: p value of the Kruskal-Wallis test of the feature between the groups.
-        kruskal_q: False discovery rate of all pairs with a p value of at most ``kruskal_p``.
-        epsilon_squared: Share of the variance of ranks between the groups, 0 to 1 (Tomczak and Tomczak 2014).
+        kruskal_q: False discovery rate, as ``fisher_q`` is.
+        epsilon_squared: Share of the variance of ranks between the groups, 0 to 1 (Tomczak and Tomczak 2014). Chance
+            alone gives about (groups - 1) / (patients - 1).
         medians: Group -> median of the feature.
         auc: Group -> probability that a patient of the group has a larger feature than another one; a half counts for
             equal values.
@@ -132,7 +136,7 @@ def read_clinical(path: str | Path, patients: Sequence[str], columns: Sequence[s
         groups = _groups({one: texts[row] for one, row in found.items() if row in texts.index})
         count = len(set(groups.values()))
         if not 2 <= count <= MAX_GROUPS:
-            skipped[column] = f"{count} different values (expected 2 to {MAX_GROUPS})"
+            skipped[column] = f"{count} different values (expected 2 to {MAX_GROUPS}){_not_a_number(groups)}"
         elif len(groups) < 2 * count:
             skipped[column] = f"{count} groups of {len(groups)} patients (expected two patients in a group, on average)"
         else:
@@ -198,11 +202,18 @@ def _plain(name: str) -> str:
     return name.replace("-", "_").lower()
 
 
-def _groups(groups: dict[str, str]) -> dict[str, str]:
-    """Two groups, up to the median and above it, where the values are measures; else one group for each value.
+def _not_a_number(groups: Mapping[str, str]) -> str:
+    """The first value that is no number, of a column that has numbers too."""
+    numbers = pd.to_numeric(pd.Series(groups, dtype=str), errors="coerce")
+    odd = [groups[str(one)] for one in numbers.index[numbers.isna()]]
+    return f", and {shown(odd[0])} is not a number" if odd and len(odd) < len(groups) else ""
 
-    Measures are numbers with more than ``MAX_GROUPS`` values. So are numbers of at least five values that are no codes:
-    codes are whole numbers within a range of ``MAX_GROUPS``.
+
+def _groups(groups: dict[str, str]) -> dict[str, str]:
+    """Two groups, divided at the median, where the values are measures; else one group for each value.
+
+    Measures are numbers with more than ``MAX_GROUPS`` values. So are numbers of more than ``MAX_CODES`` values that are
+    no codes: codes are whole numbers within a range of ``MAX_GROUPS``.
     """
     numbers = pd.to_numeric(pd.Series(groups, dtype=str), errors="coerce")
     if numbers.isna().any() or numbers.empty:
@@ -211,7 +222,11 @@ def _groups(groups: dict[str, str]) -> dict[str, str]:
     if numbers.nunique() <= (MAX_GROUPS if are_codes else MAX_CODES):  # 1 and 1.0 are one group
         return {str(one): f"{value:g}" for one, value in numbers.items()}
     middle = float(numbers.median())
-    return {str(one): f"above {middle:g}" if value > middle else f"up to {middle:g}" for one, value in numbers.items()}
+    if middle == numbers.max():
+        low, high, above = f"below {middle:g}", f"{middle:g} or more", numbers >= middle
+    else:
+        low, high, above = f"up to {middle:g}", f"above {middle:g}", numbers > middle
+    return {str(one): high if value else low for one, value in above.items()}
 
 
 def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: int = 0) -> list[Association]:
@@ -227,18 +242,24 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
     """
     from scipy.stats import false_discovery_control
 
-    pairs = []
+    pairs, reasons = [], [f"{shown(column)} has {why}" for column, why in clinical.skipped.items()]
     for feature, values in features.items():
+        if not values:
+            reasons.insert(0, f"no mask has {feature}, which in mm or ml needs a voxel size (--spacing)")
+            continue
         for column, groups in clinical.columns.items():
             if found := _tested(feature, values, column, groups, seed):
                 pairs.append(found)
             else:
-                logger.warning("not tested: %s and %s, because the values or the groups are all equal", feature, column)
+                why = "all values or groups are equal" if set(values) & set(groups) else "no patient has both"
+                reasons.insert(0, f"{feature} and {shown(column)}: {why}")
     if not pairs:
-        reasons = "; ".join(f"{shown(column)} has {why}" for column, why in clinical.skipped.items())
         raise PipelineError(
-            f"no association can be tested ({reasons or 'all values or groups are equal'}). Choose another table."
+            f"no association can be tested ({'; '.join(reasons[:3]) or 'the table has no column of groups'}). "
+            "Choose other features or another table."
         )
+    for reason in reasons[: len(reasons) - len(clinical.skipped)]:
+        logger.warning("not tested: %s", reason)
     for kind in ("fisher", "kruskal"):
         rates = false_discovery_control([pair[f"{kind}_p"] for pair in pairs])
         for pair, rate in zip(pairs, rates, strict=True):

@@ -21,7 +21,7 @@ from pipeline.features.shape import ShapeFeatures, shape_features
 from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.progress import progress
 from pipeline.scoring.protocols import largest_component
-from pipeline.scoring.results import MASK_FOLDER
+from pipeline.scoring.results import MASK_FOLDER, SUMMARY_NAME, read_summary
 from pipeline.scripts.files import locked, sha256_file, write_durably
 from pipeline.scripts.manifest import LABEL_SUFFIX, MANIFEST_NAME, MASK_SUFFIX, VOLUMES
 
@@ -50,6 +50,7 @@ class ShapeResult:
         agreements: Agreement of the features between predicted and true masks; empty if only one kind is there.
         clinical: The columns of the clinical table; None without one.
         associations: ``predicted`` or ``true`` -> the tested pairs, the smallest p value first.
+        seen_in_training: Patients that the networks of an evaluation were trained on.
     """
 
     shapes: dict[str, dict[str, ShapeFeatures]]
@@ -58,6 +59,7 @@ class ShapeResult:
     agreements: list[Agreement] = field(default_factory=list)
     clinical: ClinicalTable | None = None
     associations: dict[str, list[Association]] = field(default_factory=dict)
+    seen_in_training: list[str] = field(default_factory=list)
 
 
 def measure_shapes(
@@ -121,20 +123,43 @@ def measure_shapes(
         mask = load_label(path)
         shapes[kind][patient] = shape_features(largest_component(mask) if only_largest else mask, known or spacing)
     unknown, given = (sorted(without), []) if spacing is None else ([], sorted(without))
-    result = ShapeResult(shapes, unknown, given, _agreements(shapes))
-    if table:
-        tested = {
-            kind: associations({name: values(of_kind, name) for name in features}, table, seed)
-            for kind, of_kind in shapes.items()
-        }
-        result = dataclasses.replace(result, clinical=table, associations=tested)
+    result = ShapeResult(
+        shapes, unknown, given, _agreements(shapes), seen_in_training=_seen_in_training(Path(masks), patients)
+    )
     out = Path(out)
     with locked(out, ()):
         facts = {"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing}
         _write(result, out, {**facts, "only_largest": only_largest})
+        if table:
+            result = dataclasses.replace(result, clinical=table, associations=_tested(shapes, table, features, seed))
+            _write(result, out, {**facts, "only_largest": only_largest})
         if draw:
             draw(result)
     return result
+
+
+def _tested(
+    shapes: Mapping[str, Mapping[str, ShapeFeatures]], table: ClinicalTable, features: Sequence[str], seed: int
+) -> dict[str, list[Association]]:
+    """Kind of mask -> associations. A kind without any is left out with a warning, unless no kind has one."""
+    tested, faults = {}, []
+    for kind, of_kind in shapes.items():
+        try:
+            tested[kind] = associations({name: values(of_kind, name) for name in features}, table, seed)
+        except PipelineError as error:
+            faults.append(f"{kind} masks: {error}")
+    if not tested:
+        raise PipelineError(faults[0])
+    for fault in faults:
+        logger.warning("%s", fault)
+    return tested
+
+
+def _seen_in_training(source: Path, patients: Sequence[str]) -> list[str]:
+    """The patients that the networks of an evaluation were trained on; empty for other sources."""
+    if not (source / SUMMARY_NAME).is_file():
+        return []
+    return sorted(set(read_summary(source)["seen_in_training"]) & set(patients))
 
 
 def find_masks(source: Path) -> dict[str, dict[str, Path]]:
@@ -207,6 +232,7 @@ def _write(result: ShapeResult, out: Path, facts: Mapping[str, Any]) -> None:
         "patients": len({row["patient"] for row in rows}),
         "unknown_spacing": result.unknown_spacing,
         "given_spacing": result.given_spacing,
+        "seen_in_training": result.seen_in_training,
         "matched": result.clinical and result.clinical.matched,
         "skipped_columns": result.clinical and result.clinical.skipped,
         "agreement": [asdict(one) for one in result.agreements],

@@ -5,7 +5,8 @@ Sources, by their short names in this package:
 - Buda 2019: Buda, Saha, Mazurowski, Computers in Biology and Medicine 109 (2019), section 2.4, "Extraction of shape
   features". It uses angular standard deviation, bounding ellipsoid volume ratio and margin fluctuation.
 - Mazurowski 2017: Mazurowski et al., Journal of Neuro-Oncology 133 (2017), section "Imaging features".
-- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), these features and two more for glioblastoma.
+- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), these features and two more
+  for glioblastoma.
 - Zwanenburg 2020: the Image Biomarker Standardisation Initiative, Radiology 295 (2020), and its reference manual (arXiv
   1612.07003), section "Morphological features".
 """
@@ -34,19 +35,22 @@ PRECISION = 1e-4
 class ShapeFeatures:
     """The shape of one lesion. A feature that is not defined, or needs a voxel size that is not known, is None.
 
-    The first three features have no unit and need no voxel size. Few voxels or slices lower the volume ratio, since
-    their corners lie outside of the smooth surface. Without a spacing, pixels count as square.
+    The first three features have no unit and need no voxel size. Without a spacing, pixels count as square. Few voxels or
+    slices lower the volume ratio: the ellipsoid holds the corners of the voxels, which stick out of a smooth surface.
+
+    The features of the outline are those of the slice with the largest area. Their centroid is that of the area inside
+    the outline of its largest part. Both are choices of this package.
 
     Args:
         bounding_ellipsoid_volume_ratio: Volume of the lesion divided by that of the smallest ellipsoid around it, 0 to
             1. It does not change when axes are stretched, so it needs no slice distance. Source: Buda 2019.
         angular_standard_deviation: Standard deviation of the distance from centroid to outline, in each of ten equal
-            angles, averaged over the angles. Distances are divided by their mean. Of the slice with the largest area.
-            0 for a circle. Source: Buda 2019.
+            angles, averaged over the angles. Distances are divided by their mean. 0 for a circle, higher for irregular
+            outlines. Source: Buda 2019.
         margin_fluctuation: Standard deviation of the difference between the distances from centroid to outline and
-            their moving average over a tenth of the perimeter. Distances are divided by their mean. Of the slice with
-            the largest area. Near 0 for a smooth outline: 0.006 for a disk of 35 pixels' radius, 0.03 for one of 3.
-            Source: Buda 2019.
+            their moving average over a tenth of the perimeter. Distances are divided by their mean. Near 0 for a smooth
+            outline: 0.006 for a disk of 35 pixels' radius, 0.03 for one of 3. Source: Buda 2019; the length of the
+            average: Czarnek 2017.
         voxels: Number of voxels.
         slices: Number of slices with lesion.
         volume_ml: Volume in ml.
@@ -199,7 +203,9 @@ def angular_standard_deviation(distances: NDArray[np.float64], angles: NDArray[n
 
 
 def margin_fluctuation(distances: NDArray[np.float64]) -> float:
-    """The standard deviation of the distances minus their moving average. Source: Czarnek 2017.
+    """The standard deviation of the distances minus their moving average.
+
+    Source: Buda 2019; the length of the average: Czarnek 2017. Equal steps along the outline are a choice of this package.
 
     Args:
         distances: (N,), from centroid to outline, in order, at equal steps along the outline, with a mean of 1.

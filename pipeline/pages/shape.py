@@ -56,6 +56,11 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
             f"the voxel size is not known for {listed(result.unknown_spacing)}: features in mm are empty, and "
             "diameters are in pixels"
         )
+    if result.seen_in_training:
+        notes.append(
+            f"the networks were trained on {listed(result.seen_in_training)}: their predicted masks do not show how "
+            "masks of new patients behave"
+        )
     text = render(
         "shape.html.j2",
         kinds=kinds,
