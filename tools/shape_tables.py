@@ -81,17 +81,21 @@ def _associations(associations: Mapping[str, Sequence[Mapping[str, Any]]]) -> li
     rows = [["feature", "subtype", "patients", *tests]]
     for feature in dict.fromkeys(one["feature"] for one in associations["true"]):  # the smallest p value first
         for place, (column, subtype) in enumerate(SUBTYPES.items()):
-            ones = [found[kind, feature, column] for kind in KINDS]
-            cells = [_p(one[f"{test}_p"], one[f"{test}_q"]) for test in ("fisher", "kruskal") for one in ones]
+            ones = [found.get((kind, feature, column)) for kind in KINDS]
+            cells = [_p(one, test) for test in ("fisher", "kruskal") for one in ones]
             name = "" if place else feature.replace("_", " ")
-            rows.append([name, subtype, str(ones[0]["patients"]), *cells])
+            patients = dict.fromkeys(str(one["patients"]) if one else "0" for one in ones)
+            rows.append([name, subtype, ", ".join(patients), *cells])
     return rows
 
 
-def _p(p: float, rate: float) -> str:
-    """A p value with its false discovery rate, in bold where the rate is low."""
+def _p(one: Mapping[str, Any] | None, test: str) -> str:
+    """A p value with its false discovery rate, in bold where the rate is low; a dash for a pair that was not tested."""
+    if one is None:
+        return "-"
+    rate = one[f"{test}_q"]
     mark = "**" if rate < SIGNIFICANT else ""
-    return f"{mark}{_two_digits(p)}{mark} ({_two_digits(rate)})"
+    return f"{mark}{_two_digits(one[f'{test}_p'])}{mark} ({_two_digits(rate)})"
 
 
 def _two_digits(value: float) -> str:
@@ -109,7 +113,8 @@ def write_charts(root: Path) -> None:
 
     values = read_shapes(root)["values"]
     for name, path in CHARTS.items():
-        true, predicted = ({one: row[name] for one, row in values[kind].items()} for kind in KINDS)
+        known = ({one: row[name] for one, row in values[kind].items() if row[name] is not None} for kind in KINDS)
+        true, predicted = known
         found = agreement(name, predicted, true)
         if found is None:
             raise PipelineError(f"{root / SHAPES}: fewer than three patients have {name}. Restore it.")
@@ -123,7 +128,7 @@ def write_chart(path: Path, svg: str) -> None:
 
 
 def _agreement(agreement: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["feature", "rank correlation", "bias", "limits of agreement"]]
+    rows = [["feature", "patients", "rank correlation", "bias", "limits of agreement"]]
     for one in agreement:
         name = one["feature"].removesuffix("_px")
         form = ",.0f" if name == "voxels" else ".1f" if name == "slices" or "_px" in one["feature"] else ".3f"
@@ -131,7 +136,8 @@ def _agreement(agreement: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         rows.append(
             [
                 name.replace("_", " ") + ", pixels" * ("_px" in one["feature"]),
-                f"{one['spearman']:.3f}",
+                str(one["patients"]),
+                "-" if one["spearman"] is None else f"{one['spearman']:.3f}",
                 bias,
                 f"{low} to {high}",
             ]

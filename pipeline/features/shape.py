@@ -2,11 +2,11 @@
 
 Sources, by their short names in this package:
 
-- Buda 2019: Buda, Saha, Mazurowski, Computers in Biology and Medicine 109 (2019), section 2.4, "Extraction of shape
+- Buda 2019: Buda, Saha, Mazurowski, Computers in Biology and Medicine 109 (2019), section "Extraction of shape
   features". It uses angular standard deviation, bounding ellipsoid volume ratio and margin fluctuation.
 - Mazurowski 2017: Mazurowski et al., Journal of Neuro-Oncology 133 (2017), section "Imaging features".
-- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), these features and two more
-  for glioblastoma.
+- Czarnek 2017: Czarnek et al., Journal of Neuro-Oncology 132 (2017), these features and two more for
+  glioblastoma.
 - Zwanenburg 2020: the Image Biomarker Standardisation Initiative, Radiology 295 (2020), and its reference manual (arXiv
   1612.07003), section "Morphological features".
 """

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import hypergeom
+from scipy.stats import fisher_exact, hypergeom
 
 from pipeline.errors import PipelineError
-from pipeline.features.association import ClinicalTable, agreement, associations, read_clinical
+from pipeline.features.association import ClinicalTable, agreement, associations, fisher_p, read_clinical
 
 PATIENTS = [f"TCGA_AA_{number:04d}_19990101" for number in range(24)]
 
@@ -61,6 +61,13 @@ def test_three_groups_agree_with_the_exact_test_by_counting_all_tables() -> None
     assert again == [found]
 
 
+def test_tables_of_two_groups_have_the_p_value_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        counts = rng.integers(1, 30, (2, 2))
+        assert fisher_p(counts) == pytest.approx(fisher_exact(counts).pvalue, rel=1e-9)
+
+
 def test_halves_are_above_and_below_the_median() -> None:
     feature = {patient: float(number) for number, patient in enumerate(PATIENTS)}
     groups = {patient: "x" if number % 2 else "y" for number, patient in enumerate(PATIENTS)}
@@ -96,8 +103,19 @@ def test_a_group_without_difference_is_not_found_and_missing_values_are_left_out
 @pytest.mark.parametrize("groups", [{}, dict.fromkeys(PATIENTS, "same")], ids=["nobody", "one group"])
 def test_nothing_to_test_is_an_error(groups: dict[str, str]) -> None:
     feature = {patient: float(number) for number, patient in enumerate(PATIENTS)}
-    with pytest.raises(PipelineError, match="no association can be tested"):
+    why = "all values or groups are equal" if groups else "no patient has both"
+    with pytest.raises(PipelineError, match=rf"no association can be tested \(ratio and subtype: {why}\)"):
         associations({"ratio": feature}, clinical(subtype=groups))
+
+
+def test_a_feature_that_no_mask_has_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    feature = {patient: float(number) for number, patient in enumerate(PATIENTS)}
+    groups = {patient: "x" if number % 2 else "y" for number, patient in enumerate(PATIENTS)}
+    with pytest.raises(PipelineError, match=r"\(no mask has volume_ml, which in mm or ml needs a voxel size"):
+        associations({"volume_ml": {}}, clinical(subtype=groups))
+    assert len(associations({"volume_ml": {}, "ratio": feature}, clinical(subtype=groups, other=groups))) == 2
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("not tested: no mask has volume_ml")
 
 
 def test_published_ids_and_whole_ids_are_found(tmp_path: Path) -> None:
@@ -134,6 +152,16 @@ def test_what_says_that_a_value_is_missing_is_no_group(tmp_path: Path) -> None:
     assert len({*read_clinical(table(tmp_path, f"id,code\n{many}"), PATIENTS).columns["code"].values()}) == 6
     codes = "".join(f"{one},{('1', '1.0', '2', '02')[number % 4]}\n" for number, one in enumerate(PATIENTS))
     assert {*read_clinical(table(tmp_path, f"id,code\n{codes}"), PATIENTS).columns["code"].values()} == {"1", "2"}
+
+
+def test_measures_of_which_most_are_the_largest_are_divided_below_it(tmp_path: Path) -> None:
+    scores = [90, 90, 90, 90, 90, 90, 90, -20.5, 2.5, 3.5, 4.5, 5.5]
+    rows = "".join(f"{one},{score}\n" for one, score in zip(PATIENTS, scores, strict=False))
+    found = read_clinical(table(tmp_path, f"id,score\n{rows}"), PATIENTS)
+    assert [*found.columns["score"].values()] == 7 * ["90 or more"] + 5 * ["below 90"]
+    ages = "".join(f"{one},{'30 years' if number == 3 else 30 + number}\n" for number, one in enumerate(PATIENTS))
+    found = read_clinical(table(tmp_path, f"id,age\n{ages}"), PATIENTS)
+    assert found.skipped == {"age": "24 different values (expected 2 to 10), and 30 years is not a number"}
 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:

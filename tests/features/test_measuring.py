@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.features.measuring import FEATURES, PAPER_FEATURES, find_masks, measure_shapes, values
 from pipeline.features.shape import shape_features
-from tests.pages.evaluations import PATIENTS, make_run
+from pipeline.shape import main
+from tests.pages.evaluations import PATIENTS, make_run, trained_on
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,34 @@ def test_a_manifest_has_true_masks(manifest: Path, tmp_path: Path) -> None:
     assert len(result.shapes["true"]) == 8
     assert set(values(result.shapes["true"], "voxels")) == set(result.shapes["true"])
     assert list(find_masks(manifest / "manifest.json")) == ["true"]
+
+
+def test_a_kind_of_mask_without_values_is_left_out_and_shapes_are_kept(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores, path, out = tmp_path / "scores", clinical(tmp_path / "data.csv"), tmp_path / "out"
+    shutil.copytree(run, scores)
+    for mask in (scores / "masks").iterdir():
+        image = nib.load(mask)
+        nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine).to_filename(mask)
+    result = measure_shapes(scores, out, clinical=path, features=["largest_diameter_px"])
+    assert list(result.associations) == ["true"]
+    assert "predicted masks: no association can be tested (no mask has largest_diameter_px" in caplog.text
+    with pytest.raises(PipelineError, match=r"^predicted masks: no association can be tested \(no mask has volume_ml"):
+        measure_shapes(run, out, clinical=path, features=["volume_ml"])
+    assert len(pd.read_csv(out / "shape.csv")) == 8
+    assert pd.read_csv(out / "shape.csv")["voxels"].min() == 0
+    assert not (out / "associations.csv").exists()
+
+
+def test_patients_of_the_training_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = make_run(tmp_path / "scores", 1), tmp_path / "out"
+    trained_on(run, PATIENTS[1])
+    assert main([str(run), "--out", str(out)]) == 0
+    assert "patients that the networks were trained on: 1; their predicted masks do not" in capsys.readouterr().out
+    assert json.loads((out / "shape.json").read_text())["seen_in_training"] == [PATIENTS[1]]
+    assert f"the networks were trained on {PATIENTS[1]}: their predicted masks" in (out / "shape.html").read_text()
+    assert measure_shapes(run / "masks", out).seen_in_training == []
 
 
 def test_what_cannot_be_measured_is_one_line(run: Path, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_features_stay_where_a_lesion_is_moved_turned_and_enlarged(seed: int) ->
     assert values(shape_features(moved, (1, 1, 3))) == pytest.approx(found, rel=1e-3, abs=1e-9)
     for turned in (np.rot90(lesion, 1), np.rot90(lesion, 2), lesion[::-1], lesion[:, :, ::-1]):
         # The outline starts at another point, which moves points along it by less than half a pixel.
-        assert values(shape_features(turned, (1, 1, 3))) == pytest.approx(found, rel=0.03, abs=0.006)
+        assert values(shape_features(turned, (1, 1, 3))) == pytest.approx(found, rel=0.03, abs=0.003)
     enlarged = values(shape_features(lesion, (2, 2, 6)))
     for name in (*OF_THE_PAPER, "sphericity", "elongation", "flatness"):
         assert enlarged[name] == pytest.approx(found[name], rel=1e-6, abs=1e-9)
@@ -191,6 +191,9 @@ def test_more_pixels_of_the_same_lesion_change_little() -> None:
     found, finer = (values(shape_features(one)) for one in (lesion, np.kron(lesion, np.ones((3, 3, 3)))))
     assert finer["bounding_ellipsoid_volume_ratio"] == pytest.approx(found["bounding_ellipsoid_volume_ratio"])
     assert finer["angular_standard_deviation"] == pytest.approx(found["angular_standard_deviation"], rel=0.2)
+    # Pixels make an outline rough. The same lesion with more of them has a smoother one.
+    blurred = ellipsoid(40, 32, 20, size=90)
+    assert shape_features(blurred).margin_fluctuation < 0.7 * found["margin_fluctuation"]
 
 
 def test_what_needs_a_voxel_size_is_empty_without_one() -> None:

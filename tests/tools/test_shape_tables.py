@@ -34,7 +34,10 @@ def folder(tmp_path: Path) -> Path:
         for number in range(1, 9)
         for kind in KINDS
     ]
-    run = {"patients": 10, "matched": 9, "agreement": agreement, "associations": dict.fromkeys(KINDS, pairs)}
+    shapes[-1]["bounding_ellipsoid_volume_ratio"] = None  # an empty mask
+    agreement[0]["spearman"] = None
+    fewer = [{**one, "patients": 8} for one in pairs[:-1]]
+    run = {"patients": 10, "matched": 9, "agreement": agreement, "associations": {"true": pairs, "predicted": fewer}}
     run["shapes"] = shapes
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "shape.json").write_text(json.dumps(run))
@@ -55,12 +58,13 @@ def test_tables_are_written_into_the_page(folder: Path, tmp_path: Path) -> None:
     assert all((root / path).read_text().lstrip().startswith("<svg") for path in CHARTS.values())
     lines = page.read_text().splitlines()
     first = "**0.000010** (0.000020)"
-    assert f"| margin fluctuation | RNASeq | 9 | {first} | {first} | 0.50 (0.60) | 0.50 (0.60) |" in lines
-    assert "| | methylation | 9 | **0.020** (0.040) | **0.020** (0.040) | 0.50 (0.60) | 0.50 (0.60) |" in lines
-    assert "| | microRNA | 9 | 0.040 (0.080) | 0.040 (0.080) | 0.50 (0.60) | 0.50 (0.60) |" in lines
-    assert "| margin fluctuation | 0.500 | -1234.568 | -2000.000 to 0.043 |" in lines
-    assert "| voxels | 0.500 | -1,235 | -2,000 to 0 |" in lines
-    assert "| largest diameter, pixels | 0.500 | -1234.6 | -2000.0 to 0.0 |" in lines
+    assert f"| margin fluctuation | RNASeq | 9, 8 | {first} | {first} | 0.50 (0.60) | 0.50 (0.60) |" in lines
+    assert "| | methylation | 9, 8 | **0.020** (0.040) | **0.020** (0.040) | 0.50 (0.60) | 0.50 (0.60) |" in lines
+    assert "| | microRNA | 9, 8 | 0.040 (0.080) | 0.040 (0.080) | 0.50 (0.60) | 0.50 (0.60) |" in lines
+    assert "| | cluster of clusters | 9, 0 | 0.12 (0.24) | - | 0.50 (0.60) | - |" in lines
+    assert "| margin fluctuation | 9 | - | -1234.568 | -2000.000 to 0.043 |" in lines
+    assert "| voxels | 9 | 0.500 | -1,235 | -2,000 to 0 |" in lines
+    assert "| largest diameter, pixels | 9 | 0.500 | -1234.6 | -2000.0 to 0.0 |" in lines
     page.write_text(page.read_text().replace("agreement -->", "other -->"))
     with pytest.raises(PipelineError, match="shape other -->: no such table"):
         results.main(["--root", str(root), "--write"])
