@@ -6,7 +6,8 @@ Kruskal-Wallis test uses all values of the feature. False discovery rates are by
 pairs of one test and one kind of mask.
 
 The median is that of the patients that have both values. The statistics are those of SciPy. For more than two groups,
-SciPy draws random tables for Fisher's test. This module counts all of them where it can, with SciPy's probability of each.
+SciPy draws random tables for Fisher's test. This module counts all of them where it can, with SciPy's probability of
+each.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ Values = Mapping[str, float]
 MAX_GROUPS = 10
 """A column of text with more different values is no column of groups, and one of numbers is split at its median."""
 MAX_CODES = 4
-"""Numbers that are no codes are measures where they have more different values than this. Codes are whole numbers within
-a range of ``MAX_GROUPS``."""
+"""Numbers that are no codes are measures where they have more different values than this.
+
+Codes are whole numbers within a range of ``MAX_GROUPS``.
+"""
 MAX_TABLES = 500_000
 """Tables that Fisher's test counts one by one. Beyond that number it draws ``RESAMPLES`` random ones."""
 MISSING = {

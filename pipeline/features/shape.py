@@ -35,8 +35,9 @@ PRECISION = 1e-4
 class ShapeFeatures:
     """The shape of one lesion. A feature that is not defined, or needs a voxel size that is not known, is None.
 
-    The first three features have no unit and need no voxel size. Without a spacing, pixels count as square. Few voxels or
-    slices lower the volume ratio: the ellipsoid holds the corners of the voxels, which stick out of a smooth surface.
+    The first three features have no unit and need no voxel size. Without a spacing, pixels count as square. Few voxels
+    or slices lower the volume ratio: the ellipsoid holds the corners of the voxels, which stick out of a smooth
+    surface.
 
     The features of the outline are those of the slice with the largest area. Their centroid is that of the area inside
     the outline of its largest part. Both are choices of this package.
@@ -205,7 +206,8 @@ def angular_standard_deviation(distances: NDArray[np.float64], angles: NDArray[n
 def margin_fluctuation(distances: NDArray[np.float64]) -> float:
     """The standard deviation of the distances minus their moving average.
 
-    Source: Buda 2019; the length of the average: Czarnek 2017. Equal steps along the outline are a choice of this package.
+    Source: Buda 2019; the length of the average: Czarnek 2017. Equal steps along the outline are a choice of this
+    package.
 
     Args:
         distances: (N,), from centroid to outline, in order, at equal steps along the outline, with a mean of 1.
