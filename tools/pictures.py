@@ -51,6 +51,8 @@ PAPER, INK = "#15181c", "#f2f4f6"
 ONCE, TWICE = "#0072b2", "#d55e00"
 PREDICTION, TRUTH = "#e69f00", "#56b4e9"
 """As in the pages' viewer: told apart by readers who cannot tell red from green."""
+FONT: dict[Any, Any] = {"font.family": "DejaVu Sans"}
+"""A font that comes with matplotlib, so that the letters are the same on every machine."""
 
 
 def draw_slices(results: Path, target: Path) -> None:
@@ -81,28 +83,34 @@ def draw_slices(results: Path, target: Path) -> None:
         raise PipelineError(f"{results}: {len(scored)} patients with a DSC (expected at least {COUNT}). Run: make demo")
     ranked = sorted(scored, key=lambda score: score.dsc or 0.0, reverse=True)
     chosen = [ranked[round(place * (len(ranked) - 1) / (COUNT - 1))] for place in range(COUNT)]
-    mpl.rcParams["font.family"] = "DejaVu Sans"  # comes with matplotlib: the same letters everywhere
-    figure = Figure(figsize=(10, 2.6), dpi=160, facecolor=PAPER)
-    figure.subplots_adjust(left=0.008, right=0.992, top=0.885, bottom=0.12, wspace=0.03)
-    volumes = [_volume(results, score.patient) for score in chosen]
-    boxes = [head_box(image, truth, mask) for image, truth, mask in volumes]
-    side = max(part.stop - part.start for box in boxes for part in box)
-    for place, (score, (image, truth, mask), box) in enumerate(zip(chosen, volumes, boxes, strict=True)):
-        z = int(truth.sum(axis=(0, 1)).argmax())
-        rows, columns = (_widened(part, side, length) for part, length in zip(box, truth.shape, strict=False))
-        gray = shown_in_gray(image[..., FLAIR])[rows, columns, z]
-        axes = figure.add_subplot(1, COUNT, place + 1)
-        axes.imshow(gray, cmap="gray", interpolation="bicubic", aspect="equal")
-        for found, color, dashes in ((mask, PREDICTION, "solid"), (truth, TRUTH, (0, (2.2, 1.6)))):
-            if found[rows, columns, z].any():
-                axes.contour(found[rows, columns, z], [0.5], colors=color, linewidths=1.8, linestyles=[dashes])
-        axes.set_title(f"DSC {score.dsc:.2f}", color=INK, fontsize=9.5, pad=4)
-        axes.set_axis_off()
-    lines = [Line2D([], [], color=PREDICTION, lw=2.2), Line2D([], [], color=TRUTH, lw=2.2, ls=(0, (2.2, 1.2)))]
-    legend: dict[str, Any] = {"loc": "lower center", "ncols": 2, "frameon": False, "labelcolor": INK, "fontsize": 9.5}
-    figure.legend(lines, ["prediction", "truth"], borderaxespad=0.2, handlelength=2.6, **legend)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=PAPER)
+    with mpl.rc_context(FONT):
+        figure = Figure(figsize=(10, 2.6), dpi=160, facecolor=PAPER)
+        figure.subplots_adjust(left=0.008, right=0.992, top=0.885, bottom=0.12, wspace=0.03)
+        volumes = [_volume(results, score.patient) for score in chosen]
+        boxes = [head_box(image, truth, mask) for image, truth, mask in volumes]
+        side = max(part.stop - part.start for box in boxes for part in box)
+        for place, (score, (image, truth, mask), box) in enumerate(zip(chosen, volumes, boxes, strict=True)):
+            z = int(truth.sum(axis=(0, 1)).argmax())
+            rows, columns = (_widened(part, side, length) for part, length in zip(box, truth.shape, strict=False))
+            gray = shown_in_gray(image[..., FLAIR])[rows, columns, z]
+            axes = figure.add_subplot(1, COUNT, place + 1)
+            axes.imshow(gray, cmap="gray", interpolation="bicubic", aspect="equal")
+            for found, color, dashes in ((mask, PREDICTION, "solid"), (truth, TRUTH, (0, (2.2, 1.6)))):
+                if found[rows, columns, z].any():
+                    axes.contour(found[rows, columns, z], [0.5], colors=color, linewidths=1.8, linestyles=[dashes])
+            axes.set_title(f"DSC {score.dsc:.2f}", color=INK, fontsize=9.5, pad=4)
+            axes.set_axis_off()
+        lines = [Line2D([], [], color=PREDICTION, lw=2.2), Line2D([], [], color=TRUTH, lw=2.2, ls=(0, (2.2, 1.2)))]
+        legend: dict[str, Any] = {
+            "loc": "lower center",
+            "ncols": 2,
+            "frameon": False,
+            "labelcolor": INK,
+            "fontsize": 9.5,
+        }
+        figure.legend(lines, ["prediction", "truth"], borderaxespad=0.2, handlelength=2.6, **legend)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", facecolor=PAPER)
     write_png(Image.open(buffer), target)
 
 
@@ -123,15 +131,15 @@ def draw_sigmoids(target: Path) -> None:
 
     logit = np.linspace(-10, 10, 101)
     once = 1 / (1 + np.exp(-logit))
-    figure = Figure(figsize=(7.2, 3.4), facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(logit, once, color=ONCE, lw=2.5, label="one sigmoid: 0 to 1")
-    axes.plot(logit, 1 / (1 + np.exp(-once)), color=TWICE, lw=2.5, label="two sigmoids: 0.5 to 0.73")
-    axes.axhline(0.5, color="gray", lw=1.2, ls="--", label="threshold 0.5")
-    axes.set(xlabel="logit, the network's output", ylabel="result", xlim=(-10, 10), ylim=(0, 1))
-    axes.legend(loc="upper left", frameon=False)
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "two-sigmoids", "svg.fonttype": "none"}):
+    with mpl.rc_context({**FONT, "svg.hashsalt": "two-sigmoids", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.2, 3.4), facecolor="white", layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(logit, once, color=ONCE, lw=2.5, label="one sigmoid: 0 to 1")
+        axes.plot(logit, 1 / (1 + np.exp(-once)), color=TWICE, lw=2.5, label="two sigmoids: 0.5 to 0.73")
+        axes.axhline(0.5, color="gray", lw=1.2, ls="--", label="threshold 0.5")
+        axes.set(xlabel="logit, the network's output", ylabel="result", xlim=(-10, 10), ylim=(0, 1))
+        axes.legend(loc="upper left", frameon=False)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     write_durably(target, buffer.getvalue())
 
