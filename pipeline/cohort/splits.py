@@ -213,13 +213,18 @@ def _listed(records: Mapping[str, PatientRecord], choice: SplitChoice, refused: 
         names = ", ".join(unnamed[:20])
         raise PipelineError(f"the split names no section for {len(unnamed)} patient(s): {names}. Add them to a list.")
     sections = {patient: listed.get(patient, "training") for patient in records}
-    places: dict[str, set[str]] = defaultdict(set)
-    for patient, section in sections.items():
-        places[person(patient)].add(section)
-    split = [f"{patient} in {sections[patient]}" for patient in sorted(records) if len(places[person(patient)]) > 1]
-    if split:
-        raise PipelineError(f"one person in two sections: {', '.join(split)}. Put all exams of a person into one list.")
+    _refuse_divided_persons(sections, "sections")
     return sections, "; ".join(warnings)
+
+
+def _refuse_divided_persons(groups: Mapping[str, str | int], kind: str) -> None:
+    """Refuse groups of patients, by id, where exams of one person are in two groups."""
+    places: dict[str, set[str | int]] = defaultdict(set)
+    for patient, group in groups.items():
+        places[person(patient)].add(group)
+    divided = [f"{patient} in {groups[patient]}" for patient in sorted(groups) if len(places[person(patient)]) > 1]
+    if divided:
+        raise PipelineError(f"one person in two {kind}: {', '.join(divided)}. Put all exams of a person into one list.")
 
 
 def _listed_folds(sections: Mapping[str, str], listed: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -239,12 +244,7 @@ def _listed_folds(sections: Mapping[str, str], listed: Sequence[Sequence[str]]) 
     empty = sorted(set(range(len(listed))) - set(folds.values()))
     if empty:
         raise PipelineError(f"fold {empty[0]} is empty, because all its patients were refused. Correct the file.")
-    places: dict[str, set[int]] = defaultdict(set)
-    for patient, fold in folds.items():
-        places[person(patient)].add(fold)
-    split = [f"{patient} in fold {folds[patient]}" for patient in sorted(folds) if len(places[person(patient)]) > 1]
-    if split:
-        raise PipelineError(f"one person in two folds: {', '.join(split)}. Put all exams of a person into one fold.")
+    _refuse_divided_persons(folds, "folds")
     return folds
 
 

@@ -245,23 +245,24 @@ def associations(features: Mapping[str, Values], clinical: ClinicalTable, seed: 
     """
     from scipy.stats import false_discovery_control
 
-    pairs, reasons = [], [f"{shown(column)} has {why}" for column, why in clinical.skipped.items()]
+    pairs, untested = [], []
     for feature, values in features.items():
         if not values:
-            reasons.insert(0, f"no mask has {feature}, which in mm or ml needs a voxel size (--spacing)")
+            untested.append(f"no mask has {feature}, which in mm or ml needs a voxel size (--spacing)")
             continue
         for column, groups in clinical.columns.items():
             if found := _tested(feature, values, column, groups, seed):
                 pairs.append(found)
             else:
                 why = "all values or groups are equal" if set(values) & set(groups) else "no patient has both"
-                reasons.insert(0, f"{feature} and {shown(column)}: {why}")
+                untested.append(f"{feature} and {shown(column)}: {why}")
     if not pairs:
+        reasons = untested or [f"{shown(column)} has {why}" for column, why in clinical.skipped.items()]
         raise PipelineError(
-            f"no association can be tested ({'; '.join(reasons[:3]) or 'the table has no column of groups'}). "
+            f"no association can be tested ({'; '.join(reasons[:3]) or 'no feature is named'}). "
             "Choose other features or another table."
         )
-    for reason in reasons[: len(reasons) - len(clinical.skipped)]:
+    for reason in untested:
         logger.warning("not tested: %s", reason)
     for kind in ("fisher", "kruskal"):
         rates = false_discovery_control([pair[f"{kind}_p"] for pair in pairs])

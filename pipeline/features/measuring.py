@@ -128,11 +128,14 @@ def measure_shapes(
     )
     out = Path(out)
     with locked(out, ()):
-        facts = {"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing}
-        _write(result, out, {**facts, "only_largest": only_largest})
+        facts = {
+            **{"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing},
+            "only_largest": only_largest,
+        }
+        _write(result, out, facts)
         if table:
             result = dataclasses.replace(result, clinical=table, associations=_tested(shapes, table, features, seed))
-            _write(result, out, {**facts, "only_largest": only_largest})
+            _write(result, out, facts)
         if draw:
             draw(result)
     return result

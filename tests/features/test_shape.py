@@ -192,8 +192,8 @@ def test_more_pixels_of_the_same_lesion_change_little() -> None:
     assert finer["bounding_ellipsoid_volume_ratio"] == pytest.approx(found["bounding_ellipsoid_volume_ratio"])
     assert finer["angular_standard_deviation"] == pytest.approx(found["angular_standard_deviation"], rel=0.2)
     # Pixels make an outline rough. The same lesion with more of them has a smoother one.
-    blurred = ellipsoid(40, 32, 20, size=90)
-    assert shape_features(blurred).margin_fluctuation < 0.7 * found["margin_fluctuation"]
+    sampled = ellipsoid(40, 32, 20, size=90)
+    assert shape_features(sampled).margin_fluctuation < 0.7 * found["margin_fluctuation"]
 
 
 def test_what_needs_a_voxel_size_is_empty_without_one() -> None:
