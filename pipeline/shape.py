@@ -54,7 +54,8 @@ def arguments() -> argparse.ArgumentParser:
         "--features",
         nargs="+",
         metavar="FEATURE",
-        help="features to test, by their names in shape.csv (default: the three of Buda 2019)",
+        help="features to test, by their names in shape.csv (default: "
+        "bounding_ellipsoid_volume_ratio angular_standard_deviation margin_fluctuation)",
     )
     parser.add_argument(
         "--spacing",

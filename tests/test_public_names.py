@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
 import pkgutil
 import re
@@ -77,6 +78,29 @@ def test_its_examples_run_as_they_are(
         runner.run(examples, out=said.append)
     assert not said, "".join(said)
     assert runner.tries or ">>>" not in (inspect.getdoc(found) or "")
+
+
+def modules_with_examples() -> list[str]:
+    paths = sorted(path for path in (ROOT / "pipeline").rglob("*.py") if path.name != "__init__.py")
+    with_examples = [path for path in paths if ">>>" in path.read_text(encoding="utf-8")]
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in with_examples]
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_a_module_run(
+    name: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of names that are not public, with the names of their module."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    public = [getattr(pipeline, one) for one in pipeline.__all__]
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    said: list[str] = []
+    for examples in doctest.DocTestFinder().find(module):
+        if pkgutil.resolve_name(examples.name.replace(f"{name}.", f"{name}:", 1)) not in public:
+            runner.run(examples, out=said.append)
+    assert not said, "".join(said)
 
 
 def test_other_names_are_refused() -> None:

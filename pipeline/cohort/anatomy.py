@@ -38,7 +38,13 @@ FIELDS = {"shape": 5, "fold": 26, "sulcus": 15, "texture": 26, "bend": 9, "fring
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """A blob in head units (center x, y, z), turned about the z axis by ``angle`` radians."""
+    """An ellipsoid of tissue. Lengths are in head units: fractions of the head's radii.
+
+    Args:
+        center: Its center: x to the right, y to the back, z upwards.
+        radii: Its radii along x, y, z, before it is turned.
+        angle: Its turn about the z axis, in radians.
+    """
 
     center: Sequence[float]
     radii: Sequence[float]
@@ -75,7 +81,24 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Head:
-    """All random properties of a patient, except the noise of each slice."""
+    """All random properties of a patient, except the noise of each slice.
+
+    Args:
+        gains: Brightness of pre-contrast T1, FLAIR and post-contrast T1.
+        radii: Half width and half depth of the head, as shares of half the slice.
+        heights: Place of each slice along z, in head units.
+        ventricles: Fluid, dark on FLAIR.
+        caps: Bright rims at the ends of the ventricles on FLAIR, which are no lesion.
+        nuclei: Gray matter inside the brain.
+        foci: Small bright spots on FLAIR, which are no lesion.
+        vessels: Vessels, bright on post-contrast T1.
+        hot_spots: Very bright spots of one sequence, as artifacts make them.
+        lesions: The lesions.
+        cap_gain: Factor of the caps on FLAIR.
+        foci_gain: Factor of the foci on FLAIR.
+        noise: Deviation of the noise.
+        fields: Smooth random fields, by name.
+    """
 
     gains: tuple[float, float, float]
     radii: tuple[float, float]

@@ -120,6 +120,11 @@ def preferred(
 ) -> tuple[list[FilePath], dict[FilePath, str]]:
     """The file in ``chosen`` if there is exactly one, else all ``paths``.
 
+    Args:
+        paths: Files that could be the same image.
+        chosen: Those among them that one criterion prefers.
+        reason: The criterion, for the message about files that are not used.
+
     Returns:
         The files to use, and why a file is not used, by file.
     """

@@ -42,6 +42,9 @@ class ShapeFeatures:
     The features of the outline are those of the slice with the largest area. Their centroid is that of the area inside
     the outline of its largest part. Both are choices of this package.
 
+    Sources are Buda et al., Computers in Biology and Medicine 109 (2019); Czarnek et al., Journal of Neuro-Oncology 132
+    (2017); and Zwanenburg et al., the Image Biomarker Standardisation Initiative, Radiology 295 (2020).
+
     Args:
         bounding_ellipsoid_volume_ratio: Volume of the lesion divided by that of the smallest ellipsoid around it, 0 to
             1. It does not change when axes are stretched, so it needs no slice distance. Source: Buda 2019.
@@ -184,7 +187,7 @@ def radial_distances(points: Points) -> tuple[NDArray[np.float64], NDArray[np.fl
 def angular_standard_deviation(distances: NDArray[np.float64], angles: NDArray[np.float64]) -> float:
     """The mean, over ``BINS`` equal angles, of the standard deviation of the distances. Source: Buda 2019.
 
-    The paper does not say where the first angle starts. This is the mean over starts one degree apart, so that the
+    Where the paper's first angle starts is not known here. This is the mean over starts one degree apart, so that the
     result does not change when the lesion is turned. An angle without points does not count. That happens only where
     the centroid lies outside of the lesion.
 

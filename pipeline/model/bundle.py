@@ -95,7 +95,11 @@ class Bundle:
         return {**facts, "config": method} if method else facts
 
     def provenance(self) -> dict[str, Any]:
-        """Where the bundle's predictions come from: the attributes in ``PROVENANCE``, as values for JSON."""
+        """Where the bundle's predictions come from, as values for JSON.
+
+        Returns:
+            A value for each name in ``PROVENANCE``: the bundle's name, SHA-256 of weights and config, and the rest.
+        """
         return {key: getattr(self, key) for key in PROVENANCE}
 
     def as_trained(self) -> str:
@@ -154,7 +158,15 @@ def load_bundles(
 
 
 def config_of(bundle: str | Path, name: str = CONFIG) -> Path:
-    """The path of a bundle's config, by default the inference config. ``bundle`` is a name or a folder."""
+    """The path of a bundle's config.
+
+    Args:
+        bundle: The name of a bundle of this package, or the folder of any bundle.
+        name: The file in the folder; by default the inference config.
+
+    Raises:
+        PipelineError: There is no such bundle, or it has no such config.
+    """
     folder = named_path(bundle, "bundles")
     config = folder / name
     if not config.is_file():

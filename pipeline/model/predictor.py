@@ -176,14 +176,31 @@ class Predictor:
         )
 
     def passes(self, image: str | Path) -> Iterator[Map]:
-        """The lesion probability of a NIfTI file from each pass in turn, (H, W, D) float32, 0 to 1."""
+        """The lesion probability from each pass in turn: each network, and with ``flips`` each network mirrored.
+
+        Args:
+            image: A NIfTI file of FLAIR or of three channels, as for ``predict``.
+
+        Yields:
+            Probabilities from 0 to 1, (H, W, D) float32, on the grid of the file.
+
+        Raises:
+            PipelineError: The file cannot be used; the message says why.
+        """
         flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
         for bundle in self.bundles:
             for mirrored in flips:
                 yield _probability(bundle, Path(image), mirrored)
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
-        """The mask for a probability, both (H, W, D), by the first bundle's threshold and component rule."""
+        """The mask for a probability, by the first bundle's threshold and component rule.
+
+        Args:
+            probability: Probabilities from 0 to 1, (H, W, D).
+
+        Returns:
+            1 for lesion, 0 elsewhere, (H, W, D).
+        """
         import torch
         from monai.transforms import KeepLargestConnectedComponentd
 

@@ -34,7 +34,8 @@ def write_predictions_page(out: str | Path, images: Mapping[str, Path], viewers:
         PipelineError: A volume cannot be read, or the page cannot be written.
 
     Examples:
-        >>> result = predict_volumes("patients", "basic_unet", "masks")
+        >>> import pipeline
+        >>> result = pipeline.predict_volumes("kaggle_3m", "basic_unet", "masks")
         >>> write_predictions_page("masks", result.images).name
         'predictions.html'
     """

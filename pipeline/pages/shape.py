@@ -25,7 +25,8 @@ def write_shape_page(result: ShapeResult, out: str | Path) -> Path:
         The path of the page.
 
     Examples:
-        >>> write_shape_page(measure_shapes("masks", "shapes"), "shapes").name
+        >>> import pipeline
+        >>> write_shape_page(pipeline.measure_shapes("data_manifest", "shapes"), "shapes").name
         'shape.html'
     """
     kinds = [*result.shapes]

@@ -149,7 +149,7 @@ def read_summary(folder: str | Path) -> Summary:
         PipelineError: The file is missing or unreadable, lacks a key, or is of an evaluation that did not finish.
 
     Examples:
-        >>> read_summary("runs/evaluation")["protocol"]
+        >>> read_summary("runs/basic_unet")["protocol"]
         'native'
     """
     path = Path(folder) / SUMMARY_NAME

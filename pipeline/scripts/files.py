@@ -127,9 +127,9 @@ def matches_checksum(path: Path, sha256: str) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, parts: Sequence[str] = ()) -> Iterator[None]:
-    """Lock a folder as ``held`` does, make it where it is missing, and remove it again if it stays empty.
+    """Lock a folder against other runs for the length of the block, as ``held`` does.
 
-    Unfinished files of killed runs are removed.
+    A missing folder is made, and removed again if it stays empty. Unfinished files of killed runs are removed.
 
     Args:
         folder: The folder.
@@ -196,7 +196,14 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Replace an ``OSError`` of the block by a ``PipelineError`` that names ``path``."""
+    """Replace an ``OSError`` of the block by a ``PipelineError`` that names a path.
+
+    Args:
+        path: The file or folder that the block writes.
+
+    Raises:
+        PipelineError: The block raised an ``OSError``.
+    """
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:

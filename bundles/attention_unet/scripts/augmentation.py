@@ -87,7 +87,7 @@ class RandBatchAffined(MapTransform):
 
 
 def grid_of(theta: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The grid of ``affine_grid``, (B, H, W, 2), for theta (B, 2, 3) and ``align_corners=False``, five times faster."""
+    """The grid of ``affine_grid``, (B, H, W, 2), for theta (B, 2, 3), ``align_corners=False``, and faster."""
     sides = (torch.arange(side, device=theta.device)[:, None] for side in (height, width))
     rows, columns = ((2 * places + 1) / len(places) - 1 for places in sides)
     across, down, shift = theta[:, None, None].unbind(-1)
@@ -131,7 +131,7 @@ class RandBatchIntensityd(MapTransform):
 
 
 def bicubic_of(points: int, side: int, device: torch.device) -> torch.Tensor:
-    """Weights of ``interpolate(mode="bicubic")`` along one dimension, (points, side), twenty times faster."""
+    """Weights of ``interpolate(mode="bicubic")`` along one dimension, (points, side), to apply as a product."""
     return interpolate(torch.eye(points, device=device)[:, None, :, None], (side, 1), mode="bicubic")[:, 0, :, 0]
 
 

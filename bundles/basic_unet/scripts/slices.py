@@ -155,7 +155,11 @@ def library_versions() -> dict[str, str]:
 
 
 def recipe_of(parser: ConfigParser, name: str) -> list[Any]:
-    """Everything that decides what the part ``name`` of a config does.
+    """Everything that decides what a part of a config does, so that a cache of its results can be trusted.
+
+    Args:
+        parser: The config.
+        name: The id of the part, such as ``deterministic``.
 
     Returns:
         The part's text with that of its references, the libraries' versions, and the code of this package.

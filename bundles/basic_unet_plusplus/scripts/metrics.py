@@ -22,7 +22,11 @@ def dice_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 
 def loss_pairs(output: Output) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Logits and truths for the training's loss on whole volumes; "probability" (1, H, W, D) gives the logits."""
+    """Logits and truths for the training's loss on whole volumes, each (1, H, W, D).
+
+    Args:
+        output: Items with "probability" and "label", (1, H, W, D). The logits are computed from the probability.
+    """
     return [torch.logit(item["probability"], eps=1e-6) for item in output], [item["label"] for item in output]
 
 

@@ -13,8 +13,7 @@ class UNetPlusPlus(torch.nn.Module):
     """MONAI's ``BasicUNetPlusPlus`` with one tensor of logits as its output: the sum of its four heads.
 
     Every head is trained, and the shallow ones carry the gradient from the first step on. The paper averages the heads
-    (Zhou et al. 2018, https://doi.org/10.48550/arXiv.1807.10165). A mean of logits makes each step a quarter as
-    large.
+    (Zhou et al. 2018, https://doi.org/10.48550/arXiv.1807.10165). The packaged weights are those of the sum.
 
     Args:
         arguments: Arguments of MONAI's class, except ``deep_supervision``.
