@@ -46,7 +46,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {name for name, _ in assigned(parameters.source)} == {name for name, _ in assigned(SMALLER)}
     parameters.source = SMALLER
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert pictures(notebook) == 1
+    assert pictures(notebook) == 4
     assert (tmp_path / "demo" / "scores" / "report.html").is_file()
     assert len([*(tmp_path / "demo" / "scores" / "masks").iterdir()]) == 2
     assert (tmp_path / "demo" / "shapes" / "associations.csv").is_file()
@@ -67,7 +67,7 @@ def test_the_saved_notebook_has_its_outputs_and_nothing_of_a_machine() -> None:
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
-    assert pictures(notebook) == 1
+    assert pictures(notebook) == 4
     without_pictures = re.sub(r'"image/png": "[^"]*"', "", text)
     found = re.findall(
         r"/(?:home|Users|root|tmp|work|usr|opt)\b|site-packages|https?:|TCGA_|\d{4}-\d\d-\d\d", without_pictures
