@@ -9,7 +9,8 @@ comments:
 
 ``summaries`` gives a row for each result. ``scores`` gives the table that an evaluation prints. ``compare`` gives the
 differences to the first result, patient by patient. ``patients`` gives a column of DSC for each result. ``sizes``
-groups the patients of one result by the size of the lesion. ``shape`` gives a table of ``tools.shape_tables``.
+groups the patients of one result by the size of the lesion. ``calibration`` gives the expected calibration error of
+each result. ``shape`` gives a table of ``tools.shape_tables``.
 
 A name with ``*`` joins the results that it fits, such as the folds of a cross-validation, into one:
 ``recipe/slices_80000_fold_*``. A label for the table may follow a name, with ``~`` for spaces:
@@ -46,7 +47,7 @@ OF_BUNDLE, OF_TRAINING = ("name", "fold", "weights_sha256", "settings"), ("seed"
 """Keys of the provenance about each bundle of an evaluation, and about the bundle's training."""
 WITHIN = 0.002
 """The largest allowed difference of a figure that another machine or number format measures again."""
-KINDS = "summaries|scores|compare|patients|sizes|shape"
+KINDS = "summaries|scores|compare|patients|sizes|calibration|shape"
 BLOCK = re.compile(rf"<!-- ({KINDS}) ([^>]+?) -->\n((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 HALF = re.compile(rf"<!--\s*({KINDS}|end)\b")
 SIZES = {"under 8,000": (0, 8_000), "8,000 to 25,000": (8_000, 25_000), "25,000 and more": (25_000, math.inf)}
@@ -141,6 +142,8 @@ def _with_tables(root: Path, page: Path, results: Mapping[str, Result]) -> str:
                 joined = _joined(found)
             except ValueError as error:
                 raise PipelineError(f"{page}: the results {name} {error}.") from error
+            if kind == "calibration" and joined["expected_calibration_error"] is None:
+                raise PipelineError(f"{page}: {name} has no calibration of its own.")
             shown[label.replace("~", " ") or name] = joined | {"label": label.replace("~", " ")}
         if kind in ("compare", "patients") and len({frozenset(result["dsc"]) for result in shown.values()}) > 1:
             raise PipelineError(f"{page}: {', '.join(shown)} are not of the same patients.")
@@ -181,7 +184,7 @@ def _joined(results: Sequence[Result]) -> Result:
         raise ValueError("are not scored alike")
     scores = [score for result in results for score in result["scores"]]
     bundles = [bundle for result in results for bundle in result["bundles"]]
-    return _with_statistics(scores, {**results[0], "bundles": bundles})
+    return _with_statistics(scores, {**results[0], "bundles": bundles, "expected_calibration_error": None})
 
 
 def _sizes(shown: Mapping[str, Result]) -> str:
@@ -233,6 +236,12 @@ def _patients(shown: Mapping[str, Result]) -> str:
     return _markdown(["patient", *shown], *rows)
 
 
+def _calibration(shown: Mapping[str, Result]) -> str:
+    errors = {name: f"{result['expected_calibration_error']:.4f}" for name, result in shown.items()}
+    rows = [[name, f"{result['scored']}", errors[name]] for name, result in shown.items()]
+    return _markdown(["", "patients", "expected calibration error"], *rows)
+
+
 def _markdown(*rows: Sequence[str]) -> str:
     head, *body = ["|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
@@ -244,6 +253,7 @@ TABLES = {
     "compare": _compare,
     "patients": _patients,
     "sizes": _sizes,
+    "calibration": _calibration,
 }
 
 

@@ -143,6 +143,17 @@ def test_what_is_no_cross_validation_is_not_joined(root: Path, changed: dict[str
         main(["--root", str(root), "--write"])
 
 
+def test_calibration_is_that_of_single_evaluations(with_folds: Path) -> None:
+    add(with_folds, "sharp", ONE, TWO, calibration={"expected_calibration_error": 0.0625})
+    page = with_folds / "docs/calibration.md"
+    page.write_text(block("calibration", "sharp:one~network"))
+    assert main(["--root", str(with_folds), "--write"]) == 0
+    assert "\n| one network | 2 | 0.0625 |\n" in page.read_text()
+    page.write_text(block("calibration", ALL_FOLDS))
+    with pytest.raises(PipelineError, match="has no calibration of its own"):
+        main(["--root", str(with_folds), "--write"])
+
+
 def test_cross_validations_are_compared_over_all_folds(with_folds: Path) -> None:
     for number, scores in enumerate(((ONE, EMPTY), (TWO, LARGE))):
         add(with_folds, f"other_{number}", *(replace(score, dsc=score.dsc and score.dsc + 0.01) for score in scores))
