@@ -84,7 +84,7 @@ class Head:
     """All random properties of a patient, except the noise of each slice.
 
     Args:
-        gains: Brightness of pre-contrast T1, FLAIR and post-contrast T1.
+        gains: Factor of the scanner on pre-contrast T1, FLAIR and post-contrast T1.
         radii: Half width and half depth of the head, as shares of half the slice.
         heights: Place of each slice along z, in head units.
         ventricles: Fluid, dark on FLAIR.
@@ -92,11 +92,11 @@ class Head:
         nuclei: Gray matter inside the brain.
         foci: Small bright spots on FLAIR, which are no lesion.
         vessels: Vessels, bright on post-contrast T1.
-        hot_spots: Very bright spots of one sequence, as artifacts make them.
+        hot_spots: Regions that are brighter in all sequences, as near a receiver coil.
         lesions: The lesions.
         cap_gain: Factor of the caps on FLAIR.
         foci_gain: Factor of the foci on FLAIR.
-        noise: Deviation of the noise.
+        noise: Deviation of the scanner's noise, in gray values.
         fields: Smooth random fields, by name.
     """
 
