@@ -119,6 +119,7 @@ dice_ce basic_unet
 attention attention_unet
 unet_plusplus basic_unet_plusplus
 resnet34 basic_unet --experiment resnet34
+efficientnet_lite basic_unet --experiment efficientnet_lite
 endef
 export CASES
 

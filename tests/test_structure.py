@@ -209,7 +209,7 @@ def test_every_pinned_version_has_hashes_and_no_dependency_is_without_a_pin() ->
     pins = {canonicalize_name(name): hashes for name, hashes in blocks}
     assert [name for name, hashes in pins.items() if "--hash" not in hashes] == []
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    extras = ("dev", "export", "backends")
+    extras = ("dev", "export", "backends", "pretrained")
     waiting = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
     known = {"lgg-flair-pipeline"}
     while waiting:

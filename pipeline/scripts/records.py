@@ -39,7 +39,7 @@ TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing
 ``CONFIG_SECTIONS`` are components, and ``TRAIN_CONFIG_SECTIONS`` are components below ``train``."""
 PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
 """Config keys that say where a training runs, not what it is."""
-OUR_NETWORK = "scripts.networks.UNetPlusPlus"
+OUR_NETWORKS = ("scripts.networks.EfficientNetLiteUNet", "scripts.networks.UNetPlusPlus")
 NOT_PLAIN_NETWORKS = (
     *("CellSamWrapper", "EfficientNetBN", "EfficientNetBNFeatures", "MILModel"),
     *("ResNetFeatures", "TorchVisionFCModel", "Transchex"),
@@ -95,7 +95,7 @@ def is_network(definition: Any) -> bool:
     """Whether a definition is a network of ``monai.networks.nets`` or of this project, with plain arguments."""
     if not _has_plain_arguments(definition) or any(str(key).startswith("pretrained_") for key in definition):
         return False
-    if definition.get("_target_") == OUR_NETWORK:
+    if definition.get("_target_") in OUR_NETWORKS:
         return True
     found = _class_of("monai.networks.nets", definition)
     return found is not None and found.__name__ not in NOT_PLAIN_NETWORKS

@@ -64,6 +64,7 @@ def test_changed_transforms_of_training_are_named() -> None:
         ({"_target_": "BasicUNet", "spatial_dims": 2, "act": ["LeakyReLU", {"inplace": True}]}, True),
         ({"_target_": "monai.networks.nets.BasicUNet", "_requires_": "@scripts_path"}, True),
         ({"_target_": "scripts.networks.UNetPlusPlus", "spatial_dims": 2}, True),
+        ({"_target_": "scripts.networks.EfficientNetLiteUNet", "in_channels": 3, "out_channels": 1}, True),
         ({"_target_": "scripts.networks.prepare_network"}, False),
         ({"_target_": "os.system", "command": "true"}, False),
         ({"_target_": "torch.nn.Conv2d"}, False),
