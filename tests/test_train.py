@@ -142,6 +142,8 @@ def test_command_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp
     assert len(commands) == 3
     assert train.main([*given, "--fold", "all", "--seed", "5", "--network_def#dropout", "0.0"]) == 0
     assert len(commands) == 4
+    assert train.main([*given, "--fold", "all", "--seed", "5", "--percentiles", "1,99.5"]) == 0  # a tuple to MONAI
+    assert len(commands) == 5
     with pytest.raises(PipelineError, match="differs in network_def"):
         train.main([*given, "--fold", "all", "--seed", "5", "--network_def#bias", "False"])
     with pytest.raises(PipelineError, match=r"holds another training \(it differs in seed\)"):
@@ -157,7 +159,7 @@ def test_command_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp
     (tmp_path / "fold_0" / "training.json").unlink()
     (tmp_path / "fold_0" / "training.json").write_text(json.dumps(record))
     assert train.main([*given, "--fold", "0", "--seed", "5"]) == 0  # trained already
-    assert len(commands) == 4
+    assert len(commands) == 5
     with pytest.raises(PipelineError, match="holds a finished training"):
         train.main([*given[:-1], "--fold", "0", "--seed", "5"])
     (tmp_path / "fold_0" / "training.json").unlink()

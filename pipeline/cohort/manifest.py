@@ -10,13 +10,13 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from pipeline.cohort.listing import Listing, stamp
-from pipeline.cohort.names import id_fault, person
+from pipeline.cohort.names import id_fault
 from pipeline.errors import PipelineError
 from pipeline.files import replace_all
 from pipeline.imaging.formats import case_of, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import checksum_path, sha256_bytes, write_durably, write_with_checksum, writing_errors
-from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, read_manifest_json, refuse_changed_volume
+from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, person, read_manifest_json, refuse_changed_volume
 
 logger = logging.getLogger(__name__)
 

@@ -45,9 +45,7 @@ NOT_A_SLICE = "not a slice"
 _PICTURE = re.compile(r"\.tiff?\Z|_[0-9]{1,6}(_mask)?\.(png|jpe?g)\Z", re.IGNORECASE)
 """Names of slices: any TIFF, but a PNG or JPEG only with a slice number, because many folders hold other pictures."""
 _SLICE = re.compile(r"(?P<patient>.+)_(?P<number>[0-9]{1,6})(?P<mask>_mask)?\.(?i:tiff?|png|jpe?g)\Z", re.DOTALL)
-_EXAM = re.compile(r"(?P<person>sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z))")
-"""Names of exams in BIDS, ``sub-X_ses-Y``, and in BraTS, ``BraTS-GLI-00001-000``."""
-_TCGA = re.compile(r"(?P<person>TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}\Z")
+_TCGA = re.compile(r"TCGA_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]{4}_[0-9]{8}\Z")
 
 
 def parse_name(path: PurePosixPath) -> SliceFile | None:
@@ -154,22 +152,6 @@ def case_collisions(patients: Iterable[str]) -> list[list[str]]:
     for patient in patients:
         groups[unicodedata.normalize("NFC", patient.casefold())].add(patient)
     return [sorted(group) for group in groups.values() if len(group) > 1]
-
-
-def person(patient: str) -> str:
-    """The person that a patient id belongs to.
-
-    The id may name one exam of a person, as in TCGA, BIDS and BraTS. Any other id is returned as it is.
-
-    Args:
-        patient: The patient id.
-
-    Examples:
-        >>> person("TCGA_HT_7616_19940813"), person("sub-01_ses-2"), person("BraTS-GLI-00001-000")
-        ('TCGA_HT_7616', 'sub-01', 'BraTS-GLI-00001')
-    """
-    match = _TCGA.match(patient) or _EXAM.match(patient)
-    return match["person"] if match else patient
 
 
 def institution(patient: str) -> str:

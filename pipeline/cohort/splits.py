@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.manifest import PatientRecord
-from pipeline.cohort.names import institution, person
+from pipeline.cohort.names import institution
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import sha256_bytes
-from pipeline.scripts.manifest import SECTIONS
+from pipeline.scripts.manifest import SECTIONS, person
 
 REFERENCE = Path(__file__).with_name("reference_split.json")
 DRAWN = ("random", "stratified")

@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.cohort.names import person
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
+from pipeline.scripts.manifest import person
 
 logger = logging.getLogger(__name__)
 

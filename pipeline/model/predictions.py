@@ -125,8 +125,9 @@ def predict_volumes(
 ) -> PredictionResult:
     """Predict volumes without truth; write masks, maps, ``predictions.csv`` and ``predictions.json``.
 
-    A volume that cannot be predicted does not stop the others. Neither does a patient whose files are not clear. Under
-    torchrun, each process predicts a share of the volumes, and the first process writes the table of all.
+    Unusable headers of NIfTI volumes are reported before the first volume is predicted. Later, a volume that cannot
+    be predicted does not stop the others. Neither does a patient whose files are not clear. Under torchrun, each
+    process predicts a share of the volumes, and the first process writes the table of all.
 
     Args:
         inputs: Volume files (NIfTI, MHA, NRRD), zips of DICOM, folders of volumes, DICOM or slices, and manifests or

@@ -189,8 +189,9 @@ class Predictor:
         """
         flips = (AS_IT_IS, LEFT_RIGHT) if self.flips else (AS_IT_IS,)
         for bundle in self.bundles:
+            data = _preprocessed(bundle, Path(image))
             for mirrored in flips:
-                yield _probability(bundle, Path(image), mirrored)
+                yield _probability(bundle, data, mirrored, Path(image))
 
     def mask_of(self, probability: Map) -> NDArray[np.uint8]:
         """The mask for a probability, by the first bundle's threshold and component rule.
@@ -341,17 +342,21 @@ def overlapped(work: Callable[[Item], Result], items: Sequence[Item], name: str)
             raise
 
 
-def _probability(bundle: Bundle, image: Path, mirrored: tuple[int, ...]) -> Map:
-    import torch
-
-    from pipeline.scripts.finite import prediction_fault
-
+def _preprocessed(bundle: Bundle, image: Path) -> dict[str, Any]:
     try:
-        data = bundle.preprocessing({"image": str(image)})
+        data: dict[str, Any] = bundle.preprocessing({"image": str(image)})
     except (RuntimeError, ValueError, OSError) as error:
         refuse_unusable(image)
         cause = error.__cause__ or error
         raise PipelineError(f"{image}: {bundle.name} cannot read it ({cause}). Check the volume.") from error
+    return data
+
+
+def _probability(bundle: Bundle, data: dict[str, Any], mirrored: tuple[int, ...], image: Path) -> Map:
+    import torch
+
+    from pipeline.scripts.finite import prediction_fault
+
     batch = data["image"][None].to(bundle.device)
     with torch.inference_mode():
         with _NETWORK:
@@ -361,6 +366,5 @@ def _probability(bundle: Bundle, image: Path, mirrored: tuple[int, ...]) -> Map:
             refuse_unusable(image)
             raise PipelineError(f"{image}: {bundle.name}: {fault}")
         # MONAI's engine passes volumes to the postprocessing without the batch dimension.
-        data["pred"] = logits[0]
-        probability = bundle.to_probability(data)["pred"]
+        probability = bundle.to_probability({**data, "pred": logits[0]})["pred"]
     return np.asarray(probability[0].cpu(), dtype=np.float32)

@@ -21,7 +21,7 @@ from pipeline.model.bundle import config_of
 from pipeline.model.training_config import config_with
 from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
-from pipeline.scripts.records import PLACE_KEYS, RECORD, load_record
+from pipeline.scripts.records import PLACE_KEYS, RECORD, as_text, load_record
 from pipeline.scripts.weights import Weights, read_weights, weights_in
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,8 @@ def _refuse_other_training(record: Path, wanted: Mapping[str, Any], manifest: Pa
     """Refuse a trained fold of another manifest or config. Settings that only name places may differ."""
     found = load_record(record)
     ignored = {*PLACE_KEYS, INIT_KEY}
-    differing = [key for key, value in wanted.items() if key not in ignored and found["config"].get(key) != value]
+    now = json.loads(as_text(wanted))  # as in the record: no tuples, no absolute paths
+    differing = [key for key, value in now.items() if key not in ignored and found["config"].get(key) != value]
     if (found.get(INIT_KEY) or {}).get("sha256") != (start and start.sha256):
         differing.append("the weights of --init")
     if found.get("manifest_sha256") != read_manifest(manifest).sha256:

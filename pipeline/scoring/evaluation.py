@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
-from pipeline.cohort.names import person
 from pipeline.errors import PipelineError
 from pipeline.files import link_or_copy, named_path, path_list
 from pipeline.imaging.nifti import load_label, spacing_mm
@@ -43,6 +42,7 @@ from pipeline.scripts.manifest import (
     UNCERTAINTY_SUFFIX,
     VOLUMES,
     is_pseudonymised,
+    person,
 )
 from pipeline.scripts.records import has_other_names, knows_all_patients, seen_patients
 from pipeline.scripts.volumes import open_nifti, oriented, refuse_faults

@@ -91,7 +91,7 @@ def score_volume(
     hd95_mm, surface_dice = _surfaces_mm(*cropped, spacing) if spacing else (None, None)
     return VolumeScore(
         patient=patient,
-        dsc=_ratio(2 * tp, 2 * tp + fp + fn),
+        dsc=dsc_of(tp, fp, fn),
         hd95_px=_hd95_px(*cropped),
         hd95_mm=hd95_mm,
         surface_dice_2mm=surface_dice,
@@ -102,6 +102,18 @@ def score_volume(
         fp_voxels=fp,
         fn_voxels=fn,
     )
+
+
+def dsc_of(tp: int, fp: int, fn: int) -> float | None:
+    """The DSC of true positive, false positive and false negative voxels; None if there are none of them.
+
+    Source: Dice, Ecology 26 (1945).
+
+    Examples:
+        >>> dsc_of(tp=3, fp=1, fn=1)
+        0.75
+    """
+    return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.scoring.metrics import dsc_of
 from pipeline.scripts.files import write_durably
 
 SUMMARY_NAME = "summary.json"
@@ -121,17 +122,12 @@ def write_slices(folder: Path, scores: Sequence[VolumeScore]) -> None:
     import pandas as pd
 
     path = folder / SLICES_NAME
-    rows = [(score.patient, *counts, _dsc(*counts[1:])) for score in scores for counts in score.slices]
+    rows = [(score.patient, *counts, dsc_of(*counts[1:])) for score in scores for counts in score.slices]
     if not rows:
         path.unlink(missing_ok=True)
         return
     table = pd.DataFrame(rows, columns=list(SLICE_COLUMNS)).to_csv(index=False, lineterminator="\n")
     write_durably(path, table.encode())
-
-
-def _dsc(tp: int, fp: int, fn: int) -> float | None:
-    """The DSC of one slice; None if neither truth nor prediction has a pixel."""
-    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:

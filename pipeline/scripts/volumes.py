@@ -208,7 +208,7 @@ def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -
 
     Args:
         items: "image" is the path of a NIfTI file; "label", if given, that of its label.
-        voxels: Also read the voxels of the images.
+        voxels: Also read the voxels.
 
     Raises:
         PipelineError: An image or label is refused. The message has a line for each, or for each error of many.
@@ -222,6 +222,8 @@ def refuse_faults(items: Iterable[Mapping[str, Any]], *, voxels: bool = False) -
                 check_label(Path(item["label"]), image)
             if voxels and (fault := voxel_fault(read_voxels(image))):
                 faults.append((str(image), f"{fault}."))
+            if voxels and "label" in item and (fault := label_fault(read_voxels(Path(item["label"])))):
+                faults.append((str(item["label"]), fault))
         except PipelineError as error:
             label = f"{item.get('label')}: "
             subject = label if str(error).startswith(label) else f"{image}: "

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pipeline.cohort.building import build_manifest
 from pipeline.cohort.manifest import PatientRecord
-from pipeline.cohort.names import institution, person
+from pipeline.cohort.names import institution
 from pipeline.cohort.splits import REFERENCE, SplitChoice, choose_split, divide, read_split
 from pipeline.errors import PipelineError
+from pipeline.scripts.manifest import person
 from tests.cohort.conftest import A, B, C, add_patient
 
 

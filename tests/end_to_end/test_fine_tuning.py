@@ -42,7 +42,7 @@ def test_a_training_starts_from_weights_and_records_them(trained, manifest, run_
     caplog.set_level("INFO", logger="train")
     run_config(bundle / "configs/train.json", **places(manifest, tmp_path, out), **{**TINY, **STILL})
     first, state = (torch.load(folder / "model.pt", weights_only=True) for folder in (out, tmp_path))
-    assert is_near(state, first)  # the average starts from them too
+    assert is_near(state, first)  # a training that stands still keeps them
     record = json.loads((tmp_path / "training.json").read_text())
     first_record, sha256 = json.loads((out / "training.json").read_text()), sha256_file(out / "model.pt")
     patients = {key: first_record[key] for key in ("training_patients", "manifest_sha256", "pseudonymised")}

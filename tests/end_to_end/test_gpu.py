@@ -34,6 +34,14 @@ def test_training_finds_cuda(trained, manifest, run_config, tmp_path: Path) -> N
 
 
 @on_cuda
+def test_loader_processes_cannot_read_slices_that_lie_on_cuda(trained, manifest, run_config, tmp_path: Path) -> None:
+    folders = {"dataset_dir": str(manifest), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "log")}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **folders, **TINY, **{"train#dataloader#num_workers": 2})
+    assert "num_workers 2: the slices lie on cuda" in str(failure.value.__cause__)
+
+
+@on_cuda
 def test_a_loss_that_is_not_finite_on_cuda_is_found_one_step_later() -> None:
     check, engine = handlers.StopAtNaN(), Engine(lambda engine, batch: None)
     engine.register_events(*IterationEvents)

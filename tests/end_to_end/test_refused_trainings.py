@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
@@ -76,6 +79,33 @@ def test_a_damaged_volume_is_named_before_any_is_read(trained, manifest, run_con
     assert message.startswith(f"{volume}: changed since the manifest was built") or "manifest" in message
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "log").exists()
+
+
+def test_volumes_without_a_manifest_are_checked_before_a_training(
+    trained, manifest, run_config, tmp_path: Path
+) -> None:
+    """In a datalist of another program. MONAI would crop a label that lies elsewhere, and train with it."""
+    data, folders = tmp_path / "data", {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
+    shutil.copytree(manifest / "volumes", data / "volumes")
+    images = sorted(f"volumes/{path.name}" for path in (data / "volumes").glob("*_image.nii.gz"))
+    items = [{"image": image, "label": image.replace("_image", "_label")} for image in images]
+    (data / "manifest.json").write_text(json.dumps({"training": items[2:], "validation": items[:2]}))
+
+    def refusal() -> str:
+        with pytest.raises(RuntimeError) as failure:
+            run_config(trained[0] / "configs" / "train.json", dataset_dir=str(data), **folders, **TINY)
+        assert not (tmp_path / "run").exists()
+        return fault_line(failure.value) or ""
+
+    label = data / items[3]["label"]
+    whole, loaded = label.read_bytes(), nib.load(label)
+    nib.save(nib.Nifti1Image(np.asarray(loaded.dataobj), np.diag([-1, 1, 1, 1]) @ loaded.affine), label)
+    assert "mm away from" in refusal()
+    label.write_bytes(whole[:-50])
+    assert f"{label}: damaged NIfTI file" in refusal()
+    label.write_bytes(whole)
+    run_config(trained[0] / "configs" / "train.json", dataset_dir=str(data), **folders, **{**TINY, "max_epochs": 1})
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["training_patients"] == []
 
 
 def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_config, tmp_path: Path) -> None:

@@ -261,6 +261,22 @@ def test_a_change_that_a_checkpoint_would_undo_is_refused(  # noqa: PLR0917
         assert json.loads((tmp_path / "training.json").read_text())["config"]["gradient_clip"] == 1.0
 
 
+def test_a_resumed_training_keeps_its_patients(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
+    """Its record would call patients unseen that it was trained on."""
+    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
+    began = json.loads((tmp_path / "checkpoint.json").read_text())
+    other = {**began, "training_patients": [*began["training_patients"], "SOMEBODY"], "init": {"sha256": "0"}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(other))
+    (tmp_path / "checkpoint.json.sha256").unlink(missing_ok=True)
+    changed = {**overrides, "resume": True, "allow_different": True}
+    with pytest.raises(RuntimeError) as failure:
+        run_config(trained[0] / "configs" / "train.json", **changed)
+    assert "cannot resume with other training patients than at the start" in str(failure.value.__cause__)
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**other, "training_patients": began["training_patients"]}))
+    run_config(trained[0] / "configs" / "train.json", **changed)
+    assert json.loads((tmp_path / "training.json").read_text())["init"] == {"sha256": "0"}
+
+
 def test_checkpoints_of_another_version_are_refused(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
     overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
     record = json.loads((tmp_path / "checkpoint.json").read_text())

@@ -51,17 +51,18 @@ def test_a_fault_is_one_line() -> None:
     assert faults.fault_line(raised(RuntimeError("Failed to evaluate"), KeyError("x"))) is None
 
 
-def test_a_thread_that_is_refused_says_nothing_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_only_tensorboards_thread_says_nothing_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """TensorBoard writes by a thread, and raises what that was refused at the next entry."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", lambda given: sys.stdout.write(f"thread: {given.exc_value}\n"))
     faults.explain_faults()
+    writer = type("Writer", (threading.Thread,), {"__module__": "tensorboard.summary"})
     full = OSError(28, "No space left on device", b"log/events")
-    for error in (full, ValueError("strange")):
-        thread = threading.Thread(target=raising, args=(error,))
+    for kind, error in ((writer, full), (writer, ValueError("strange")), (threading.Thread, full)):
+        thread = kind(target=raising, args=(error,))
         thread.start()
         thread.join()
-    assert capsys.readouterr().out == "thread: strange\n"
+    assert capsys.readouterr().out == f"thread: strange\nthread: {full}\n"
     assert faults.fault_line(full).startswith("log/events: No space left on device. Free space")
 
 

@@ -94,7 +94,7 @@ def test_a_network_of_a_record_is_monais_or_ours_with_plain_values(definition: A
 def test_shipped_weights_were_trained_with_the_settings_of_their_bundle(bundle: Path) -> None:
     record = json.loads((bundle / "models" / "training.json").read_text())
     found = records.trained_settings(record, bundle / "models" / "model.pt")
-    assert set(found) == {*records.SETTINGS, "network_def"}
+    assert set(found) == {*records.RECORDED, "network_def"}
     inference = json.loads((bundle / "configs" / "inference.json").read_text())
     assert records.changed_settings(found, inference) == {}
 
@@ -108,6 +108,19 @@ def test_a_record_does_not_reach_the_network_by_a_link_of_names(trained: tuple[P
     assert record["weights"]["model.pt"] == sha256_file(weights)
     with pytest.raises(PipelineError, match="expected plain values"):
         load_bundle(BASIC, weights)
+
+
+def test_a_tuple_of_a_command_line_is_the_list_of_a_record() -> None:
+    assert records.changed_settings({"percentiles": [1, 99]}, {"percentiles": (1, 99)}) == {}
+    assert records.changed_settings({"percentiles": [1, 99]}, {"percentiles": (1, 98)}) == {"percentiles": [1, 99]}
+
+
+@pytest.mark.parametrize(
+    "values", [{"image_size": -5}, {"percentiles": [99, 1]}, {"around": True}, {"normalize_head": 1}, {"seed": 0}]
+)
+def test_a_record_holds_only_values_that_a_config_may_have(values: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match=f"holds {next(iter(values))} "):
+        records.trained_settings({"record_version": 2, "prediction": values}, Path("model.pt"))
 
 
 def test_a_record_of_a_later_version_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
-from .machine import uses_float16
+from .machine import uses_bfloat16
 
 
 class AutocastInferer(Inferer):
@@ -26,7 +26,7 @@ class AutocastInferer(Inferer):
     def __init__(self, inferer: Inferer, amp: bool, device: torch.device | str) -> None:
         super().__init__()
         self.inferer, self.kind = inferer, torch.device(device).type
-        self.is_active = bool(amp) and self.kind in ("cpu", "cuda") and not uses_float16(amp, device)
+        self.is_active = uses_bfloat16(amp, device)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ MAX_MANIFEST_BYTES = 32 * 2**20  # thousands of patients; JSON can ask for fifty
 IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX = "_image.nii.gz", "_label.nii.gz", "_mask.nii.gz"
 PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX = "_probability.nii.gz", "_uncertainty.nii.gz"
 """Ends of the names of a patient's volumes."""
+_EXAM = re.compile(
+    r"TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}(?=_[0-9]{8}\Z)|sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z)"
+)
+"""The person in names of exams: ``TCGA_XX_XXXX_DATE``, ``sub-X_ses-Y`` of BIDS, and ``BraTS-GLI-00001-000``."""
 _REBUILD = "Build it again with lgg-flair manifest."
 _RESTORE = "Restore it, or build the manifest again with lgg-flair manifest --rebuild."
 
@@ -36,6 +41,22 @@ Item = dict[str, Any]
 """A patient: "image" and "label" are absolute paths; "patient" and "fold" are there where they are known."""
 Channels = Mapping[int, str]
 """Number of a channel -> its name, such as ``FLAIR``."""
+
+
+def person(patient: str) -> str:
+    """The person that a patient id belongs to.
+
+    The id may name one exam of a person, as in TCGA, BIDS and BraTS. Any other id is returned as it is.
+
+    Args:
+        patient: The patient id.
+
+    Examples:
+        >>> person("TCGA_HT_7616_19940813"), person("sub-01_ses-2"), person("BraTS-GLI-00001-000")
+        ('TCGA_HT_7616', 'sub-01', 'BraTS-GLI-00001')
+    """
+    match = _EXAM.match(patient)
+    return match[0] if match else patient
 
 
 def read_manifest_json(path: Path) -> tuple[dict[str, Any], str]:

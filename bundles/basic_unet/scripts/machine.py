@@ -28,6 +28,11 @@ def uses_float16(amp: bool, device: torch.device | str) -> bool:
     return bool(amp) and is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def uses_bfloat16(amp: bool, device: torch.device | str) -> bool:
+    """Whether forward passes in 16 bits are in bfloat16: on a CPU, and on CUDA cards that have it."""
+    return bool(amp) and torch.device(device).type in ("cpu", "cuda") and not uses_float16(amp, device)
+
+
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = "/dev/shm") -> None:  # noqa: S108
     """Refuse loader processes whose batches do not fit into the shared memory: PyTorch would wait forever.
 

@@ -24,8 +24,8 @@ from .config import REMOVED_FROM_TRAINING, config_without_overrides, refuse_remo
 from .faults import PipelineError, explain_faults
 from .files import held, locked, sha256_file, write_durably, write_with_checksum
 from .handlers import WeightAverage
-from .machine import check_shared_memory
-from .manifest import MANIFEST_NAME, is_pseudonymised, read_manifest_json, refuse_changed_volumes
+from .machine import check_shared_memory, uses_bfloat16
+from .manifest import MANIFEST_NAME, is_pseudonymised, person, read_manifest_json, refuse_changed_volumes
 from .records import (
     PATIENTS,
     PLACE_KEYS,
@@ -41,6 +41,7 @@ from .records import (
     trained_settings,
 )
 from .slices import library_versions
+from .volumes import refuse_faults
 from .weights import WEIGHTS, Weights, load_state, read_state, read_weights, shipped_sha256, weights_in
 
 BEGAN = "checkpoint.json"
@@ -136,8 +137,11 @@ class Setup:
         facts = self._facts(patients)
         facts |= self._start(facts)
         if self.resume:
-            self._refuse_changes(json.loads(as_text(facts)))
-        refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
+            facts = self._of_its_start(json.loads(as_text(facts)))
+        items = [*self.training_data, *self.validation_data]
+        refuse_changed_volumes(self.dataset_dir, items)
+        files = [item for item in items if isinstance(item["image"], (str, Path))]
+        refuse_faults(files, voxels=facts["manifest_sha256"] is None)  # a manifest has hashes of checked volumes
         self._warn_of_shipped_weights()
         self.facts = facts
 
@@ -191,12 +195,12 @@ class Setup:
             _LOG.warning("the weights of --init were trained with other settings: %s", others)
 
     def _warn_of_seen_patients(self, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Warn of validation patients on which the initial weights were trained."""
-        seen = set(seen_patients(record))
+        """Warn of validation patients whose person the initial weights were trained on."""
+        seen = {person(patient) for patient in seen_patients(record)}
         own = [item["patient"] for item in self.validation_data if "patient" in item]
         shares: Any = idist.all_gather(json.dumps(own))
         validation = sorted({str(patient) for share in shares for patient in json.loads(share)})
-        known = [patient for patient in validation if patient in seen]
+        known = [patient for patient in validation if person(patient) in seen]
         if not self.is_first or not validation:
             return
         reason = ""
@@ -257,8 +261,13 @@ class Setup:
             "versions": library_versions(),
         }
 
-    def _refuse_changes(self, now: Mapping[str, Any]) -> None:
-        """Refuse to resume with another config, manifest, machine or version, unless ``allow_different`` is set."""
+    def _of_its_start(self, now: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of a resumed training. Its initial weights are those of its start.
+
+        Raises:
+            PipelineError: Config, manifest, machine or versions have changed and ``allow_different`` is not set, or the
+                training patients have changed.
+        """
         path = self.folder / BEGAN
         before = load_record(path, "Restore it, or delete checkpoint* in its folder and start again.")
         if before.get("record_version") != RECORD_VERSION:
@@ -283,8 +292,14 @@ class Setup:
                 f"cannot resume, changed since the training started: {', '.join(changed)}. Set it back, or pass "
                 "--allow_different True to continue anyway."
             )
+        if before["training_patients"] != now["training_patients"]:
+            raise PipelineError(
+                "cannot resume with other training patients than at the start, even with --allow_different: the record "
+                "of a training names one set. Set manifest and fold back, or start a new training with --init."
+            )
         if changed:
             _LOG.warning("changed since the training started, which continues anyway: %s", ", ".join(changed))
+        return {**now, "init": before["init"]} if "init" in before else {k: now[k] for k in now if k != "init"}
 
     def _warn_of_shipped_weights(self) -> None:
         shipped = shipped_sha256(self.workflow[0].config_root_path.parent) if self.workflow else None
@@ -368,11 +383,19 @@ class Training:
                 "train#handlers: scripts.handlers.Attach with @ema is missing, so the training would save no weights. "
                 "Keep the bundle's handlers and add yours to them."
             )
+        loader, device = self.trainer.data_loader, self.trainer.state.device
+        workers = getattr(loader, "num_workers", 0)
+        if workers and device.type != "cpu":
+            raise PipelineError(
+                f"--train#dataloader#num_workers {workers}: the slices lie on {device}, where other processes cannot "
+                "read them (expected 0)."
+            )
         share = self.setup.batch_size // self.setup.world_size
-        check_shared_memory(getattr(self.trainer.data_loader, "num_workers", 0), 16 * share * self.image_size**2)
+        channels = 3 * (2 * getattr(loader.dataset, "around", 0) + 1) + 1  # image and label, in 32 bits
+        check_shared_memory(workers, 4 * channels * share * self.image_size**2)
 
     def _start_from(self, given: Weights) -> None:
-        """Load the initial weights, from which the average starts too."""
+        """Load the initial weights. The average does not hold them: it starts with the weights after the first step."""
         state = read_state(given.data, given.path, self.trainer.state.device)
         load_state(self.ema.model, state, given.path, "the one to be trained")
         if self.is_first:
@@ -440,7 +463,7 @@ class Training:
         set_determinism(seed=self.seed)
         trainer, device = self.trainer, self.trainer.state.device
         batches = (trainer.prepare_batch(batch, device, False)[0] for batch in trainer.data_loader)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.setup.amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.setup.amp, device)):
             update_bn(batches, self.ema.ema_model)
         for buffer in self.ema.ema_model.buffers():
             idist.broadcast(buffer, src=0)

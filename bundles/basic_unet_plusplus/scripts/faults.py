@@ -200,7 +200,8 @@ def explain_faults(then: Callable[[], str] = str) -> None:
 
     def hook_of_threads(given: threading.ExceptHookArgs) -> None:
         # TensorBoard writes in a thread. The program gets the same error at its next entry.
-        if given.exc_value is None or fault_line(given.exc_value) is None:
+        is_tensorboards = type(given.thread).__module__.startswith("tensorboard")
+        if not is_tensorboards or given.exc_value is None or fault_line(given.exc_value) is None:
             previous_of_threads(given)
 
     threading.excepthook = hook_of_threads

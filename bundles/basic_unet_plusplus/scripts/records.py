@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .config import SETTINGS
 from .faults import PipelineError
 from .files import content_of, matches_checksum, sha256_bytes
 
@@ -26,16 +27,10 @@ RECORD_VERSION = 2
 PATIENTS = ("training_patients", "manifest_sha256", "pseudonymised")
 """Keys of a record about the patients of a training. They are None, or no patients, where these are not known."""
 MAX_RECORD_BYTES = 32 * 2**20
-SETTINGS: dict[str, type] = {
-    "image_size": int,
-    "around": int,
-    "crop_to_head": bool,
-    "percentiles": list,
-    "normalize_head": bool,
-}
+RECORDED = ("image_size", "around", "crop_to_head", "percentiles", "normalize_head")
 CONFIG_SECTIONS = ("network_def", "intensity", "head", "image_loading", "image_spatial", "neighbours")
 TRAIN_CONFIG_SECTIONS = ("image_loading", "spatial", "to_slices", "preprocessing")
-"""Settings and sections of a config that decide what the network sees: ``SETTINGS`` are plain values,
+"""Settings and sections of a config that decide what the network sees: ``RECORDED`` are plain values,
 ``CONFIG_SECTIONS`` are components, and ``TRAIN_CONFIG_SECTIONS`` are components below ``train``."""
 PLACE_KEYS = {"dataset_dir", "ckpt_dir", "output_dir", "device", "cache_dir", "cache_rate", "resume", "allow_different"}
 """Config keys that say where a training runs, not what it is."""
@@ -80,8 +75,8 @@ def for_prediction(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
         Config key -> plain value, with ``intensity`` only where the training changed it. ``unrecorded`` lists the keys
         that the training changed and that cannot be stored as plain values.
     """
-    changed = [key for key in (*SETTINGS, *CONFIG_SECTIONS) if config.get(key) != own.get(key)]
-    keys = [*SETTINGS, "network_def", *(key for key in changed if key == "intensity")]
+    changed = [key for key in (*RECORDED, *CONFIG_SECTIONS) if config.get(key) != own.get(key)]
+    keys = [*RECORDED, "network_def", *(key for key in changed if key == "intensity")]
     plain = {key: _without_requires(config.get(key)) for key in keys}
     if isinstance(plain["percentiles"], tuple):
         plain["percentiles"] = list(plain["percentiles"])
@@ -271,11 +266,13 @@ def _is_setting(key: str, value: Any) -> bool:
         return is_network(value)
     if key == "intensity":
         return is_intensity(value)
-    if key == "percentiles":
-        return isinstance(value, list) and len(value) == 2 and all(type(limit) in (int, float) for limit in value)
-    return key in SETTINGS and type(value) is SETTINGS[key]
+    return key in RECORDED and SETTINGS[key].allows(value)
 
 
 def changed_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings, from ``trained_settings``, whose value differs in a bundle's config."""
-    return {key: value for key, value in settings.items() if value != _without_requires(config.get(key))}
+    """Those settings, from ``trained_settings``, whose value differs in a bundle's config.
+
+    A config may hold tuples, such as ``--percentiles 1,99`` from a command line. Records hold lists.
+    """
+    now = json.loads(as_text({key: _without_requires(config.get(key)) for key in settings}))
+    return {key: value for key, value in settings.items() if value != now[key]}
