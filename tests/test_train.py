@@ -168,7 +168,7 @@ def test_command_runs_folds_in_turn(commands: list[list[str]], folded: Path, tmp
     assert "fold_0: nothing to resume, so the training starts from the beginning" in capsys.readouterr().out
     assert train.main([*given, "--fold", "1"]) == 0
     assert "nothing to resume" not in capsys.readouterr().out
-    assert ["--resume" in command for command in commands[4:]] == [False, True]
+    assert ["--resume" in command for command in commands[5:]] == [False, True]
     with pytest.raises(PipelineError, match="found: 0, 1"):
         train.main([*given, "--fold", "2"])
     with pytest.raises(PipelineError, match="--fold x"):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from pipeline.errors import PipelineError
-from pipeline.scoring.results import VolumeScore
+from pipeline.scoring.results import VolumeScore, dsc_of
 
 Mask = NDArray[np.bool_]
 
@@ -102,18 +102,6 @@ def score_volume(
         fp_voxels=fp,
         fn_voxels=fn,
     )
-
-
-def dsc_of(tp: int, fp: int, fn: int) -> float | None:
-    """The DSC of true positive, false positive and false negative voxels; None if there are none of them.
-
-    Source: Dice, Ecology 26 (1945).
-
-    Examples:
-        >>> dsc_of(tp=3, fp=1, fn=1)
-        0.75
-    """
-    return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.scoring.metrics import dsc_of
 from pipeline.scripts.files import write_durably
 
 SUMMARY_NAME = "summary.json"
@@ -128,6 +127,18 @@ def write_slices(folder: Path, scores: Sequence[VolumeScore]) -> None:
         return
     table = pd.DataFrame(rows, columns=list(SLICE_COLUMNS)).to_csv(index=False, lineterminator="\n")
     write_durably(path, table.encode())
+
+
+def dsc_of(tp: int, fp: int, fn: int) -> float | None:
+    """The DSC of true positive, false positive and false negative voxels; None if there are none of them.
+
+    Source: Dice, Ecology 26 (1945).
+
+    Examples:
+        >>> dsc_of(tp=3, fp=1, fn=1)
+        0.75
+    """
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
