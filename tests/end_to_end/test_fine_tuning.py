@@ -17,6 +17,7 @@ from pipeline.scoring.evaluation import evaluate_volumes
 from pipeline.scripts.faults import fault_line
 from pipeline.scripts.files import sha256_file
 from pipeline.scripts.records import seen_patients
+from pipeline.scripts.training import Setup
 from tests.conftest import BASIC, ROOT, TINY, every_network, save_weights
 from tests.end_to_end.test_resuming import interrupted_training
 
@@ -83,6 +84,28 @@ def test_patients_of_the_weights_count_as_seen(trained, manifest, run_config, tm
     record = json.loads((second / "training.json").read_text())
     assert {unseen[0], "SOMEBODY"} < set(seen_patients(record))
     assert record["init"]["init"]["training_patients"] == [unseen[0], "SOMEBODY"]
+
+
+def test_another_exam_of_a_person_counts_as_seen(trained, manifest, tmp_path: Path, caplog) -> None:
+    start = shutil.copytree(trained[1], tmp_path / "start")
+    record = json.loads((start / "training.json").read_text())
+    (start / "training.json").write_text(json.dumps({**record, "training_patients": ["TCGA_HT_7616_19940813"]}))
+    (start / "training.json.sha256").unlink()
+    volume = read_manifest(manifest).sections["validation"][0]
+    training, validation = (
+        {"image": str(volume.image), "label": str(volume.label), "patient": patient}
+        for patient in ("TCGA_DU_5852_19950709", "TCGA_HT_7616_19940814")
+    )
+    Setup(
+        training_data=[training],
+        validation_data=[validation],
+        dataset_dir=str(tmp_path),
+        ckpt_dir=str(tmp_path / "run"),
+        workflow=[],
+        batch_size=4,
+        init=str(start),
+    ).check()
+    assert "trained on 1 of 1 validation patients, whose scores are not of unseen patients: TCGA_HT_7616" in caplog.text
 
 
 def test_weights_without_a_record_or_of_other_settings_are_reported(
