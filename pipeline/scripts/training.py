@@ -164,7 +164,8 @@ class Setup:
             return {"init": load_record(self.folder / BEGAN).get("init")}
         self.initial = read_weights(file, file.absolute().parent.parent, "--init")
         record = self.initial.record
-        self._check_start(record)
+        if self.config:
+            self._check_start(record)
         self._warn_of_seen_patients(record, facts)
         is_of_bundle = file.parent.name == Path(WEIGHTS).parent.name
         return {
