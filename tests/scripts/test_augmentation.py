@@ -64,7 +64,9 @@ def test_augmentation_shifts_along_both_axes(recipe: ConfigParser) -> None:
 
 def test_rotation_keeps_the_shape_of_slices_that_are_not_square(recipe: ConfigParser) -> None:
     """A disc stays a disc: angles are of pixels, not of shares of the sides."""
-    recipe["augmentation"] = [{**recipe["augmentation"][1], "scale": 0.0, "translate": 0.0, "rotate": 1.5}]
+    recipe["augmentation"] = [
+        {**recipe["augmentation"][1], "scale_range": 0.0, "translate_range": 0.0, "rotate_range": 1.5}
+    ]
     rows, columns = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(64) - 31.5, indexing="ij")
     disc = torch.exp(-((rows - 5) ** 2 + columns**2) / 12).repeat(50, 1, 1, 1)
     for moved in composed(recipe, "augmentation")({"image": disc.repeat(1, 3, 1, 1), "label": disc})["label"][:, 0]:
@@ -195,7 +197,7 @@ def test_bending_and_zoom_move_image_and_label_together() -> None:
     assert bent.float().mean() == pytest.approx(0.5, abs=0.12)
     assert 0.08 < shift.abs().max() < 0.15
     assert shift[bent].std((1, 2)).mean() > 0.02  # not one shift for all
-    zoom = augmentation.RandBatchAffined(["label"], zoom=0.2, padding_mode=("border",))
+    zoom = augmentation.RandBatchAffined(["label"], zoom_range=0.2, padding_mode=("border",))
     slope = zoom({"label": ramp.clone()})["label"][:, 0, SIZE // 2].diff(dim=-1)[:, SIZE // 2] * (SIZE - 1) / 2
     assert math.exp(-0.2) - 0.01 < slope.min() < math.exp(-0.17)
     assert math.exp(0.17) < slope.max() < math.exp(0.2) + 0.01

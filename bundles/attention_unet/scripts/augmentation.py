@@ -30,13 +30,14 @@ class RandBatchAffined(MapTransform):
 
     Args:
         keys: Names of the images and labels.
-        rotate: The largest angle, in radians.
-        scale: The largest change of size along each axis: 0.1 means 0.9 to 1.1.
-        translate: The largest shift along each axis, as a share of the side.
-        zoom: The largest logarithm of a change of size that both axes share.
+        rotate_range: The largest angle, in radians.
+        scale_range: The largest change of size along each axis: 0.1 means 0.9 to 1.1.
+        translate_range: The largest shift along each axis, as a share of the side. In MONAI's ``RandAffine`` it counts
+            pixels; the other ranges mean the same there.
+        zoom_range: The largest logarithm of a change of size that both axes share.
         elastic: The largest displacement of ``ELASTIC_POINTS`` x ``ELASTIC_POINTS`` points, as a share of half the
             side. Displacements between the points are bicubic. About half of the slices are bent.
-        flip: The probability to mirror left and right, 0 to 1.
+        flip_prob: The probability to mirror left and right, 0 to 1.
         padding_mode: For each key, what lies outside of the slice: ``zeros``, ``border`` or ``reflection``.
     """
 
@@ -44,31 +45,31 @@ class RandBatchAffined(MapTransform):
         self,
         keys: KeysCollection,
         *,
-        rotate: float = 0.0,
-        scale: float = 0.0,
-        translate: float = 0.0,
-        zoom: float = 0.0,
+        rotate_range: float = 0.0,
+        scale_range: float = 0.0,
+        translate_range: float = 0.0,
+        zoom_range: float = 0.0,
         elastic: float = 0.0,
-        flip: float = 0.0,
+        flip_prob: float = 0.0,
         padding_mode: tuple[str, ...] = ("border", "zeros"),
     ) -> None:
         super().__init__(keys)
-        self.rotate, self.scale, self.translate, self.flip = rotate, scale, translate, flip
-        self.zoom, self.elastic = zoom, elastic
+        self.rotate_range, self.scale_range, self.translate_range = rotate_range, scale_range, translate_range
+        self.zoom_range, self.elastic, self.flip_prob = zoom_range, elastic, flip_prob
         self.padding_mode = padding_mode
 
     def __call__(self, data: Mapping[Any, torch.Tensor]) -> Batch:
         """The batch after the random movement."""
         image = data[self.keys[0]]
         count, _, height, width = image.shape
-        angle = self.rotate * uniform(count, like=image)
+        angle = self.rotate_range * uniform(count, like=image)
         # grid_sample maps places of the result to places of the source, so the scale is inverted.
-        down, right = 1 / (1 + self.scale * uniform(2, count, like=image))
-        if self.zoom:
-            size = torch.exp(self.zoom * uniform(count, like=image))
+        down, right = 1 / (1 + self.scale_range * uniform(2, count, like=image))
+        if self.zoom_range:
+            size = torch.exp(self.zoom_range * uniform(count, like=image))
             down, right = size * down, size * right
-        mirror = torch.where(uniform(count, like=image) < 2 * self.flip - 1, -1.0, 1.0)
-        shift = 2 * self.translate * uniform(count, 2, like=image)
+        mirror = torch.where(uniform(count, like=image) < 2 * self.flip_prob - 1, -1.0, 1.0)
+        shift = 2 * self.translate_range * uniform(count, 2, like=image)
         cos, sin, ratio = torch.cos(angle), torch.sin(angle), height / width
         across = torch.stack([mirror * right * cos, mirror * right * -sin * ratio, shift[:, 0]], dim=1)
         along = torch.stack([down * sin / ratio, down * cos, shift[:, 1]], dim=1)
