@@ -88,7 +88,10 @@ def test_volumes_without_a_manifest_are_checked_before_a_training(
     data, folders = tmp_path / "data", {"ckpt_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "log")}
     shutil.copytree(manifest / "volumes", data / "volumes")
     images = sorted(f"volumes/{path.name}" for path in (data / "volumes").glob("*_image.nii.gz"))
-    items = [{"image": image, "label": image.replace("_image", "_label")} for image in images]
+    items = [
+        {"image": image, "label": image.replace("_image", "_label"), "patient": f"P{number}"}
+        for number, image in enumerate(images)
+    ]
     (data / "manifest.json").write_text(json.dumps({"training": items[2:], "validation": items[:2]}))
 
     def refusal() -> str:
@@ -105,7 +108,9 @@ def test_volumes_without_a_manifest_are_checked_before_a_training(
     assert f"{label}: damaged NIfTI file" in refusal()
     label.write_bytes(whole)
     run_config(trained[0] / "configs" / "train.json", dataset_dir=str(data), **folders, **{**TINY, "max_epochs": 1})
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["training_patients"] == []
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["training_patients"] == [
+        item["patient"] for item in items[2:]
+    ]
 
 
 def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_config, tmp_path: Path) -> None:

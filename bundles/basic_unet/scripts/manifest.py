@@ -258,12 +258,15 @@ def refuse_changed_volume(path: Path, sha256: str) -> None:
         )
 
 
-def refuse_changed_volumes(dataset_dir: str, items: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a manifest or volumes that have changed since they were built. Volumes without a known hash are skipped.
+def refuse_changed_volumes(dataset_dir: str, items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Refuse a manifest or volumes that have changed since they were built.
 
     Args:
         dataset_dir: The folder of ``manifest.json``; nothing is checked where there is none.
         items: The patients to check.
+
+    Returns:
+        The items that could not be checked, because no hash of their image is known.
 
     Raises:
         PipelineError: The manifest or a volume has changed, or the manifest does not name a patient.
@@ -271,11 +274,16 @@ def refuse_changed_volumes(dataset_dir: str, items: Sequence[Mapping[str, Any]])
     path = Path(dataset_dir, MANIFEST_NAME)
     patients = read_manifest_json(path)[0].get("patients") if path.is_file() else None
     if not isinstance(patients, dict):
-        return
+        return list(items)
+    unknown = []
     for item in items:
         if "patient" in item and item["patient"] not in patients:
             raise PipelineError(f"{path}: does not name the patient of {item['image']}. {_REBUILD}")
         known = patients.get(item.get("patient"), {})
-        for kind in ("image", "label"):
-            if isinstance(known, dict) and known.get(f"{kind}_sha256"):
-                refuse_changed_volume(Path(item[kind]), known[f"{kind}_sha256"])
+        hashes = {kind: known.get(f"{kind}_sha256") for kind in ("image", "label")} if isinstance(known, dict) else {}
+        for kind, sha256 in hashes.items():
+            if sha256:
+                refuse_changed_volume(Path(item[kind]), sha256)
+        if not hashes.get("image"):
+            unknown.append(item)
+    return unknown

@@ -138,10 +138,9 @@ class Setup:
         facts |= self._start(facts)
         if self.resume:
             facts = self._of_its_start(json.loads(as_text(facts)))
-        items = [*self.training_data, *self.validation_data]
-        refuse_changed_volumes(self.dataset_dir, items)
-        files = [item for item in items if isinstance(item["image"], (str, Path))]
-        refuse_faults(files, voxels=facts["manifest_sha256"] is None)  # a manifest has hashes of checked volumes
+        # A manifest holds the hashes of volumes that were checked when it was built.
+        unknown = refuse_changed_volumes(self.dataset_dir, [*self.training_data, *self.validation_data])
+        refuse_faults((item for item in unknown if isinstance(item["image"], (str, Path))), voxels=True)
         self._warn_of_shipped_weights()
         self.facts = facts
 
