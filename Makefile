@@ -123,7 +123,7 @@ efficientnet_lite basic_unet --experiment efficientnet_lite
 endef
 export CASES
 
-case-report: manifest ## Train eight variants with SHORT_RECIPE=cpu_quarter and score them, as in docs/results (can be resumed)
+case-report: manifest ## Train nine variants with SHORT_RECIPE=cpu_quarter and score them, as in docs/results (can be resumed)
 	@echo "$$CASES" | while read -r name bundle changes; do \
 	  run=runs/case_report_$(SHORT_RECIPE)/$$name; \
 	  $(PY) -W ignore -m pipeline.train --bundle $$bundle --recipe $(SHORT_RECIPE) $$changes --resume --out $$run < /dev/null \
