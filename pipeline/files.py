@@ -98,7 +98,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         beside = target.with_name(f"{WRITING}{target.name}.tmp")
         beside.unlink(missing_ok=True)
         try:
-            os.link(source, beside)
+            os.link(os.path.realpath(source), beside)  # of a link itself, the new name could lead nowhere
         except OSError:  # The target is on another disk, or the disk has no links.
             write_durably(target, source.read_bytes())
         else:

@@ -94,3 +94,14 @@ def test_scripts_get_one_document(trained, manifest: Path, tmp_path: Path, capsy
     with pytest.raises(PipelineError, match="--device cuda:99: this machine has no such device"):
         evaluate.main([*given, "-o", str(tmp_path / "none"), "--device", "cuda:99"])
     assert not (tmp_path / "none").exists()
+
+
+def test_files_of_no_evaluation_stay(trained, manifest: Path, tmp_path: Path) -> None:
+    """Such as the true masks of a datalist, or the figures of a paper."""
+    for folder in ("masks", "figures", "volumes"):
+        mine = tmp_path / folder / folder / "mine.txt"
+        mine.parent.mkdir(parents=True)
+        mine.touch()
+        with pytest.raises(PipelineError, match=f"{folder}: holds files of no evaluation. Choose another --out"):
+            evaluate.main(["--manifest", str(manifest), "--bundle", str(trained[0]), "--out", str(tmp_path / folder)])
+        assert mine.is_file()

@@ -86,6 +86,16 @@ def test_a_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: b
     assert [path.name for path in target.parent.iterdir()] == ["target"]
 
 
+def test_a_second_name_of_a_link_is_one_of_its_file(tmp_path: Path) -> None:
+    """A relative link leads nowhere from another folder."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("content")
+    (tmp_path / "a" / "link").symlink_to("file")
+    link_or_copy(tmp_path / "a" / "link", tmp_path / "b" / "target")
+    assert (tmp_path / "b" / "target").read_text() == "content"
+    assert not (tmp_path / "b" / "target").is_symlink()
+
+
 def test_a_second_name_for_nothing_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="target"):
         link_or_copy(tmp_path / "nothing", tmp_path / "target")

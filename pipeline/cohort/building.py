@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.cohort.changes import changes, known_sources
 from pipeline.cohort.listing import counts_line, list_files
-from pipeline.cohort.manifest import STAGING, Manifest, read_manifest, unchanged, write_manifest
+from pipeline.cohort.manifest import STAGING, Manifest, is_of_others, read_manifest, unchanged, write_manifest
 from pipeline.cohort.names import institution
 from pipeline.cohort.patients import volume_names
 from pipeline.cohort.pseudonyms import aliases, check_place, key_for, pseudonymised
@@ -188,12 +188,20 @@ def build_manifest(
 
 def _earlier_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
     """The manifest in ``out``; None if there is none, or if it is unreadable and ``rebuild`` may replace it."""
+    was_killed, volumes = (out / STAGING).exists(), out / VOLUMES
+    if not (out / MANIFEST_NAME).is_file():
+        if volumes.is_dir() and not was_killed and any(path.is_file() for path in volumes.iterdir()):
+            raise PipelineError(f"{volumes}: holds files of no manifest. Choose another --out, or move them away.")
+        return None
     try:
-        return read_manifest(out) if (out / MANIFEST_NAME).is_file() else None
+        found = read_manifest(out)
     except PipelineError as error:
         if rebuild:
             return None
         raise PipelineError(f"{error} Or pass --rebuild to replace it.") from error
+    if is_of_others(found.raw):
+        raise PipelineError(f"{found.path}: a datalist of another program. Choose another --out, or move it away.")
+    return found
 
 
 def _judge(

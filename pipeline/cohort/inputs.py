@@ -243,10 +243,12 @@ def _refuse_names(found: Sequence[tuple[str, Path]]) -> None:
                 f"{shown(origin)}: the name {shown(name)!r} {fault} (expected a letter or digit, "
                 "then letters, digits, '_', '-', '.' and space). Rename the file or folder."
             )
-    twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+    # Many disks ignore upper and lower case.
+    twice = [name for name, count in Counter(name.casefold() for name, _ in found).items() if count > 1]
     if twice:
-        files = ", ".join(str(origin) for name, origin in found if name == twice[0])
-        raise PipelineError(f"two volumes are named {twice[0]} ({files}). Rename one, or predict them separately.")
+        same = [(name, origin) for name, origin in found if name.casefold() == twice[0]]
+        files = ", ".join(str(origin) for _, origin in same)
+        raise PipelineError(f"two volumes are named {same[0][0]} ({files}). Rename one, or predict them separately.")
 
 
 def _origin(source: Source) -> Path:

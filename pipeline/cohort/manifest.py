@@ -16,7 +16,14 @@ from pipeline.files import replace_all
 from pipeline.imaging.formats import case_of, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import checksum_path, sha256_bytes, write_durably, write_with_checksum, writing_errors
-from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS, person, read_manifest_json, refuse_changed_volume
+from pipeline.scripts.manifest import (
+    MANIFEST_NAME,
+    SECTIONS,
+    VOLUMES,
+    person,
+    read_manifest_json,
+    refuse_changed_volume,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +140,7 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / MANIFEST_NAME if Path(path).is_dir() else Path(path)
     raw, sha256 = read_manifest_json(file)
-    if _is_of_others(raw):
+    if is_of_others(raw):
         sections = {section: _listed(file, section, raw) for section in SECTIONS}
         manifest = Manifest(file, sha256, sections, {}, raw)
         _refuse_twice(manifest, "Put each patient into one section. The id is the image's name, or a key 'patient'.")
@@ -170,7 +177,7 @@ def read_images(path: Path) -> list[tuple[str, Path]]:
     """
     file = path / MANIFEST_NAME if path.is_dir() else path
     raw, _ = read_manifest_json(file)
-    if _is_of_others(raw):
+    if is_of_others(raw):
         items = (item for section in (*SECTIONS, _TESTING) for item in _items(file, section, raw))
         return [(patient, file.parent / item["image"]) for patient, item in items]
     volumes = read_manifest(file).volumes
@@ -179,7 +186,7 @@ def read_images(path: Path) -> list[tuple[str, Path]]:
     return [(volume.patient, volume.image) for volume in volumes]
 
 
-def _is_of_others(raw: Mapping[str, Any]) -> bool:
+def is_of_others(raw: Mapping[str, Any]) -> bool:
     """Whether a datalist was written by hand or by another program."""
     return not {"patients", "counts"} & raw.keys() and any(
         isinstance(raw.get(section), list) for section in (*SECTIONS, _TESTING)
@@ -363,7 +370,10 @@ def write_manifest(
     moves |= {checksum_path(staging / MANIFEST_NAME): proof, staging / _STATE_NAME: out / _STATE_NAME}
     replace_all(moves, staging / "before")
     if earlier:
-        old = {path for volume in earlier.volumes for path in (volume.image, volume.label)}
         with writing_errors(out):
-            for path in sorted(old - {out / name for name in staged}):
-                path.unlink(missing_ok=True)
+            # By number, because on a disk that ignores upper and lower case, an old name can be that of a new file.
+            kept = {(out / name).stat().st_ino for name in staged}
+            old = {path for volume in earlier.volumes for path in (volume.image, volume.label)}
+            for path in sorted(old):
+                if path.exists() and path.parent.samefile(out / VOLUMES) and path.stat().st_ino not in kept:
+                    path.unlink()

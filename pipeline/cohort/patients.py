@@ -17,9 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.pictures import Pixels, decode_slice
 from pipeline.scripts.files import sha256_bytes
 from pipeline.scripts.manifest import CHANNELS, FLAIR, IMAGE_SUFFIX, LABEL_SUFFIX
-
-MAX_VOXELS = 2**28
-"""Largest number of voxels of a volume. It takes 1 GiB with its label; a patient of the published data has 2^22."""
+from pipeline.scripts.volumes import MAX_VALUES
 
 Pairs = Sequence[tuple[SliceFile, SliceFile | None]]
 """Image and mask of each slice, by ascending number. The mask is None if masks are not read."""
@@ -174,7 +172,7 @@ def _check_numbers(patient: PatientVolumes, numbers: list[int], present: set[int
 
 
 def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, Pixels]) -> None:
-    """Check that all slices and masks have one size, and that the volume has at most ``MAX_VOXELS``."""
+    """Check that all slices and masks have one size, and that the volume has at most ``MAX_VALUES`` values."""
     sizes = {file: "{} x {} px".format(*array.shape) for file, array in pixels.items()}
     first = pairs[0][0]
     for image, mask in pairs:
@@ -184,9 +182,10 @@ def _check_sizes(patient: PatientVolumes, pairs: Pairs, pixels: dict[SliceFile, 
             fault = f"slice of {sizes[image]}, but slice {first.number} is {sizes[first]}. Replace the slice."
             patient.faults[str(image.path)].append(fault)
     height, width = pixels[first].shape[:2]
-    if height * width * len(pairs) > MAX_VOXELS or len(pairs) > np.iinfo(np.int16).max:
+    most = MAX_VALUES // len(CHANNELS)
+    if height * width * len(pairs) > most or len(pairs) > np.iinfo(np.int16).max:
         patient.faults[patient.name].append(
-            f"{len(pairs)} slices of {sizes[first]} (expected at most {MAX_VOXELS} voxels). Crop or split the patient."
+            f"{len(pairs)} slices of {sizes[first]} (expected at most {most} voxels). Crop or split the patient."
         )
 
 

@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.cohort.names import id_fault
+from pipeline.cohort.patients import volume_names
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import held, write_durably, writing_errors
-from pipeline.scripts.manifest import SECTIONS
+from pipeline.scripts.manifest import SECTIONS, VOLUMES
 
 KEY_COLUMNS = ("patient", "pseudonym")
 OTHER = "other/"
@@ -78,6 +79,7 @@ def key_for(path: Path, patients: Iterable[str]) -> dict[str, str]:
     Raises:
         PipelineError: The file is not a valid key, or cannot be written.
     """
+    path = Path(os.path.realpath(path))  # a link to a key stays a link
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with held(path.parent):  # meanwhile, no other run can change the key
@@ -139,8 +141,11 @@ def pseudonymised(manifest: Mapping[str, Any], key: Mapping[str, str], paths: Ma
 
     content = {**manifest, "patients": {}}
     for section in SECTIONS:
-        parts = ("image", "label", "patient")
-        items = [item | {part: without_names(item[part]) for part in parts} for item in manifest[section]]
+        items = []
+        for item in manifest[section]:
+            name = key[item["patient"]]
+            image, label = (f"{VOLUMES}/{file}" for file in volume_names(name))
+            items.append({**item, "image": image, "label": label, "patient": name})
         content[section] = sorted(items, key=lambda item: item["patient"])
     for name, hidden in (("skipped", set()), ("refused", nameless)):
         entries = [

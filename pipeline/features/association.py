@@ -223,7 +223,7 @@ def _groups(groups: dict[str, str]) -> dict[str, str]:
         return groups
     are_codes = (numbers % 1 == 0).all() and numbers.max() - numbers.min() < MAX_GROUPS
     if numbers.nunique() <= (MAX_GROUPS if are_codes else MAX_CODES):  # 1 and 1.0 are one group
-        return {str(one): f"{value:g}" for one, value in numbers.items()}
+        return {str(one): f"{value:.15g}" for one, value in numbers.items()}
     middle = float(numbers.median())
     if middle == numbers.max():
         low, high, above = f"below {middle:g}", f"{middle:g} or more", numbers >= middle

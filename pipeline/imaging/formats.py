@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,11 @@ def read_volume(path: Path) -> nib.Nifti1Image:
         if voxels.ndim == 5 and voxels.shape[3] == 1:  # ITK writes channels as the fifth axis, after time
             voxels = voxels[..., 0, :]
         return nib.Nifti1Image(voxels, image.affine, image.header)
-    return _nifti(*_read_itk(path), "mm")
+    return _of_itk(_read_itk(path))
 
 
-def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels and affine of a file that ITK reads."""
+def _read_itk(path: Path) -> Any:
+    """The SimpleITK image in a file that ITK reads."""
     import SimpleITK
 
     reader = SimpleITK.ImageFileReader()
@@ -90,21 +91,20 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
             )
         found = reader.Execute()
     except RuntimeError as error:
-        raise PipelineError(
-            f"{path}: no readable volume ({shown(str(error).rpartition('ERROR: ')[2])}). Export or copy it again."
-        ) from error
-    return _of_itk(found)
+        cause = re.sub(r"\w+\(0x[0-9a-f]+\): ", "", str(error).rpartition("ERROR: ")[2])  # an address in memory
+        raise PipelineError(f"{path}: no readable volume ({shown(cause)}). Export or copy it again.") from error
+    return found
 
 
-def _of_itk(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels (I, J, K) or (I, J, K, C) and affine of a SimpleITK image."""
+def _of_itk(image: Any) -> nib.Nifti1Image:
+    """A SimpleITK image, (I, J, K) or (I, J, K, C), as NIfTI. Its unit is unknown where nobody has set a place."""
     import SimpleITK
 
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     voxels = np.moveaxis(SimpleITK.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))
-    return voxels, LPS @ affine
+    return _nifti(voxels, LPS @ affine, "unknown" if np.array_equal(affine, np.eye(4)) else "mm")
 
 
 def join_sequences(flair: Path, pre: Path | None, post: Path | None) -> tuple[nib.Nifti1Image, list[str]]:
@@ -161,7 +161,10 @@ def _on_grid(path: Path, grid: nib.Nifti1Image, flair: Path) -> tuple[NDArray[np
     """A T1 on the grid of FLAIR, and the share of the head in FLAIR that it covers."""
     image = _checked(path, "one sequence, (I, J, K)")
     moved = nibabel.processing.resample_from_to(
-        nib.Nifti1Image(image.dataobj, affine_mm(image)), (grid.shape, affine_mm(grid)), order=1, mode="grid-constant"
+        _nifti(np.asarray(image.dataobj), affine_mm(image), "mm"),
+        (grid.shape, affine_mm(grid)),
+        order=1,
+        mode="grid-constant",
     )
     voxels: NDArray[np.float32] = moved.get_fdata(dtype=np.float32)
     if not voxels.any():
@@ -206,7 +209,7 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
         units = getattr(image.header, "get_xyzt_units", lambda: ("unknown", "unknown"))
         return _nifti(np.asarray(image.dataobj), image.affine, units()[0])
     if type(image).__module__.partition(".")[0] == "SimpleITK":
-        return _nifti(*_of_itk(image), "mm")
+        return _of_itk(image)
     if hasattr(image, "detach"):  # a tensor
         return _of_tensor(image, affine)
     if not isinstance(image, np.ndarray):

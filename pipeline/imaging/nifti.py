@@ -13,6 +13,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.imaging.formats import LPS
 from pipeline.imaging.pictures import Pixels
 from pipeline.scripts.files import write_durably
 from pipeline.scripts.manifest import CHANNELS
@@ -66,10 +67,12 @@ def oddities(path: Path) -> list[str]:
             f"{plane} slices {max(spacing):.3g} mm apart: the networks see axial slices, which have few rows in this "
             "image, so that the mask is coarse"
         )
-    if np.array_equal(image.affine, np.eye(4)):
+    has_unit = image.header.get_xyzt_units()[0] != "unknown"
+    if np.array_equal(image.affine, np.eye(4)) or (np.array_equal(image.affine, LPS) and not has_unit):
+        axes = "right, anterior" if image.affine[0, 0] > 0 else "left, posterior"
         found.append(
-            "the file names no orientation (its affine is the identity): the axes are assumed to run to right, "
-            "anterior and superior. Check that the mask fits"
+            f"the file names no orientation (its affine is a default): the axes are assumed to run to {axes} and "
+            "superior. Check that the mask fits"
         )
     own, true = (float(np.prod(voxel_sizes(affine))) for affine in (image.affine, affine_mm(image)))
     stated = float(np.prod(image.header.get_zooms()[:3])) * true / own

@@ -258,6 +258,8 @@ def _found(
 def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gaps: bool) -> None:
     """Build volumes from folders of slices. Mark ``volumes/`` as built, so that no later run reads it as an input."""
     if found.slice_folders or any(source.is_built for source in found.sources.values()):
+        if (out / VOLUMES).is_dir() and any((out / VOLUMES).iterdir()) and not (out / BUILT_MARK).is_file():
+            raise PipelineError(f"{out / VOLUMES}: holds volumes of no prediction. Choose another --out.")
         write_durably(out / BUILT_MARK, b"volumes/ was built from other files. It is not an input of a prediction.\n")
     for folder in found.slice_folders:
         build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
@@ -463,8 +465,9 @@ def _failed(
     for source in inputs.sources.values():
         for path in source.files:
             word = labels[str(source.image)] if key else path.name
-            whole = rf"(?<![\w./\\-]){re.escape(str(path))}(?![\w-]|\.\w)"  # not inside a number, word or longer path
-            failed = {label: re.sub(whole, word.replace("\\", r"\\"), text) for label, text in failed.items()}
+            for name in (str(path), path.name) if key else (str(path),):
+                whole = rf"(?<![\w./\\-]){re.escape(name)}(?![\w-]|\.\w)"  # not inside a number, word or longer path
+                failed = {label: re.sub(whole, word.replace("\\", r"\\"), text) for label, text in failed.items()}
     refused = {key.get(name, name): message.partition(":")[0] for name, message in inputs.refused.items()}
     return failed | dict(sorted(refused.items()))
 

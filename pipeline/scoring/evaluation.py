@@ -305,11 +305,14 @@ def _of_fold(volumes: Sequence[Volume], manifest: Manifest, fold: int | None) ->
 
 
 def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
-    """Refuse to mix results of different patients in one folder."""
+    """Refuse to mix results of different patients in one folder, and to replace files of no evaluation."""
     try:
         earlier = json.loads((out / SUMMARY_NAME).read_bytes())
         same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "patients", "manifest_sha256"))
     except FileNotFoundError:
+        for folder in (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES):
+            if (out / folder).is_dir() and any((out / folder).iterdir()):
+                raise PipelineError(f"{out / folder}: holds files of no evaluation. Choose another --out.") from None
         return
     except (OSError, ValueError, AttributeError):
         same = False

@@ -31,7 +31,8 @@ IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX = "_image.nii.gz", "_label.nii.gz", "_ma
 PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX = "_probability.nii.gz", "_uncertainty.nii.gz"
 """Ends of the names of a patient's volumes."""
 _EXAM = re.compile(
-    r"TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}(?=_[0-9]{8}\Z)|sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z)"
+    r"TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}(?=_[0-9]{8}\Z)|sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z)",
+    re.IGNORECASE,
 )
 """The person in names of exams: ``TCGA_XX_XXXX_DATE``, ``sub-X_ses-Y`` of BIDS, and ``BraTS-GLI-00001-000``."""
 _REBUILD = "Build it again with lgg-flair manifest."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -155,6 +156,30 @@ def test_a_changed_split_is_said(build):
     assert build(seed=5, split="none").messages == ()
     (message,) = build().messages
     assert message.startswith("split changed: 3 patients are in another section")
+
+
+def test_a_datalist_of_another_program_and_its_files_stay(root, out, tmp_path):
+    """Its paths may lead to images that nobody has copied."""
+    image, label = tmp_path / "hospital.nii.gz", tmp_path / "hospital_seg.nii.gz"
+    image.touch()
+    label.touch()
+    out.mkdir()
+    content = json.dumps({"training": [{"image": str(image), "label": str(label)}]})
+    (out / "manifest.json").write_text(content)
+    for rebuild in (False, True):
+        with pytest.raises(PipelineError, match=r"manifest.json: a datalist of another program. Choose another --out"):
+            build_manifest(root, out, rebuild=rebuild, **SPLIT)
+    assert image.is_file()
+    assert label.is_file()
+    assert (out / "manifest.json").read_text() == content
+
+
+def test_volumes_of_no_manifest_stay(root, out):
+    (out / "volumes").mkdir(parents=True)
+    (out / "volumes" / f"{A}_image.nii.gz").touch()
+    with pytest.raises(PipelineError, match="volumes: holds files of no manifest"):
+        build_manifest(root, out, **SPLIT)
+    assert (out / "volumes" / f"{A}_image.nii.gz").read_bytes() == b""
 
 
 # Builds that fail --------------------------------------------------------------------------------------------------

@@ -68,10 +68,13 @@ def test_volumes_and_slices_in_one_folder_are_refused(slices, manifest: Path, tm
 
 def test_two_volumes_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    for path in (tmp_path / "a_image.nii.gz", tmp_path / "deep" / "a_image.nii.gz"):
-        path.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
-    with pytest.raises(PipelineError, match=r"two volumes are named a \(.*/a_image.nii.gz, .*deep/a_image.nii.gz\)"):
-        find_inputs([tmp_path], tmp_path / "out")
+    for other in ("a", "A"):  # many disks ignore upper and lower case
+        second = tmp_path / "deep" / f"{other}_image.nii.gz"
+        for path in (tmp_path / "a_image.nii.gz", second):
+            path.write_bytes(nifti_bytes(np.zeros((8, 8, 3, 3), np.uint8)))
+        with pytest.raises(PipelineError, match=rf"two volumes are named a \(.*/a_image.nii.gz, .*{second.name}\)"):
+            find_inputs([tmp_path], tmp_path / "out")
+        second.unlink()
 
 
 @pytest.fixture

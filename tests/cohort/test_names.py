@@ -15,12 +15,12 @@ from pipeline.cohort.names import (
     missing_numbers,
     number_list,
     parse_name,
-    person,
     shortened,
     skip_reason,
 )
 from pipeline.errors import PipelineError
 from pipeline.scripts.faults import shown
+from pipeline.scripts.manifest import person
 
 
 def parse(name):

@@ -241,7 +241,7 @@ def test_case_25_is_refused_before_memory_is_taken(root, refused, monkeypatch):
 
 
 def test_case_25_files_and_volumes_of_any_size_are_not_read(root, refused, monkeypatch):
-    monkeypatch.setattr(patients, "MAX_VOXELS", 3 * SIDE * SIDE - 1)
+    monkeypatch.setattr(patients, "MAX_VALUES", 3 * 3 * SIDE * SIDE - 1)
     refused("3 slices of 32 x 32 px")
     monkeypatch.setattr(listing, "MAX_FILE_BYTES", 100)
     refused("at most 100 are read")

@@ -203,6 +203,15 @@ def test_a_key_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
     assert len(set(more.values())) == 4
 
 
+def test_a_link_to_a_key_stays_a_link(tmp_path: Path) -> None:
+    """Another project may use the same key."""
+    (tmp_path / "secure").mkdir()
+    (tmp_path / "key.csv").symlink_to(Path("secure", "key.csv"))
+    key = key_for(tmp_path / "key.csv", ["a"])
+    assert (tmp_path / "key.csv").is_symlink()
+    assert read_key(tmp_path / "secure" / "key.csv") == key
+
+
 def test_short_ids_leave_words_alone() -> None:
     key, files = {"1": "P0001", "a": "P0002"}, ["1_4.tif", "a/a_2.tif", "a_2.tif", "a b.txt"]
     paths = aliases(files, slice_owners(files), key)

@@ -323,3 +323,16 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "one" / "manifest.json").read_text())
     check(content)
     assert "LGG" not in content["name"] + content["reference"] + content["licence"]
+
+
+def test_pseudonyms_of_volumes_named_as_the_manifest_names_its_own(tmp_path: Path) -> None:
+    """A path of the source is then a part of the path of a volume."""
+    image, mask = phantom()
+    for name in ("Ann", "Ben", "Cid"):
+        save(tmp_path / "in" / f"{name}_image.nii.gz", image)
+        save(tmp_path / "in" / f"{name}_label.nii.gz", mask)
+    key = tmp_path / "apart" / "key.csv"
+    built(tmp_path / "in", tmp_path / "out", pseudonymise=key)
+    found = read_manifest(tmp_path / "out").volumes
+    assert {volume.patient for volume in found} == {"P0001", "P0002", "P0003"}
+    assert all(volume.image.is_file() and volume.label.is_file() for volume in found)

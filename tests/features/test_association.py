@@ -152,6 +152,9 @@ def test_what_says_that_a_value_is_missing_is_no_group(tmp_path: Path) -> None:
     assert len({*read_clinical(table(tmp_path, f"id,code\n{many}"), PATIENTS).columns["code"].values()}) == 6
     codes = "".join(f"{one},{('1', '1.0', '2', '02')[number % 4]}\n" for number, one in enumerate(PATIENTS))
     assert {*read_clinical(table(tmp_path, f"id,code\n{codes}"), PATIENTS).columns["code"].values()} == {"1", "2"}
+    codes = "".join(f"{one},{(10000001, 10000002)[number % 2]}\n" for number, one in enumerate(PATIENTS))
+    long = {*read_clinical(table(tmp_path, f"id,code\n{codes}"), PATIENTS).columns["code"].values()}
+    assert long == {"10000001", "10000002"}
 
 
 def test_measures_of_which_most_are_the_largest_are_divided_below_it(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.imaging.formats import as_nifti, join_sequences, read_volume, stem_of
-from pipeline.scripts.volumes import AFFINE
+from pipeline.imaging.nifti import oddities, spacing_mm
+from pipeline.scripts.volumes import AFFINE, read_voxels
 from tests.imaging.series import save_itk
 
 OBLIQUE = np.array([[0.1, -0.9, 0.2, 40], [-0.85, -0.1, 0.1, 50], [0.1, 0.2, 4.0, -20], [0, 0, 0, 1]])
@@ -193,7 +194,9 @@ def test_an_image_keeps_its_unit(voxels: NDArray[np.int16]) -> None:
     image = nib.Nifti1Image(voxels, np.eye(4))
     image.header.set_xyzt_units("micron")
     assert as_nifti(image).header.get_xyzt_units()[0] == "micron"
-    assert as_nifti(SimpleITK.GetImageFromArray(voxels)).header.get_xyzt_units()[0] == "mm"
+    placed = SimpleITK.GetImageFromArray(voxels)
+    placed.SetSpacing((1.0, 1.0, 5.0))
+    assert as_nifti(placed).header.get_xyzt_units()[0] == "mm"
     assert as_nifti(voxels).header.get_xyzt_units()[0] == "unknown"
 
 
@@ -210,6 +213,44 @@ def test_wide_integers_are_read_and_colors_refused(voxels: NDArray[np.int16], tm
     color = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(PipelineError, match="expected numbers"):
         as_nifti(nib.Nifti1Image(color, np.eye(4)))
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_a_place_that_itk_invents_is_no_place(voxels: NDArray[np.int16], tmp_path: Path, suffix: str) -> None:
+    image = SimpleITK.GetImageFromArray(voxels)
+    SimpleITK.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    for given in (tmp_path / f"a{suffix}", image):
+        nib.save(as_nifti(given), tmp_path / "a.nii")
+        assert spacing_mm(tmp_path / "a.nii") is None
+        (warning,) = oddities(tmp_path / "a.nii")
+        assert "names no orientation" in warning
+        assert "left, posterior and superior" in warning
+    image.SetOrigin((0.0, 0.0, 7.0))
+    nib.save(as_nifti(image), tmp_path / "a.nii")
+    assert spacing_mm(tmp_path / "a.nii") == (1, 1, 1)
+    assert oddities(tmp_path / "a.nii") == []
+
+
+def test_a_damaged_file_is_reported_without_an_address_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.mha").write_bytes(b"ObjectType = Image")
+    with pytest.raises(PipelineError, match=r"a.mha: no readable volume \((?!.*0x)"):
+        read_volume(tmp_path / "a.mha")
+
+
+def test_t1_of_wide_integers_joins(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    for name, kind in (("flair", np.int16), ("t1", np.int64)):
+        nib.save(nib.Nifti1Image(voxels.astype(kind), AFFINE, dtype=kind), tmp_path / f"{name}.nii")
+    joined, remarks = join_sequences(tmp_path / "flair.nii", tmp_path / "t1.nii", None)
+    assert remarks == []
+    np.testing.assert_array_equal(joined.dataobj[..., 0], voxels)
+
+
+def test_colors_and_complex_numbers_are_refused_wherever_voxels_are_read(tmp_path: Path) -> None:
+    for voxels in (np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.ones((4, 4, 4), np.complex64)):
+        nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii")
+        for read in (read_volume, read_voxels, lambda path: join_sequences(path, path, None)):
+            with pytest.raises(PipelineError, match=r"a.nii: voxels of type .* \(expected numbers\)"):
+                read(tmp_path / "a.nii")
 
 
 def test_an_image_of_nibabel_without_orientation_is_refused(voxels: NDArray[np.int16]) -> None:

@@ -220,9 +220,10 @@ def test_a_unit_that_nobody_knows_is_none(tmp_path):
 
 
 def test_an_affine_that_nobody_has_set_is_reported(tmp_path):
-    for name, affine, number in (("eye", np.eye(4), 1), ("set", np.diag([-1.0, -1, 1, 1]), 0)):
+    defaults = (("eye", np.eye(4), 1), ("itk", np.diag([-1.0, -1, 1, 1]), 1), ("set", np.diag([-1.0, 1, 1, 1]), 0))
+    for name, affine, number in defaults:
         nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), affine), tmp_path / f"{name}.nii")
-        assert len([line for line in oddities(tmp_path / f"{name}.nii") if "affine is the identity" in line]) == number
+        assert len([line for line in oddities(tmp_path / f"{name}.nii") if "affine is a default" in line]) == number
     stored = nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), np.eye(4))
     stored.header.set_xyzt_units("mm")
     nib.save(stored, tmp_path / "mm.nii")

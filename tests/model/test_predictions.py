@@ -417,6 +417,29 @@ def test_a_fault_names_no_folder_and_no_patient_with_a_pseudonym(lively, manifes
         assert ("Jane" in failed) == (name == "plain")
 
 
+def test_a_fault_with_a_bare_file_name_names_no_patient(lively, manifest: Path, tmp_path: Path) -> None:
+    image = nib.load(read_manifest(manifest).sections["validation"][0].image)
+    voxels = np.asarray(image.dataobj)[..., 1]
+    for name, shift in (("Ben_flair", 0), ("Jane_flair", 0), ("Jane_t1", 9999)):
+        affine = image.affine.copy()
+        affine[0, 3] += shift
+        (tmp_path / "in").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "in" / f"{name}.nii.gz")
+    with pytest.raises(ManifestError, match="lies outside of Jane_flair"):
+        run(lively, tmp_path / "out", tmp_path / "in", "--pseudonymise", tmp_path / "key.csv")
+    failed = json.dumps(json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"])
+    assert "lies outside of P000" in failed
+    assert "Jane" not in failed
+
+
+def test_volumes_that_no_prediction_built_stay(lively, phantoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "volumes").mkdir(parents=True)
+    (tmp_path / "out" / "volumes" / "mine_image.nii.gz").write_text("mine")
+    with pytest.raises(PipelineError, match="volumes: holds volumes of no prediction"):
+        run(lively, tmp_path / "out", next(phantoms.glob("PHANTOM*")))
+    assert (tmp_path / "out" / "volumes" / "mine_image.nii.gz").read_text() == "mine"
+
+
 def test_a_folder_s_name_is_no_part_of_other_words(
     lively, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

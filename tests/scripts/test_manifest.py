@@ -18,6 +18,7 @@ from pipeline.scripts.manifest import (
     channel_role,
     image_items,
     is_pseudonymised,
+    person,
     refuse_changed_volumes,
     section_items,
 )
@@ -114,3 +115,8 @@ def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Pa
             with pytest.raises(PipelineError, match=f"^{re.escape(f'{file}: {fault}')}") as error:
                 read()
             assert "\n" not in str(error.value)
+
+
+def test_exams_of_a_person_are_known_in_any_case() -> None:
+    assert {person(name) for name in ("SUB-01_SES-1", "SUB-01_SES-2")} == {"SUB-01"}
+    assert person("sub-01") == "sub-01"

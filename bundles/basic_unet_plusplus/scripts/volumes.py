@@ -97,9 +97,10 @@ def read_voxels(path: Path) -> NDArray[Any]:
         path: The file, ``.nii`` or ``.nii.gz``.
 
     Raises:
-        PipelineError: The file is missing, damaged or cut short.
+        PipelineError: The file is missing, damaged or cut short, or holds no numbers.
     """
     image = open_nifti(path)
+    _refuse_no_numbers(path, image)
     try:
         _refuse_damaged(path, image)
         return np.asarray(image.dataobj)
@@ -140,6 +141,11 @@ def check_image(path: Path) -> None:
             f"{path}: shape {image.shape} (expected (H, W, D) FLAIR, or (H, W, D, 3): pre-contrast, FLAIR, "
             "post-contrast). Give only the FLAIR volume, or stack the three sequences along the last axis."
         )
+    _refuse_no_numbers(path, image)
+
+
+def _refuse_no_numbers(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse voxels that are colors or complex numbers."""
     if image.get_data_dtype().kind not in "uif":
         raise PipelineError(f"{path}: voxels of type {image.get_data_dtype()} (expected numbers). Convert the volume.")
 
