@@ -247,3 +247,12 @@ def test_a_training_of_our_own_shows_no_warning(manifest: Path, tmp_path: Path) 
     said = done.stdout + done.stderr
     assert not [word for word in ("parsing config_file", "nvImageCodec", "NvImgCodec") if word in said], said
     assert f"--bundle {BASIC.name} --weights" in done.stdout.splitlines()[-1]
+
+
+def test_weights_of_another_program_stay(commands: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    for resume in ([], ["--resume"]):
+        with pytest.raises(PipelineError, match=r"model.pt: weights without the record of a training"):
+            train.main(["--out", str(tmp_path), *resume])
+    assert commands == []
+    assert (tmp_path / "model.pt").read_bytes() == b""

@@ -22,7 +22,7 @@ from pipeline.model.training_config import config_with
 from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
 from pipeline.scripts.records import PLACE_KEYS, RECORD, as_text, load_record
-from pipeline.scripts.weights import Weights, read_weights, weights_in
+from pipeline.scripts.weights import WEIGHTS, Weights, read_weights, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +165,11 @@ def _refuse_what_is_there(folder: Path, *, resume: bool) -> bool:
     if interrupted and not resume:
         raise PipelineError(
             f"{folder}: holds an interrupted training. Pass --resume to continue it, or choose another --out."
+        )
+    weights = folder / Path(WEIGHTS).name
+    if not interrupted and weights.is_file():
+        raise PipelineError(
+            f"{weights}: weights without the record of a training (expected none). Choose another --out."
         )
     return interrupted
 
