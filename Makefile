@@ -34,15 +34,15 @@ demo: env ## Try all steps on phantoms: manifest, a few minutes of training, eva
 	@$(MAKE) --no-print-directory demo-run
 
 demo-run:
-	$(PY) -m pipeline.phantom $(DEMO)/phantoms --patients 24 --seed 0
-	$(PY) -m pipeline.manifest $(DEMO)/phantoms/kaggle_3m --out $(DEMO)/manifest --split random --validation-fraction 0.25
+	$(PY) -m pipeline.phantom "$(DEMO)"/phantoms --patients 24 --seed 0
+	$(PY) -m pipeline.manifest "$(DEMO)"/phantoms/kaggle_3m --out "$(DEMO)"/manifest --split random --validation-fraction 0.25
 	$(PY) -W ignore -m monai.bundle run --config_file bundles/basic_unet/configs/train.json \
-	  --dataset_dir $(DEMO)/manifest --ckpt_dir $(DEMO)/model --output_dir $(DEMO)/model \
+	  --dataset_dir "$(DEMO)"/manifest --ckpt_dir "$(DEMO)"/model --output_dir "$(DEMO)"/model \
 	  --image_size 96 --max_epochs $(DEMO_EPOCHS) --steps_per_epoch 40 --val_interval 4 --amp False \
-	  $$(test -z "$$(ls $(DEMO)/model/checkpoint_*.pt 2> /dev/null)" || echo --resume True)
-	$(PY) -m pipeline.evaluate --manifest $(DEMO)/manifest --bundle bundles/basic_unet \
-	  --weights $(DEMO)/model/model.pt --split validation --out $(DEMO)/results --figures
-	$(PY) -m pipeline.report $(DEMO)/results --out $(DEMO)/report.html
+	  $$(test -z "$$(ls "$(DEMO)"/model/checkpoint_*.pt 2> /dev/null)" || echo --resume True)
+	$(PY) -m pipeline.evaluate --manifest "$(DEMO)"/manifest --bundle bundles/basic_unet \
+	  --weights "$(DEMO)"/model/model.pt --split validation --out "$(DEMO)"/results --figures
+	$(PY) -m pipeline.report "$(DEMO)"/results --out "$(DEMO)"/report.html
 
 test: env ## Run all tests in two processes; LGG_ROOT=data/kaggle_3m adds the tests on real patients
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -54,7 +54,7 @@ installed: env ## Build the wheel, install it in a fresh environment, and segmen
 	@$(PY) -m tools.installed
 
 pictures: demo ## Draw docs/images from the demo's phantoms (needs chromium and chromedriver)
-	$(PY) -m tools.pictures --demo $(DEMO)
+	$(PY) -m tools.pictures --demo "$(DEMO)"
 
 release: env ## Write wheel, bundle zips and docs of this version to dist; try wheel and bundles in empty environments
 	rm -rf dist
@@ -92,16 +92,16 @@ claims: env ## Write the tables of README and bundle docs from the files in docs
 	$(PY) -m tools.results --write
 
 verify-claims: env ## Score the published weights on LGG_ROOT again; fails if a DSC differs by more than 0.002
-	$(PY) -m tools.results --verify $(LGG_ROOT)
+	$(PY) -m tools.results --verify "$(LGG_ROOT)"
 
 manifest: env ## Build data_manifest from the slices in LGG_ROOT=data/kaggle_3m, with the published validation patients
-	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference
+	$(PY) -m pipeline.manifest "$(LGG_ROOT)" --split reference
 
 train: env ## Train BUNDLE=basic_unet with RECIPE=cpu on data_manifest (16 minutes or more on 2 CPU cores; can be resumed)
 	$(PY) -W ignore -m pipeline.train --bundle $(BUNDLE) --recipe $(RECIPE) --resume
 
 crossval: env ## Train BUNDLE=basic_unet on FOLDS=5 folds with SHORT_RECIPE=cpu_quarter, and score them (can be resumed)
-	$(PY) -m pipeline.manifest $(LGG_ROOT) --split reference --folds $(FOLDS) --out data_folds
+	$(PY) -m pipeline.manifest "$(LGG_ROOT)" --split reference --folds $(FOLDS) --out data_folds
 	$(PY) -m pipeline.train --bundle $(BUNDLE) --manifest data_folds --fold all --recipe $(SHORT_RECIPE) --resume \
 	  --out runs/crossval_$(BUNDLE)_$(SHORT_RECIPE)
 	for protocol in native reference; do \
@@ -138,4 +138,4 @@ evaluate: env ## Score basic_unet on the validation patients of data_manifest
 	$(PY) -m pipeline.evaluate --manifest data_manifest --bundle bundles/basic_unet --split validation --out runs/basic_unet
 
 clean: ## Remove the demo and the caches; keep data, manifests, weights and the environment
-	rm -rf $(DEMO) build $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf "$(DEMO)" build $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -156,7 +156,6 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
             ("preprocessing", "volume read and preprocessed"),
             ("inferer", "network"),
             ("to_probability", "probabilities, back to the volume's grid"),
-            ("to_mask", "threshold and component"),
         ):
             object.__setattr__(bundle, field, parts.timed(name, getattr(bundle, field)))
         return bundle
@@ -164,6 +163,7 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
     pipeline.model.bundle.load_bundle = parts.timed("network built, weights read", loaded)
     for module, function, name in (
         (pipeline.imaging.nifti, "load_label", "truth read"),
+        (pipeline.model.predictor.Predictor, "mask_of", "threshold and component"),
         (pipeline.model.predictor, "save_mask", "mask written"),
         (pipeline.scoring.metrics, "score_volume", "DSC, HD95, sensitivity"),
     ):

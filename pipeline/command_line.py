@@ -175,7 +175,7 @@ def show_messages(level: int = logging.INFO, *, for_scripts: bool = False) -> No
 
 def is_first_process() -> bool:
     """Whether this process is the first one of torchrun, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

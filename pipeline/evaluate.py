@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.command_line import PROGRAM, CommandParser, add_bundle_arguments, print_json, run_cli, say
 from pipeline.errors import PipelineError
+from pipeline.files import FIGURES, MAP_FOLDER, MASK_FOLDER
 from pipeline.scoring.protocols import PROTOCOLS
-from pipeline.scoring.results import MAP_FOLDER, MASK_FOLDER, scores_table
+from pipeline.scoring.results import scores_table
 from pipeline.scripts.files import write_durably
 from pipeline.scripts.manifest import MASK_SUFFIX, SECTIONS, UNCERTAINTY_SUFFIX
 
@@ -66,7 +67,7 @@ def arguments() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         help=f"output folder with all that {PROGRAM} report needs: scores.csv, summary.json, masks/ (whole volumes), "
-        "volumes/ (images and labels, as links if the disk has links) and the curves of the training",
+        "volumes/ (images, as links if the disk has links, and copies of labels) and the curves of the training",
     )
     parser.add_argument(
         "--protocol",
@@ -149,7 +150,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(result: EvaluationResult, out: Path, *, figures: bool, all_slices: bool) -> None:
     """Remove outdated pictures; draw the chart of DSC and the slices of each patient if ``figures`` is true."""
-    from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import DSC_FIGURE, Case, draw_cases, remove_outdated
 
     cases = [

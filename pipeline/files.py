@@ -10,12 +10,24 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_errors
+from pipeline.scripts.manifest import MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX
 
+SEGMENTATION_SUFFIX = "_seg.dcm"
 PACKAGE = Path(__file__).parent
 OWN = PACKAGE if (PACKAGE / "bundles").is_dir() else PACKAGE.parent
 """The folder that holds ``bundles/``, ``experiments/`` and ``recipes/``: the installed package or a checkout's root."""
 FINISHED = ".finished"
 """The folder inside an output folder that keeps the results of single volumes, so that a stopped run can continue."""
+BUILT_MARK = ".built_volumes"
+"""A file in the folder of a prediction whose ``volumes/`` was built from other files."""
+FIGURES = "figures"
+"""The folder of pictures, below any folder of results."""
+MASK_FOLDER, MAP_FOLDER = "masks", "uncertainty"
+"""Folders for predicted masks and uncertainty maps, below the folder of an evaluation."""
+SUMMARY_NAME = "summary.json"
+"""The summary of an evaluation, in its folder."""
+RESULT_SUFFIXES = (MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, SEGMENTATION_SUFFIX)
+"""Ends of the names of all files that a prediction may write for a volume."""
 
 
 def path_list(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:

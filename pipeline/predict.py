@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.command_line import CommandParser, add_bundle_arguments, is_first_process, print_json, run_cli, say
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.files import FIGURES
 from pipeline.scripts.manifest import MASK_SUFFIX, UNCERTAINTY_SUFFIX
 
 if TYPE_CHECKING:
@@ -163,7 +164,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(result: PredictionResult, out: Path, *, figures: bool, all_slices: bool) -> None:
     """Remove outdated pictures, and draw new ones if ``figures`` is true."""
-    from pipeline.model.predictions import FIGURES
     from pipeline.pages.figures import Case, draw_cases, remove_outdated
     from pipeline.pages.predictions import write_predictions_page
 

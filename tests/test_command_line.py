@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import pipeline.__main__
-from pipeline.command_line import CommandParser, print_json, program, run_cli, say
+from pipeline.command_line import CommandParser, is_first_process, print_json, program, run_cli, say
 from pipeline.scripts.faults import machine_fault_line
 from pipeline.scripts.files import locked
 from pipeline.scripts.inferers import ShrinkingInferer
@@ -226,3 +226,12 @@ def test_a_process_of_torchrun_ends_with_its_status_whatever_happens_after_it(pr
     assert done.returncode == status
     if processes == "2":
         assert done.stdout == b"done\n"
+
+
+def test_the_number_of_a_process_counts_among_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some job scripts number tasks that have nothing to do with each other."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert is_first_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_first_process()

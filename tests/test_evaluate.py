@@ -98,10 +98,13 @@ def test_scripts_get_one_document(trained, manifest: Path, tmp_path: Path, capsy
 
 def test_files_of_no_evaluation_stay(trained, manifest: Path, tmp_path: Path) -> None:
     """Such as the true masks of a datalist, or the figures of a paper."""
-    for folder in ("masks", "figures", "volumes"):
-        mine = tmp_path / folder / folder / "mine.txt"
+    for number, name in enumerate(
+        ("masks/mine.txt", "figures/mine.txt", "volumes/mine.txt", "scores.csv", "slices.csv")
+    ):
+        mine = tmp_path / str(number) / name
         mine.parent.mkdir(parents=True)
         mine.touch()
-        with pytest.raises(PipelineError, match=f"{folder}: holds files of no evaluation. Choose another --out"):
-            evaluate.main(["--manifest", str(manifest), "--bundle", str(trained[0]), "--out", str(tmp_path / folder)])
+        out = str(tmp_path / str(number))
+        with pytest.raises(PipelineError, match=f"{name.partition('/')[0]}: is of no evaluation"):
+            evaluate.main(["--manifest", str(manifest), "--bundle", str(trained[0]), "--out", out])
         assert mine.is_file()

@@ -11,13 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cohort.cases import HEADER_SUFFIXES, data_file
-from pipeline.cohort.listing import LINK, Listing, list_files
+from pipeline.cohort.listing import LINK, RESULT, Listing, list_files
 from pipeline.cohort.manifest import read_images
 from pipeline.cohort.names import JUNK_NAMES, id_fault, is_junk_folder, shortened
 from pipeline.cohort.sequences import Sequences, group
 from pipeline.cohort.studies import find_studies, is_uid
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import FINISHED
 from pipeline.imaging.dicom import convert, is_dicom, series_of, unpacked
 from pipeline.imaging.formats import NIFTI_SUFFIXES, case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
-
-BUILT_MARK = ".built_volumes"
-"""File beside ``volumes/`` that marks volumes built by the program, so that they are not read as inputs."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +282,7 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     from pipeline.cohort.reading import slices_by_patient
 
     listing = list_files(folder)
-    files, skipped = _files_of(folder, listing, out)
+    files, skipped = _files_of(folder, listing)
     volumes = [path for path in files if is_volume_name(path.name)]
     rest = {path.relative_to(folder).as_posix(): path for path in files if not is_volume_name(path.name)}
     dicom = sum(map(is_dicom, rest.values()))
@@ -328,26 +324,21 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     return _Content(found, skipped, refused)
 
 
-def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], dict[Path, str]]:
+def _files_of(folder: Path, listing: Listing) -> tuple[list[Path], dict[Path, str]]:
     """The files in a folder that may be an input, and why a file is skipped, by file.
 
-    Results of a prediction are skipped. A link to a volume in the folder counts as a volume. A link that leads out of
+    A link to a volume in the folder counts as a volume. A link that leads out of
     the folder or to nothing is refused, and so is a file that cannot be read.
     """
     used: list[Path] = []
     skipped: dict[Path, str] = {}
     faults: dict[str, list[str]] = {}
-    is_skipped: dict[Path, bool] = {}
-    results = out.resolve() if folder.resolve() in out.resolve().parents else None
     for name in sorted(listing.stamps):
         path = folder / name
-        if path.parent not in is_skipped:
-            is_of_this_run = results is not None and path.parent.resolve().is_relative_to(results)
-            is_skipped[path.parent] = is_of_this_run or _is_result(path, folder)
-        if is_skipped[path.parent]:
-            continue
         if _is_junk(name):
             skipped[path] = "hidden, or written by an operating system"
+        elif listing.skipped.get(name) == RESULT:
+            skipped[path] = RESULT
         elif is_volume_name(name) and _is_link_within(path, folder):
             used.append(path)
         elif name in listing.faults:
@@ -364,12 +355,6 @@ def _files_of(folder: Path, listing: Listing, out: Path) -> tuple[list[Path], di
 def _is_link_within(path: Path, folder: Path) -> bool:
     target = Path(os.path.realpath(path))
     return path.is_symlink() and target.is_file() and target.is_relative_to(os.path.realpath(folder))
-
-
-def _is_result(path: Path, folder: Path) -> bool:
-    """Whether a file lies in ``folder`` or below, inside a folder with results of a prediction."""
-    places = [folder / part for part in path.relative_to(folder).parents]
-    return any((place / FINISHED).is_dir() or (place / BUILT_MARK).is_file() for place in places)
 
 
 def _of_zip(path: Path, out: Path, wanted: str | None) -> _Content:

@@ -10,13 +10,16 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.cohort.names import NOT_A_SLICE, skip_reason
 from pipeline.errors import PipelineError
+from pipeline.files import BUILT_MARK, FIGURES, FINISHED, MAP_FOLDER, MASK_FOLDER, RESULT_SUFFIXES, SUMMARY_NAME
 from pipeline.scripts.files import content_of, sha256_bytes, sha256_file
+from pipeline.scripts.manifest import VOLUMES
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest size of a slice file. A slice of 4096 x 4096 RGB pixels takes 48 MiB; larger files are refused unread."""
 
 
 LINK = "link to a file or folder that is already counted"
+RESULT = "a result of predict or evaluate"
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ def list_files(root: Path) -> Listing:
     stamps: dict[str, tuple[int, int]] = {}
     skipped: dict[str, str] = {}
     faults: dict[str, str] = {}
-    folders = [""]
+    folders: list[tuple[str, tuple[str, ...]]] = [("", ())]  # with the folders above that hold results
     while folders:
-        folder = folders.pop()
+        folder, results = folders.pop()
         try:
             with os.scandir(root / folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
@@ -61,14 +64,18 @@ def list_files(root: Path) -> Listing:
             junk = skip_reason(PurePosixPath(folder, "x.tif"))
             fault = f"the folder cannot be read ({error.strerror}). Correct its permissions."
             (skipped if junk else faults)[path] = junk or fault
+        if {FINISHED, BUILT_MARK} & {entry.name for entry in entries}:
+            results = (*results, folder)
         for entry in entries:
             path = str(PurePosixPath(folder, entry.name))
             if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
+                folders.append((path, results))
                 continue
             reason = skip_reason(PurePosixPath(path))
             stamps[path], fault = _examined(entry, real_root)
-            if reason and reason != NOT_A_SLICE:
+            if any(_is_result(root / place, PurePosixPath(path).relative_to(place)) for place in results):
+                skipped[path] = RESULT
+            elif reason and reason != NOT_A_SLICE:
                 skipped[path] = reason
             elif fault:
                 faults[path] = fault
@@ -78,6 +85,18 @@ def list_files(root: Path) -> Listing:
                 skipped[path] = reason
     slices = sorted(stamps.keys() - skipped.keys() - faults.keys())
     return Listing(stamps, tuple(slices), skipped, faults)
+
+
+def _is_result(place: Path, path: PurePosixPath) -> bool:
+    """Whether ``predict`` or ``evaluate`` has written a file into its folder ``place``, where others may lie too."""
+    top, *below = path.parts
+    if not below:
+        return top.endswith(RESULT_SUFFIXES)
+    if top in (MASK_FOLDER, MAP_FOLDER):
+        return (place / SUMMARY_NAME).is_file()
+    if top == VOLUMES:
+        return (place / SUMMARY_NAME).is_file() or (place / BUILT_MARK).is_file()
+    return top == FIGURES
 
 
 def _examined(entry: os.DirEntry[str], real_root: Path) -> tuple[tuple[int, int], str]:

@@ -18,10 +18,11 @@ from pipeline.cohort.manifest import read_manifest, select
 from pipeline.errors import PipelineError
 from pipeline.features.association import Agreement, Association, ClinicalTable, agreement, associations, read_clinical
 from pipeline.features.shape import ShapeFeatures, shape_features
+from pipeline.files import MASK_FOLDER, SUMMARY_NAME
 from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.progress import progress
 from pipeline.scoring.protocols import largest_component
-from pipeline.scoring.results import MASK_FOLDER, SUMMARY_NAME, read_summary
+from pipeline.scoring.results import read_summary
 from pipeline.scripts.files import locked, sha256_file, write_durably
 from pipeline.scripts.manifest import LABEL_SUFFIX, MANIFEST_NAME, MASK_SUFFIX, VOLUMES
 

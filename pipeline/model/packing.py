@@ -84,7 +84,11 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
             f"({loaded.weights_sha256}). Set `weights` in configs/metadata.json to "
             f'{{"sha256": "{loaded.weights_sha256}"}}, or remove it. Do the same with `eval_metrics`. {IN_SOURCE}'
         )
-    version = json.loads((folder / "configs" / "metadata.json").read_bytes())["version"]
+    metadata = folder / "configs" / "metadata.json"
+    try:
+        version = str(json.loads(metadata.read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{metadata}: names no version ({error!r}). Add it. {IN_SOURCE}") from error
     target = Path(out) / f"{folder.resolve().name}_v{version}.zip"
     sha256 = sha256_bytes(data)
     write_durably(target, data)

@@ -19,7 +19,6 @@ import pandas as pd
 from nibabel.affines import apply_affine
 
 from pipeline.cohort.inputs import (
-    BUILT_MARK,
     Inputs,
     Source,
     build_volume,
@@ -31,7 +30,7 @@ from pipeline.cohort.names import shortened
 from pipeline.cohort.pseudonyms import check_place, key_for
 from pipeline.cohort.reading import build_images
 from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import path_list
+from pipeline.files import BUILT_MARK, FIGURES, FINISHED, RESULT_SUFFIXES, SEGMENTATION_SUFFIX, SUMMARY_NAME, path_list
 from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
@@ -47,10 +46,6 @@ logger = logging.getLogger(__name__)
 TABLE_NAME = "predictions.csv"
 PREDICTIONS_NAME = "predictions.json"
 PAGE_NAME = "predictions.html"
-SEGMENTATION_SUFFIX = "_seg.dcm"
-RESULT_SUFFIXES = (MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, SEGMENTATION_SUFFIX)
-FIGURES = "figures"
-"""The folder of pictures, below any folder of results."""
 
 
 @dataclass(frozen=True)
@@ -185,14 +180,13 @@ def predict_volumes(
         if pseudonymise:
             check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
             found, key = _pseudonymised(found, Path(pseudonymise), out, share)
-        if not overwrite and not skip_existing:
-            _refuse_what_is_there(out, found.sources)
+        _refuse_what_is_there(out, () if overwrite or skip_existing else [*found.sources])
         share.wait()
         if share.is_first:
             _build_slices(found, out, key, allow_gaps=allow_gaps)
         share.wait()
         refuse_faults({"image": source.image} for source in found.sources.values() if not source.is_built)
-        networks = load_bundles(bundles, weights, backend, device=own_device(device), trust=trust)
+        networks = load_bundles(bundles, weights, backend, device=own_device(device, backend), trust=trust)
         for line in filter(None, (network.as_trained() for network in networks)):
             logger.info(line)
         predictor = Predictor(networks, flips=flips, uncertainty=uncertainty, all_components=all_components)
@@ -310,10 +304,16 @@ def predictions_table(predictions: Sequence[Prediction]) -> str:
     return "\n".join(lines)
 
 
-def _refuse_what_is_there(out: Path, names: Iterable[str]) -> None:
-    """Refuse to mix new results with earlier ones of the same names."""
+def _refuse_what_is_there(out: Path, names: Sequence[str]) -> None:
+    """Refuse the folder of an evaluation, pictures of no prediction, and earlier results of the same names, if any."""
+    if (out / SUMMARY_NAME).exists():
+        raise PipelineError(f"{out}: holds an evaluation ({SUMMARY_NAME}). Choose another --out.")
+    if (out / FIGURES).is_dir() and any((out / FIGURES).iterdir()) and not (out / FINISHED).is_dir():
+        raise PipelineError(f"{out / FIGURES}: holds pictures of no prediction. Choose another --out.")
+    if not names:
+        return
     files = [f"{name}{kind}" for name in names for kind in RESULT_SUFFIXES]
-    there = [out / name for name in (*files, TABLE_NAME, PREDICTIONS_NAME) if (out / name).exists()]
+    there = [out / name for name in (*files, TABLE_NAME, PREDICTIONS_NAME, PAGE_NAME) if (out / name).exists()]
     if there:
         more = f", with {len(there) - 1} more" if len(there) > 1 else ""
         raise PipelineError(
@@ -373,6 +373,9 @@ def _all_predicted(
         try:
             return _predicted(predictor, name, sources[name], keep, odd)
         except PipelineError as error:
+            if keep.overwrite:  # no mask of an earlier run stays among the new ones
+                for path in _results(keep.out, name):
+                    path.unlink(missing_ok=True)
             return error
 
     outcomes = dict(zip(sources, overlapped(attempt, [*sources], "predict"), strict=True))
@@ -400,16 +403,16 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
     if earlier := _earlier(name, source, keep):
         keep.reused.append(name)
         return earlier
-    mask = out / f"{name}{MASK_SUFFIX}"
-    if not keep.overwrite and mask.exists() and not keep.finished.is_begun(name):
+    there = [path for path in _results(out, name) if path.exists()]
+    if not keep.overwrite and there and not keep.finished.is_begun(name):
         raise PipelineError(
-            f"{mask.name} belongs to another image, or was changed or added later. Move it, choose another --out, or "
-            "pass --overwrite."
+            f"{there[0].name} belongs to another image, or was changed or added later, or a file beside it is missing. "
+            "Move it, choose another --out, or pass --overwrite."
         )
     odd += [(shown(name), oddity) for oddity in (*remarks, *oddities(image))]
     prediction = predictor.predict(image)
     keep.finished.begin(name)
-    segmentation = out / f"{name}{SEGMENTATION_SUFFIX}"
+    mask, segmentation = out / f"{name}{MASK_SUFFIX}", out / f"{name}{SEGMENTATION_SUFFIX}"
     if keep.dicom_seg:  # first: where it cannot be written, the patient is refused and no mask stays
         write_segmentation_of(source, prediction.mask, segmentation)
     else:
@@ -436,13 +439,18 @@ def _predicted(predictor: Predictor, name: str, source: Source, keep: _Kept, odd
         agreement=prediction.agreement,
     )
     row = {**asdict(found), "image": ""}  # The path may name a person, and is not needed.
-    keep.finished.write(name, row, [image, mask])
+    keep.finished.write(name, row, [image, *(path for path in _results(out, name) if path.exists())])
     return found
 
 
+def _results(out: Path, name: str) -> list[Path]:
+    """All files that a prediction may write for a volume."""
+    return [out / f"{name}{suffix}" for suffix in RESULT_SUFFIXES]
+
+
 def _earlier(name: str, source: Source, keep: _Kept) -> Prediction | None:
-    """What an earlier run with the same settings found in the same image; None without it or without its mask."""
-    row = keep.finished.read(name, [source.image, keep.out / f"{name}{MASK_SUFFIX}"])
+    """What an earlier run with the same settings found in the same image; None without it or without its files."""
+    row = keep.finished.read(name, [source.image, *(path for path in _results(keep.out, name) if path.exists())])
     if row is None:
         return None
     lists = {"box": tuple(row["box"]), "centroid_mm": tuple(row["centroid_mm"])}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError
 from pipeline.files import FINISHED
+from pipeline.model.backends import TORCH
 from pipeline.scripts.files import sha256_bytes, sha256_file, write_durably
 
 Item = TypeVar("Item")
@@ -110,11 +111,11 @@ def shared() -> Iterator[Share]:
         torch.distributed.destroy_process_group()
 
 
-def own_device(device: str | None) -> str | None:
-    """The device that was asked for; without one, torchrun's processes get the GPUs in turn."""
+def own_device(device: str | None, backend: str = TORCH) -> str | None:
+    """The device that was asked for; without one, torchrun's processes get the GPUs in turn for PyTorch."""
     import torch
 
-    if device or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+    if device or backend != TORCH or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return device
     return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 

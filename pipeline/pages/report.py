@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.files import path_list
+from pipeline.files import MAP_FOLDER, MASK_FOLDER, SUMMARY_NAME, path_list
 from pipeline.imaging.nifti import load_image, load_label, load_map, spacing_mm
 from pipeline.model.predictor import LOW_AGREEMENT
 from pipeline.pages import MAX_VIEWERS, REPORT_NAME, charts
@@ -22,9 +22,6 @@ from pipeline.pages.viewer import data_address, head_box, patient_view
 from pipeline.scoring.curves import CURVES_NAME, Curve, read_curves
 from pipeline.scoring.results import (
     GROUPS,
-    MAP_FOLDER,
-    MASK_FOLDER,
-    SUMMARY_NAME,
     Subtotal,
     Summary,
     VolumeScore,

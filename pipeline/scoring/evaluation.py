@@ -14,20 +14,18 @@ from typing import Any
 
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy, named_path, path_list
+from pipeline.files import FIGURES, MAP_FOLDER, MASK_FOLDER, SUMMARY_NAME, link_or_copy, named_path, path_list
 from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import Bundle, load_bundle, load_bundles, refuse_unequal, versions
-from pipeline.model.predictions import FIGURES
 from pipeline.model.predictor import Predictor, overlapped, save_prediction
 from pipeline.model.sharing import Finished, own_device, shared
 from pipeline.scoring.curves import CURVES_NAME, read_events, write_curves
 from pipeline.scoring.metrics import reliability, score_volume, slice_counts
 from pipeline.scoring.protocols import PROTOCOLS, view
 from pipeline.scoring.results import (
-    MAP_FOLDER,
-    MASK_FOLDER,
-    SUMMARY_NAME,
+    SCORES_NAME,
+    SLICES_NAME,
     VolumeScore,
     write_scores,
     write_slices,
@@ -139,7 +137,7 @@ def evaluate_volumes(
     with shared() as share:
         share.check(verify_volume, volumes)
         refuse_faults({"image": volume.image, "label": volume.label} for volume in volumes)
-        device = own_device(device)
+        device = own_device(device, backend)
         if folds:
             pairs = zip(bundles, folds, strict=True)
             groups = [
@@ -179,8 +177,8 @@ def evaluate_volumes(
         finished = Finished(out, {**settings, "uncertainty": uncertainty, "per_slice": per_slice})
 
         def score_of(volume: Volume) -> VolumeScore:
-            files = [volume.image, volume.label, out / MASK_FOLDER / f"{volume.patient}{MASK_SUFFIX}"]
-            if row := finished.read(volume.patient, files):
+            files = [volume.image, volume.label, *_written(out, volume.patient, uncertainty=uncertainty)]
+            if (row := finished.read(volume.patient, files)) and _has_copies(out, volume.patient):
                 lists = {name: tuple(map(tuple, row[name])) for name in ("reliability", "slices")}
                 return VolumeScore(**{**row, **lists})
             score = _scored(volume, predictors[volume.patient], protocol, out, per_slice=per_slice)
@@ -310,9 +308,10 @@ def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
         earlier = json.loads((out / SUMMARY_NAME).read_bytes())
         same = all(earlier.get(key) == provenance[key] for key in ("split", "fold", "patients", "manifest_sha256"))
     except FileNotFoundError:
-        for folder in (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES):
-            if (out / folder).is_dir() and any((out / folder).iterdir()):
-                raise PipelineError(f"{out / folder}: holds files of no evaluation. Choose another --out.") from None
+        for name in (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES, SCORES_NAME, SLICES_NAME, CURVES_NAME):
+            place = out / name
+            if place.is_file() or (place.is_dir() and any(place.iterdir())):
+                raise PipelineError(f"{place}: is of no evaluation. Choose another --out, or move it away.") from None
         return
     except (OSError, ValueError, AttributeError):
         same = False
@@ -368,6 +367,17 @@ def _scored(volume: Volume, predictor: Predictor, protocol: str, out: Path, *, p
         left_out = (truth.shape[2] - true.shape[2]) // 2  # slices that the protocol leaves out at each end
         score = replace(score, slices=slice_counts(seen, true, 1 + left_out))
     return replace(score, reliability=reliability(probability, truth), agreement=prediction.agreement)
+
+
+def _written(out: Path, patient: str, *, uncertainty: bool) -> list[Path]:
+    """Mask and map of a patient."""
+    maps = [out / MAP_FOLDER / f"{patient}{UNCERTAINTY_SUFFIX}"] if uncertainty else []
+    return [out / MASK_FOLDER / f"{patient}{MASK_SUFFIX}", *maps]
+
+
+def _has_copies(out: Path, patient: str) -> bool:
+    """Whether image and label of a patient lie in the folder of an evaluation."""
+    return all((out / VOLUMES / f"{patient}{suffix}").is_file() for suffix in (IMAGE_SUFFIX, LABEL_SUFFIX))
 
 
 def _is_trained_on(patient: str, bundles: Sequence[Bundle]) -> bool:

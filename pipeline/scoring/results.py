@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.files import SUMMARY_NAME
 from pipeline.scripts.files import write_durably
 
-SUMMARY_NAME = "summary.json"
 SCORES_NAME, SLICES_NAME = "scores.csv", "slices.csv"
-MASK_FOLDER, MAP_FOLDER = "masks", "uncertainty"
-"""Folders for predicted masks and uncertainty maps, below the folder of an evaluation."""
 Summary = dict[str, Any]
 
 

@@ -349,9 +349,31 @@ def test_results_below_a_folder_are_no_patients(tmp_path: Path) -> None:
     (tmp_path / "out" / "figures" / "P").mkdir(parents=True)
     for place in (tmp_path / "P_1.png", tmp_path / "P_2.png", tmp_path / "out" / "figures" / "P" / "slice_003.png"):
         Image.fromarray(np.ones((8, 8), np.uint8)).save(place)
-    (tmp_path / "out" / "P_image.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 2), np.uint8)))
-    assert list(find_inputs([tmp_path], tmp_path / "out").sources) == ["P"]
-    assert list(find_inputs([tmp_path], tmp_path / "other").sources) == ["P"]
+    (tmp_path / "out" / "volumes").mkdir()
+    (tmp_path / "out" / ".built_volumes").touch()
+    for name in ("P_mask", "volumes/P_image"):
+        (tmp_path / "out" / f"{name}.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 2), np.uint8)))
+    for out in ("out", "other"):
+        found = find_inputs([tmp_path], tmp_path / out)
+        assert list(found.sources) == ["P"]
+        assert [*found.slice_folders] == [tmp_path]
+
+
+def test_images_beside_results_are_patients(tmp_path: Path) -> None:
+    """As after ``predict in -o in``; and an evaluation's copies of images are none."""
+    files = ("a_image", "a_mask", "a_uncertainty", "volumes/b_image", "scores/volumes/a_image", "scores/masks/a_mask")
+    (tmp_path / "in" / "scores" / ".finished").mkdir(parents=True)
+    (tmp_path / "in" / "scores" / "summary.json").touch()
+    (tmp_path / "in" / ".finished").mkdir()
+    for name in files:
+        path = tmp_path / "in" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(nifti_bytes(np.ones((8, 8, 2), np.uint8)))
+    for folder in ("in", "."):
+        found = find_inputs([tmp_path / folder], tmp_path / "in")
+        assert list(found.sources) == ["a", "b"]
+        results = [path.name for path, reason in found.skipped.items() if reason == "a result of predict or evaluate"]
+        assert sorted(results) == ["a_image.nii.gz", "a_mask.nii.gz", "a_mask.nii.gz", "a_uncertainty.nii.gz"]
 
 
 @pytest.mark.parametrize("out", [".", "in"])

@@ -236,9 +236,9 @@ def test_a_folder_of_slices_gives_what_the_manifest_gives(lively, slices, manife
         assert built.read_bytes() == images[patient].read_bytes()
         mask = nib.load(tmp_path / "out" / f"{patient}_mask.nii.gz")
         np.testing.assert_array_equal(mask.affine, AFFINE)
-    # Predict twice into a folder below the slices: volumes built there are no input of the second run.
-    for out in ("masks", "again"):
-        assert list(run(lively, folder / out, folder, "--overwrite")) == patients
+    # Predict into folders below the slices: volumes and pictures there are no input of the next run.
+    for out in ("masks", "masks", "again"):
+        assert list(run(lively, folder / out, folder, "--overwrite", "--figures")) == patients
 
 
 def test_masks_among_the_slices_are_passed_over(lively, phantoms: Path, slices, tmp_path: Path, capsys) -> None:
@@ -430,6 +430,49 @@ def test_a_fault_with_a_bare_file_name_names_no_patient(lively, manifest: Path, 
     failed = json.dumps(json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"])
     assert "lies outside of P000" in failed
     assert "Jane" not in failed
+
+
+@pytest.mark.parametrize("name", ["figures/dsc.png", "figures/P/mine.png", "summary.json", "predictions.html"])
+def test_files_of_no_prediction_stay(lively, manifest: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    image = read_manifest(manifest).sections["validation"][0].image
+    with pytest.raises(PipelineError, match=r"Choose another --out"):
+        run(lively, tmp_path / "out", image)
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_maps_and_segments_of_no_prediction_stay(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    shutil.copy(image, tmp_path / "P_image.nii.gz")
+    (tmp_path / "out").mkdir()
+    for kind in ("seg.dcm", "probability.nii.gz", "uncertainty.nii.gz"):
+        path = tmp_path / "out" / f"P_{kind}"
+        path.write_text("mine")
+        with pytest.raises(ManifestError, match=f"{path.name} belongs to another image"):
+            run(lively, tmp_path / "out", tmp_path / "P_image.nii.gz", "--skip-existing")
+        assert path.read_text() == "mine"
+        path.unlink()
+
+
+def test_no_mask_of_an_earlier_run_stays_beside_new_ones(lively, manifest: Path, tmp_path: Path) -> None:
+    for name, volume in zip(("a", "b"), read_manifest(manifest).sections["validation"], strict=False):
+        shutil.copy(volume.image, tmp_path / f"{name}_image.nii.gz")
+    inputs = [tmp_path / f"{name}_image.nii.gz" for name in ("a", "b")]
+    run(lively, tmp_path / "out", *inputs, "--tta", "--uncertainty")
+    inputs[0].write_bytes(inputs[0].read_bytes()[:-50])
+    with pytest.raises(ManifestError, match=r"a_image\.nii\.gz"):
+        run(lively, tmp_path / "out", *inputs, "--overwrite")
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b_mask.nii.gz"]
+
+
+def test_a_map_that_is_gone_is_not_passed_over(lively, manifest: Path, tmp_path: Path) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    given = (image, "--tta", "--uncertainty", "--skip-existing")
+    (name,) = run(lively, tmp_path / "out", *given)
+    (tmp_path / "out" / f"{name}_uncertainty.nii.gz").unlink()
+    with pytest.raises(ManifestError, match=f"{name}_mask.nii.gz belongs to another image, or was changed"):
+        run(lively, tmp_path / "out", *given)
 
 
 def test_volumes_that_no_prediction_built_stay(lively, phantoms: Path, tmp_path: Path) -> None:

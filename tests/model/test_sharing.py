@@ -15,7 +15,7 @@ import pytest
 from pipeline.cohort.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.model.predictions import predict_volumes
-from pipeline.model.sharing import Finished, Share, shared
+from pipeline.model.sharing import Finished, Share, own_device, shared
 from tests.conftest import BUNDLES, ROOT
 
 
@@ -49,6 +49,15 @@ def test_each_process_checks_its_own_and_raises_the_first_fault_of_all(monkeypat
         with pytest.raises(PipelineError, match="c is faulty"):
             Share(rank, 2).check(check, "abcdef")
     assert checked == [*"ac", *"bd"]
+
+
+def test_processes_get_gpus_in_turn_for_pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device(None) == "cuda:1"
+    assert own_device("cpu") == "cpu"
+    assert own_device(None, "onnx") is None
 
 
 def test_one_process_has_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,10 @@ _PLAIN = re.compile(
 _ROLES = {"t2f": "flair", "flair": "flair", "t2flair": "flair", "t1n": "pre", "t1w": "pre", "t1": "pre", "t1pre": "pre"}
 """Every other name that ``_PLAIN`` finds is post-contrast T1."""
 _T1_FLAIR = re.compile(r"(?<![a-z0-9])t1[a-z]*[-_. ]*(?:t2[-_. ]?)?flair|flair[-_. ]*t1", re.IGNORECASE)
+_CONTRAST = re.compile(
+    r"_(?:ce-|(?:acq|desc|rec)-(?:gd|gad[a-z0-9]*|ce|contrast|[a-z0-9]*post[a-z0-9]*)(?:_|\Z))", re.IGNORECASE
+)
+"""Entities in BIDS names of images with contrast agent: ``ce-gd``, and others in use, such as ``acq-postcontrast``."""
 _SPACE = re.compile(r"_space-[a-z0-9]+", re.IGNORECASE)
 
 
@@ -32,7 +36,7 @@ def sequence_of(stem: str) -> tuple[str, str] | None:
     if is_t1_flair(stem):
         return None
     if found := _BIDS.fullmatch(stem):
-        contrast = "_ce-" in f"_{(found['rest'] or '').lower()}"
+        contrast = _CONTRAST.search(f"_{found['rest'] or ''}")
         return found["case"], "flair" if found["name"].lower() == "flair" else "post" if contrast else "pre"
     if found := _PLAIN.fullmatch(stem):
         return found["case"] or "", _ROLES.get(re.sub("[-_]", "", found["name"].lower()), "post")

@@ -67,6 +67,7 @@
     const truth = view.truth ? values(view, await picture(view.truth), state.slice) : null;
     const levels = values(view, base, state.slice), spread = 255 / (state.high - state.low);
     const scale = Math.max(2, Math.ceil(512 / view.width)), line = clamp(scale / 2.5, 1.5, 3);
+    if (turn !== drawing) return;  // all pictures share one canvas of gray
     paint(gray, view, (voxel) => {
       const level = clamp((levels[voxel] - state.low) * spread, 0, 255);
       return [level, level, level, 255];
