@@ -12,7 +12,6 @@ from pipeline.errors import PipelineError
 from pipeline.scripts.files import WRITING, sync_folder, write_durably, writing_errors
 from pipeline.scripts.manifest import MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX
 
-SEGMENTATION_SUFFIX = "_seg.dcm"
 PACKAGE = Path(__file__).parent
 OWN = PACKAGE if (PACKAGE / "bundles").is_dir() else PACKAGE.parent
 """The folder that holds ``bundles/``, ``experiments/`` and ``recipes/``: the installed package or a checkout's root."""
@@ -26,6 +25,7 @@ MASK_FOLDER, MAP_FOLDER = "masks", "uncertainty"
 """Folders for predicted masks and uncertainty maps, below the folder of an evaluation."""
 SUMMARY_NAME = "summary.json"
 """The summary of an evaluation, in its folder."""
+SEGMENTATION_SUFFIX = "_seg.dcm"
 RESULT_SUFFIXES = (MASK_SUFFIX, PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX, SEGMENTATION_SUFFIX)
 """Ends of the names of all files that a prediction may write for a volume."""
 
