@@ -263,12 +263,13 @@ def measure_evaluation(args: argparse.Namespace) -> Iterator[list[str]]:
     yield ["the same without its pictures and its network's time", spread(same), spread(ours), ratio(same, ours)]
 
 
-def save_our_weights(path: Path) -> None:
+def save_our_weights(path: Path, bundle: Path = BUNDLE) -> None:
     """Write weights that are not trained and mark few voxels. The time does not depend on the values."""
     import torch
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser(json.loads((BUNDLE / "configs" / "inference.json").read_text()))
+    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
+    parser["bundle_root"] = str(bundle)
     network = parser.get_parsed_content("network_def")
     torch.nn.init.constant_([*network.parameters()][-1], -3.0)
     torch.save(network.state_dict(), path)

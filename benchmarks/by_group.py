@@ -18,6 +18,7 @@ from measure import print_table
 from pipeline.cohort.manifest import read_manifest
 from pipeline.command_line import run_cli
 from pipeline.errors import PipelineError
+from pipeline.scoring.results import read_scores
 
 SMALL, LARGE = 8_000, 25_000
 """Limits of the groups by lesion size, in voxels of the native volume."""
@@ -47,20 +48,6 @@ def patients(manifest: Path) -> pandas.DataFrame:
     )
 
 
-def read_dsc(folder: Path) -> pandas.Series[float]:
-    """The DSC of each patient of an evaluation.
-
-    Raises:
-        PipelineError: The folder holds no readable scores.
-    """
-    try:
-        return pandas.read_csv(folder / "scores.csv", index_col="patient")["dsc"]
-    except (OSError, ValueError, KeyError) as error:
-        raise PipelineError(
-            f"{folder}: no readable scores.csv ({error}). Name an output folder of lgg-flair evaluate."
-        ) from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row for each group.
 
@@ -79,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     groups = patients(args.manifest)
-    read = {str(folder): read_dsc(folder) for folder in args.scores}
-    table = pandas.DataFrame(read).join(groups)
+    read = {str(folder): {score.patient: score.dsc for score in read_scores(folder)} for folder in args.scores}
+    table = pandas.DataFrame(read, dtype=float).join(groups)
     unknown = table.index.difference(groups.index)
     if len(unknown):
         raise PipelineError(f"{args.manifest}: has no {', '.join(unknown)}. Pass the manifest that was scored.")

@@ -172,9 +172,9 @@ def evaluation(args: argparse.Namespace) -> list[tuple[str, float]]:
     pipeline.model.predictor.MAX_VOLUMES_AT_ONCE = 1
     with tempfile.TemporaryDirectory() as out:
         weights = args.weights or Path(out) / "weights.pt"
-        if not args.weights:
-            save_our_weights(weights)
         bundle = args.root / "bundles" / args.bundle
+        if not args.weights:
+            save_our_weights(weights, bundle)
         given = ["--manifest", args.manifest, "--bundle", bundle, "--weights", weights, "--out", Path(out) / "scores"]
         pipeline.evaluate.main([str(item) for item in given])
     return list(parts.seconds.items())

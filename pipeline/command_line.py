@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.model.backends import BACKENDS, TORCH
-from pipeline.scripts.faults import is_users_fault, machine_fault_line, ready_process
+from pipeline.scripts.faults import is_users_fault, machine_fault_line, path_fault_line, ready_process
 from pipeline.scripts.memory import share_heap
 
 PROGRAM = "lgg-flair"
@@ -69,6 +69,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | N
         return 141
     except Exception as error:
         line = str(error) if is_users_fault(error) else machine_fault_line(error, MEMORY_REMEDY)
+        line = line or path_fault_line(error)
         if line is None:
             raise
         _complain("\n".join([f"error: {line}", *getattr(error, "__notes__", ())]))

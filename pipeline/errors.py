@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.scripts.faults import PipelineError, fault_lines
+from pipeline.scripts.faults import PipelineError, WritingError, fault_lines
 
-__all__ = ["ManifestError", "PipelineError"]
+__all__ = ["ManifestError", "PipelineError", "WritingError"]
 
 
 class ManifestError(PipelineError):

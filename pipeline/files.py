@@ -51,14 +51,20 @@ def named_path(name: str | Path, folder: str, suffix: str = "") -> Path:
     """
     is_kind = Path.is_file if suffix else Path.is_dir
     named = f"{name}{suffix}"
-    found = [path for path in (Path(name), Path(folder, named), OWN / folder / named) if is_kind(path)]
+    places = (Path(name), Path(folder, named), OWN / folder / named) if str(name) else ()  # an empty name is no place
+    found = [path for path in places if is_kind(path)]
     if found:
         return next((path for path in found if suffix or (path / "configs").is_dir()), found[0])
     there = [path for place in (Path(folder), OWN / folder) for path in place.glob(f"*{suffix}") if is_kind(path)]
     known = sorted({path.stem for path in there} - {"template"})
     raise PipelineError(
-        f"{name}: neither a path nor one of the {folder} (known: {', '.join(known)}). Give one of them."
+        f"{name or repr('')}: neither a path nor one of the {folder} (known: {', '.join(known)}). Give one of them."
     )
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether a folder exists and is not empty."""
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def replace_all(staged: Mapping[Path, Path], aside: Path) -> None:

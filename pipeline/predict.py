@@ -101,8 +101,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-existing",
         action="store_true",
-        help="keep the masks that exist and predict the other patients, to continue a run or to add patients. A mask "
-        "that was changed, or belongs to other options or another image, is refused unless --overwrite is given",
+        help="keep the masks that exist and predict the other patients, to continue a run or to add patients. Name the "
+        "earlier inputs again: the tables and pictures are those of this run's inputs. A mask that was changed, or "
+        "belongs to other options or another image, is refused unless --overwrite is given",
     )
     return parser
 

@@ -89,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         PipelineError: A mask, a table or an option cannot be used; the message says which.
     """
     args = arguments().parse_args(argv)
-    if args.columns and not args.clinical:
-        raise PipelineError("--columns without --clinical (expected both). Pass --clinical CSV too.")
+    for option in ("columns", "features"):
+        if getattr(args, option) and not args.clinical:
+            raise PipelineError(f"--{option} without --clinical (expected both). Pass --clinical CSV too.")
     from pipeline.features.measuring import PAGE_NAME, PAPER_FEATURES, measure_shapes
     from pipeline.pages.shape import write_shape_page  # It loads slowly, and --help does not need it.
 

@@ -38,6 +38,7 @@ def test_a_full_gpu_ends_a_command_in_one_line(capsys: Any) -> None:
         (MemoryError(), "memory ran out (MemoryError)"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
         (OSError(28, "No space left on device", "x.csv"), "x.csv: No space left on device. Free space"),
+        (OSError(36, "File name too long", "xxx"), "xxx: File name too long. Check the path and its permissions."),
     ],
 )
 def test_command_lines_say_what_the_machine_lacks(error: Exception, message: str, capsys: Any) -> None:

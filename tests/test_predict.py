@@ -65,7 +65,7 @@ def test_figures_of_predictions(lively, manifest: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / f"{name}.gif").is_file()
     page = tmp_path / "out" / "predictions.html"
     assert name in page.read_text()
-    run(lively, tmp_path / "out", image, "--overwrite")  # without pictures: old ones of this mask may stay
+    run(lively, tmp_path / "out", image, "--skip-existing")  # without pictures: those of this mask may stay
     assert not page.exists()
     assert (tmp_path / "out" / "figures" / f"{name}.gif").is_file()
     run(lively, tmp_path / "out", image, "--overwrite", "--tta", "--uncertainty")  # of another mask or map they may not

@@ -99,6 +99,12 @@ def generated_files(bundle: Path) -> dict[Path, str]:
     metadata = ConfigParser.load_config_file(template / "metadata.yaml")
     for key, value in own_metadata.items():
         merge_kv(metadata, key, value)
+    image = metadata["network_data_format"]["inputs"]["image"]
+    channels = network["network_def"].get("in_channels", image["num_channels"])
+    if image["num_channels"] != channels:  # neighbouring slices, each with the same sequences
+        names = [*image["channel_def"].values()]
+        image["num_channels"] = channels
+        image["channel_def"] = {str(number): names[number % len(names)] for number in range(channels)}
     files[bundle / "configs" / "metadata.json"] = _json(metadata) + "\n"
     copied = {template / "logging.conf": "configs/logging.conf", template / "LICENSE": "LICENSE"}
     if (licence := bundle.parent / WEIGHTS_LICENCE).is_file():  # a folder of other people's bundles has none

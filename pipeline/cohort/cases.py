@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +29,10 @@ from pipeline.cohort.listing import Listing
 from pipeline.cohort.names import NOT_A_SLICE, folder_name, id_fault
 from pipeline.cohort.sequences import (
     BIDS_ID,
-    FOLDER,
+    MASK_KINDS,
     Place,
     exams,
+    folder_of,
     place_of,
     preferred,
     role_of,
@@ -40,7 +42,15 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.formats import case_of, is_volume_name, stem_of
 from pipeline.scripts.faults import shown
 from pipeline.scripts.files import content_of
-from pipeline.scripts.manifest import DATASET_NAME, MAX_MANIFEST_BYTES, SECTIONS, Channels, channel_role, channels_of
+from pipeline.scripts.manifest import (
+    DATASET_NAME,
+    MAX_MANIFEST_BYTES,
+    ROLES,
+    SECTIONS,
+    Channels,
+    channel_role,
+    channels_of,
+)
 from pipeline.scripts.sequences import is_t1_flair
 
 EXPECTED = {
@@ -49,6 +59,8 @@ EXPECTED = {
 }
 _OTHER_CHANNEL = "channel {}, not FLAIR or T1"
 _LABEL = re.compile(r"(?:(?P<case>.+?)[-_. ])?(?:seg|dseg|segmentation|mask|labels?)", re.IGNORECASE)
+_BRAIN = re.compile(r"(?:.*[-_. ])?[a-z0-9]*brain(?!tumou?r|lesion)[a-z]*(?:[-_. ]parenchyma)?", re.IGNORECASE)
+"""Names of masks of the brain, up to ``_mask``. The last part says what a mask shows, others may be the patient's."""
 _LESION = re.compile(r"(?:lesion|tumou?r)(?!fill)|abnormal", re.IGNORECASE)
 _OF_THE_IMAGE = {"sub", "ses", "acq", "ce", "rec", "run", "space", "res", "den", "part", "echo", "inv", "flip", "mt"}
 """Entities of BIDS that describe the image. All others say what a mask shows."""
@@ -121,7 +133,10 @@ def find_cases(root: Path, listing: Listing, *, skip_unpaired: bool = False) -> 
     rest = volumes - {each.path for each in described.assigned} - described.skipped.keys()
     by_name, nameless = _assigned_by_names(sorted(rest), described.channels)
     own_name = folder_name(root)
-    assigned = [replace(each, patient=each.patient or own_name) for each in (*described.assigned, *by_name)]
+    assigned = [
+        replace(each, patient=unicodedata.normalize("NFC", each.patient or own_name))
+        for each in (*described.assigned, *by_name)
+    ]
     cases, left_out = _grouped(assigned, skip_unpaired=skip_unpaired)
     cases = {name: _with_data_files(root, case, listing) for name, case in cases.items()}
     used = {path for case in cases.values() for path in case.paths}
@@ -241,16 +256,16 @@ def _assigned_by_names(
     skipped: dict[str, str] = {}
     for path in map(PurePosixPath, paths):
         label = _LABEL.fullmatch(stem_of(path.name))
-        if label and "brain" in path.name.lower():
+        if label and _is_of_the_brain(stem_of(path.name), label["case"] or ""):
             skipped[str(path)] = "a mask of the brain"
         elif label and (part := _part_of(path)) and not _names_lesion(path):
             skipped[str(path)] = f"a mask of {part}, not of a lesion"
         elif label:
             case = label["case"]
-            patient = _patient(path.with_name(f"{case}.nii")) if case else path.parent.name
+            patient = _patient(path.with_name(f"{case}.nii"), ("flair",)) if case else path.parent.name
             assigned.append(_Assigned(str(path), patient, "label", place_of(path)))
-        elif _folder_of(path)[0] in ("label", "mask"):
-            assigned.append(_Assigned(str(path), _patient(path), "label", place_of(path)))
+        elif folder_of(path)[0] in MASK_KINDS:
+            assigned.append(_Assigned(str(path), _patient(path, ("flair",)), "label", place_of(path)))
         else:
             others.append(path)
     labelled = {(each.place, each.patient) for each in assigned}
@@ -262,6 +277,13 @@ def _assigned_by_names(
         else:
             skipped[str(path)] = found
     return assigned, skipped
+
+
+def _is_of_the_brain(stem: str, case: str) -> bool:
+    """Whether the name of a mask says that it shows the brain. A patient's id may hold the word, too."""
+    if bids := BIDS_ID.match(stem):
+        return "brain" in stem[bids.end() :].lower()
+    return bool(_BRAIN.fullmatch(case))
 
 
 def _part_of(path: PurePosixPath) -> str:
@@ -286,23 +308,18 @@ def _folders(path: PurePosixPath) -> list[PurePosixPath | str]:
     return [*list(path.parents)[:-1], ""]
 
 
-def _folder_of(path: PurePosixPath) -> tuple[str, str]:
-    """What a file is by its folders: image, label or mask, and the part, such as ``tr``; empty texts if unknown.
+def _patient(path: PurePosixPath, roles: Collection[str] = ROLES) -> str:
+    """The patient of a file: ``X`` for the names ``X``, ``X_flair`` and ``X_image``.
 
-    The nearest folder whose name says it decides.
+    Args:
+        path: The file.
+        roles: Sequences that are no part of the patient's id. In the name of a mask, T1 may be a time point.
     """
-    matches = (FOLDER.fullmatch(part) for part in reversed(path.parts[:-1]))
-    match = next(filter(None, matches), None)
-    return (match["kind"].lower(), (match["part"] or "").lower()) if match else ("", "")
-
-
-def _patient(path: PurePosixPath) -> str:
-    """The patient of an image file: ``X`` for the names ``X``, ``X_flair`` and ``X_image``."""
     stem = stem_of(path.name)
     if bids := BIDS_ID.match(stem):
         return bids[0]
     by_name = role_of(Path(path))
-    return by_name[0] if by_name else case_of(stem)
+    return by_name[0] if by_name and by_name[1] in roles else case_of(stem)
 
 
 def _image_assigned(
@@ -310,7 +327,7 @@ def _image_assigned(
 ) -> _Assigned | str:
     """The patient and role of an image file, or why it is skipped."""
     stem = stem_of(path.name)
-    kind, part = _folder_of(path)
+    kind, part = folder_of(path)
     place = place_of(path)
     numbered = _NUMBERED.fullmatch(stem) if kind == "image" and (place, stem) not in labelled else None
     by_name = role_of(Path(path))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipeline.cohort.listing import Listing, counts_line, hash_of, list_files
-from pipeline.cohort.manifest import Manifest, read_manifest, verify_volume
+from pipeline.cohort.manifest import Manifest, is_of_others, read_manifest, verify_volume
 from pipeline.cohort.pseudonyms import aliases, read_key
 from pipeline.cohort.reading import owners_of
 from pipeline.errors import ManifestError, PipelineError
@@ -95,6 +95,8 @@ def verify_manifest(source: str | Path, out: str | Path, pseudonymise: str | Pat
         PipelineError: The manifest cannot be read, or does not belong to the folder.
     """
     listing, manifest = list_files(Path(source)), read_manifest(out)
+    if is_of_others(manifest.raw):
+        raise PipelineError(f"{manifest.path}: a datalist of another program, without SHA-256. Choose another --out.")
     known, names = known_sources(manifest, Path(source), listing, Path(pseudonymise) if pseudonymise else None)
     faults: dict[str, list[str]] = defaultdict(list)
     hashes: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pipeline.cohort.cases import HEADER_SUFFIXES, data_file
 from pipeline.cohort.listing import LINK, RESULT, Listing, list_files
 from pipeline.cohort.manifest import read_images
 from pipeline.cohort.names import JUNK_NAMES, id_fault, is_junk_folder, shortened
-from pipeline.cohort.sequences import Sequences, group
+from pipeline.cohort.sequences import MASK_KINDS, Sequences, folder_of, group
 from pipeline.cohort.studies import find_studies, is_uid
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.imaging.dicom import convert, is_dicom, series_of, unpacked
@@ -117,14 +118,23 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
     if path.is_file() and path.name.lower().endswith(".zip"):
         return _of_zip(path, out, series)
     if is_volume_name(path.name):
-        named = sequence_of(stem_of(path.name))
-        if is_t1_flair(stem_of(path.name)) or (named and named[1] != "flair"):
-            raise PipelineError(f"{path}: T1 by its name (expected FLAIR). Give FLAIR, or rename the file.")
+        _refuse_named(path, "FLAIR", {"T1": ("pre", "post")})
         return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
     raise PipelineError(
         f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of DICOM, a "
         "folder of volumes, DICOM or slices, or a manifest or other Decathlon datalist). Check the path."
     )
+
+
+def _refuse_named(path: Path, wanted: str, others: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a file whose name says that it is another sequence than the wanted one."""
+    stem = stem_of(path.name)
+    named = sequence_of(stem)
+    found = (
+        "T1 FLAIR" if is_t1_flair(stem) else next((name for name, of in others.items() if named and named[1] in of), "")
+    )
+    if found:
+        raise PipelineError(f"{path}: {found} by its name (expected {wanted}). Give {wanted}, or rename the file.")
 
 
 def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, out: Path) -> Inputs:
@@ -137,16 +147,23 @@ def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, o
         out: The folder for the results, in which the volume is built.
 
     Raises:
-        PipelineError: There is not exactly one FLAIR file, a file does not exist, or the name is not allowed.
+        PipelineError: There is not exactly one FLAIR file, a file does not exist, its name says that it is another
+            sequence, or the name is not allowed.
     """
     if len(given) != 1 or not is_volume_name(given[0].name):
         raise PipelineError("a separate T1 file needs exactly one FLAIR file. Give --flair FILE.")
     flair = given[0]
-    name = stem_of(flair.name)
-    found = [(name, _source(name, Sequences(flair, pre, post), out))]
-    for path in filter(None, (flair, pre, post)):
-        if not path.is_file():
+    for path, wanted, others in (
+        (flair, "FLAIR", {"T1": ("pre", "post")}),
+        (pre, "pre-contrast T1", {"FLAIR": ("flair",), "post-contrast T1": ("post",)}),
+        (post, "post-contrast T1", {"FLAIR": ("flair",)}),
+    ):
+        if path and not path.is_file():
             raise PipelineError(f"{path}: no such file. Check the path.")
+        if path:
+            _refuse_named(path, wanted, others)
+    name = _name_of(flair)
+    found = [(name, _source(name, Sequences(flair, pre, post), out))]
     _refuse_names([(name, flair)])
     return Inputs(dict(found))
 
@@ -274,7 +291,7 @@ class _Content:
 
 
 def _name_of(path: Path) -> str:
-    return case_of(stem_of(path.name))
+    return unicodedata.normalize("NFC", case_of(stem_of(path.name)))
 
 
 def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
@@ -286,10 +303,11 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     volumes = [path for path in files if is_volume_name(path.name)]
     rest = {path.relative_to(folder).as_posix(): path for path in files if not is_volume_name(path.name)}
     dicom = sum(map(is_dicom, rest.values()))
-    images = [path for path in volumes if _name_of(path) != stem_of(path.name)]
+    named = [path for path in volumes if case_of(stem_of(path.name)) != stem_of(path.name)]
+    images = [path for path in named if folder_of(path.relative_to(folder))[0] not in MASK_KINDS]
     if images:
         refuse_described(folder)
-    patients, others, unclear = group(set(volumes) - set(images))
+    patients, others, unclear = group(set(volumes) - set(images), folder)
     slices, faults, _ = slices_by_patient(listing)
     sliced = sorted(
         name for name, group in slices.items() if any(file.kind == "image" and str(file.path) in rest for file in group)

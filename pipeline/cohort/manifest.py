@@ -235,14 +235,14 @@ def _refuse_twice(manifest: Manifest, remedy: str) -> None:
     persons: dict[str, Volume] = {}
     for volume in manifest.volumes:
         first = persons.setdefault(person(volume.patient), volume)
-        if volume.patient in patients:
+        if volume.patient.casefold() in patients:  # their files would overwrite each other on some systems
             raise PipelineError(f"{manifest.path}: patient {shown(volume.patient)} is listed twice. {remedy}")
         if first.section != volume.section:
             raise PipelineError(
                 f"{manifest.path}: one person in two sections: {shown(first.patient)} in {first.section}, "
                 f"{shown(volume.patient)} in {volume.section} (expected one section a person). {remedy}"
             )
-        patients.add(volume.patient)
+        patients.add(volume.patient.casefold())
 
 
 def _volume(file: Path, section: str, item: Any, patients: dict[str, Any]) -> Volume:

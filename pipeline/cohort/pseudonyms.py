@@ -52,7 +52,7 @@ def read_key(path: Path) -> dict[str, str]:
     """
     wanted = ", ".join(KEY_COLUMNS)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             columns, *rows = [*filter(None, csv.reader(file))] or [[]]
         key = dict(rows)
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,6 +21,7 @@ FOLDER = re.compile(
     r"(?P<kind>image|label|mask)s?[-_]?(?P<part>tr|ts|val?|train(?:ing)?|test|validation)?", re.IGNORECASE
 )
 """Names of folders that hold only images or only masks, such as ``imagesTr`` and ``labelsTr``."""
+MASK_KINDS = ("label", "mask")
 
 Place = tuple[str, ...]
 """What files of one exam have in common, apart from the patient."""
@@ -63,6 +65,16 @@ def role_of(path: Path) -> tuple[str, str] | None:
     """
     found = sequence_of(stem_of(path.name))
     return (found[0] or path.parent.name, found[1]) if found else None
+
+
+def folder_of(path: PurePath) -> tuple[str, str]:
+    """What a file is by its folders: image, label or mask, and the part, such as ``tr``; empty texts if unknown.
+
+    The nearest folder whose name says it decides.
+    """
+    matches = (FOLDER.fullmatch(part) for part in reversed(path.parts[:-1]))
+    match = next(filter(None, matches), None)
+    return (match["kind"].lower(), (match["part"] or "").lower()) if match else ("", "")
 
 
 def place_of(path: PurePath) -> Place:
@@ -133,26 +145,31 @@ def preferred(
     return list(chosen), {path: f"{reason}, {chosen[0]} is used" for path in paths if path != chosen[0]}
 
 
-def group(paths: Iterable[Path]) -> tuple[dict[str, Sequences], dict[Path, str], dict[str, str]]:
+def group(
+    paths: Iterable[Path], root: Path | None = None
+) -> tuple[dict[str, Sequences], dict[Path, str], dict[str, str]]:
     """The sequences of each patient, found by the names of volume files.
 
     Args:
         paths: The volume files.
+        root: The source folder; None for the folder that holds all files.
 
     Returns:
         Sequences by patient, why a file is not used by file, and the files that are not clear by patient.
     """
     files = sorted(paths)
-    base = os.path.commonpath([path.parent for path in files]) if files else ""
+    base = root or (os.path.commonpath([path.parent for path in files]) if files else "")
     named: list[tuple[str, Place, str, Path]] = []
     skipped: dict[Path, str] = {}
     for path in files:
         role = role_of(Path(folder_name(path.parent), path.name))
-        if role is None:
+        if folder_of(path.relative_to(base))[0] in MASK_KINDS:
+            skipped[path] = "in a folder of masks"
+        elif role is None:
             mixed = is_t1_flair(stem_of(path.name))
             skipped[path] = "its name says both T1 and FLAIR" if mixed else "its name says neither FLAIR nor T1"
         else:
-            named.append((role[0], place_of(path.relative_to(base)), role[1], path))
+            named.append((unicodedata.normalize("NFC", role[0]), place_of(path.relative_to(base)), role[1], path))
     patients: dict[str, Sequences] = {}
     unclear: dict[str, str] = {}
     for patient, places in exams(named).items():

@@ -66,7 +66,7 @@ class ClinicalTable:
     Args:
         columns: Column -> patient of the features -> group. Patients without a value are left out.
         matched: Number of patients of the features that are in the table.
-        skipped: Column -> why it is not tested.
+        skipped: Column -> why it is not tested, without a value of the table.
         unmatched: Patients of the features that are not in the table.
     """
 
@@ -139,7 +139,11 @@ def read_clinical(path: str | Path, patients: Sequence[str], columns: Sequence[s
         groups = _groups({one: texts[row] for one, row in found.items() if row in texts.index})
         count = len(set(groups.values()))
         if not 2 <= count <= MAX_GROUPS:
-            skipped[column] = f"{count} different values (expected 2 to {MAX_GROUPS}){_not_a_number(groups)}"
+            odd = _not_numbers(groups)
+            also = f", and {len(odd)} of {len(groups)} are not numbers" if odd else ""
+            skipped[column] = f"{count} different values (expected 2 to {MAX_GROUPS}){also}"
+            if odd:  # for the terminal only, because reasons are written into the results
+                logger.info("%s: %s is not a number", shown(column), shown(odd[0]))
         elif len(groups) < 2 * count:
             skipped[column] = f"{count} groups of {len(groups)} patients (expected two patients in a group, on average)"
         else:
@@ -205,11 +209,11 @@ def _plain(name: str) -> str:
     return name.replace("-", "_").lower()
 
 
-def _not_a_number(groups: Mapping[str, str]) -> str:
-    """The first value that is no number, of a column that has numbers too."""
+def _not_numbers(groups: Mapping[str, str]) -> list[str]:
+    """The values that are no numbers, of a column that has numbers too."""
     numbers = pd.to_numeric(pd.Series(groups, dtype=str), errors="coerce")
     odd = [groups[str(one)] for one in numbers.index[numbers.isna()]]
-    return f", and {shown(odd[0])} is not a number" if odd and len(odd) < len(groups) else ""
+    return odd if len(odd) < len(groups) else []
 
 
 def _groups(groups: dict[str, str]) -> dict[str, str]:

@@ -23,7 +23,8 @@ from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.progress import progress
 from pipeline.scoring.protocols import largest_component
 from pipeline.scoring.results import read_summary
-from pipeline.scripts.files import locked, sha256_file, write_durably
+from pipeline.scripts.faults import shown
+from pipeline.scripts.files import locked, sha256_file, write_durably, writing_errors
 from pipeline.scripts.manifest import LABEL_SUFFIX, MANIFEST_NAME, MASK_SUFFIX, VOLUMES
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ def measure_shapes(
             **{"masks": Path(masks).name, "clinical": _named(clinical), "seed": seed, "spacing_mm": spacing},
             "only_largest": only_largest,
         }
+        with writing_errors(out / PAGE_NAME):
+            (out / PAGE_NAME).unlink(missing_ok=True)  # of earlier tables
         _write(result, out, facts)
         if table:
             result = dataclasses.replace(result, clinical=table, associations=_tested(shapes, table, features, seed))
@@ -194,7 +197,7 @@ def find_masks(source: Path) -> dict[str, dict[str, Path]]:
 def _files(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.glob(f"*{suffix}")):
         if not path.name.startswith("."):  # such as ._x of macOS
-            yield path.name.removesuffix(suffix), path
+            yield shown(path.name.removesuffix(suffix)), path
 
 
 def values(shapes: Mapping[str, ShapeFeatures], feature: str) -> dict[str, float]:

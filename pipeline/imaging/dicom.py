@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import math
 import os
 import re
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,9 +58,11 @@ _TAGS = [
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 _ZIP_ERRORS = (
-    OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
+    OSError, EOFError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
 )  # fmt: skip
 """Errors that zipfile raises for damaged files."""
+_PART_BYTES = 2**22
+"""Size of the parts in which a file of a zip is copied."""
 _GRAY = "MONOCHROME2"
 _REMARKS = (
     "Chris Rorden", "v1.", "Found ", "Convert ", "Warning: Patient Position", "Warning: Instance Number"
@@ -133,7 +136,8 @@ def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[
         names: Names of the files to unpack; None for all.
 
     Raises:
-        PipelineError: The zip is damaged, encrypted or too large.
+        PipelineError: The zip is damaged, encrypted or too large, cannot be read, or holds two files of one name.
+        WritingError: The files cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="dicom-") as folder:
         files: dict[str, Path] = {}
@@ -148,12 +152,20 @@ def unpacked(path: Path, names: Collection[str] | None = None) -> Iterator[dict[
                     raise PipelineError(
                         f"{path}: holds encrypted files. Unpack it with its password, and give the folder."
                     )
+                if len({entry.filename for entry in entries}) < len(entries):
+                    raise PipelineError(
+                        f"{path}: holds several files of one name. Unpack it into folders, and give the folder."
+                    )
                 for entry in entries:
                     if names is None or entry.filename in names:
                         # Files get numbers, because names in a zip may lead out of the folder or differ only in case.
                         target = files.setdefault(entry.filename, Path(folder, f"{len(files):06}"))
-                        with file.open(entry) as source, target.open("wb") as copy:
-                            shutil.copyfileobj(source, copy)
+                        with file.open(entry) as source:
+                            for part in itertools.chain([b""], iter(partial(source.read, _PART_BYTES), b"")):
+                                with writing_errors(target), target.open("ab") as copy:
+                                    copy.write(part)
+        except PermissionError as error:
+            raise PipelineError(f"{path}: cannot be read ({error.strerror}). Change its permissions.") from error
         except _ZIP_ERRORS as error:
             raise PipelineError(f"{path}: no readable zip ({shown(error)}). Copy it again, or unpack it.") from error
         yield files
@@ -195,12 +207,12 @@ def find_series(files: Sequence[Path]) -> Found:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             list(header.iterall())  # pydicom reads a value at its first use, so that an error shows only then
+            modality, meta = str(header.get("Modality", "")), header.file_meta
+            kind = UID(meta.get("MediaStorageSOPClassUID", "") if "TransferSyntaxUID" in meta else "").name
         except header_errors() as error:
             why = "it does not begin as a DICOM file does" if isinstance(error, InvalidDicomError) else shown(error)
             damaged[path] = why if path.stat().st_size else "0 bytes"
             continue
-        modality, meta = str(header.get("Modality", "")), header.file_meta
-        kind = UID(meta.get("MediaStorageSOPClassUID", "") if "TransferSyntaxUID" in meta else "").name
         if modality in _NO_IMAGES:
             others[path] = f"no image ({modality})"
         elif "Rows" in header:
@@ -217,8 +229,8 @@ def header_errors() -> tuple[type[Exception], ...]:
     """The errors that pydicom and highdicom raise for damaged or incomplete headers."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
-    own = (BytesLengthException, InvalidDicomError)
-    return (*own, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, struct.error)
+    own = (BytesLengthException, InvalidDicomError, struct.error, zlib.error)
+    return (*own, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 
 
 def _series(uid: str, found: Sequence[tuple[Path, Dataset]]) -> Series:
@@ -433,9 +445,16 @@ def _convert_slices(series: Series, folder: Path) -> nib.Nifti1Image:
         source.mkdir()
         target.mkdir()
         for number, path in enumerate(series.files):
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise PipelineError(
+                    f"series {series.number}: a slice cannot be read ({error.strerror}). Check the disk or the "
+                    "permissions, then run again."
+                ) from error
             with writing_errors(target):
                 # The slices get a folder of their own, because theirs may hold other series.
-                shutil.copyfile(path, source / f"{number:06}.dcm")
+                (source / f"{number:06}.dcm").write_bytes(data)
         options = ["-b", "n", "-z", "n", "-f", "volume", "-w", "1", "-o", str(target), str(source)]
         done = subprocess.run(  # noqa: S603
             [dcm2niix.bin, *options], capture_output=True, encoding="utf-8", errors="replace", check=False

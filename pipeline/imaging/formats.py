@@ -84,6 +84,8 @@ def _read_itk(path: Path) -> Any:
         size = reader.GetSize()
         if reader.GetDimension() != 3:
             raise PipelineError(f"{path}: {reader.GetDimension()} dimensions (expected 3). Give one volume.")
+        if 0 in size:
+            raise PipelineError(f"{path}: holds no voxel. Replace the file.")
         if np.prod(size) * reader.GetNumberOfComponents() > MAX_VALUES:
             raise PipelineError(
                 f"{path}: the header claims {' x '.join(map(str, size))} voxels (expected at most {MAX_VALUES}). "

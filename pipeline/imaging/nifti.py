@@ -258,8 +258,9 @@ def _save_like(volume: NDArray[Any], path: Path, like: Path) -> None:
     header.set_data_dtype(volume.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
+    header.set_intent("none")  # ITK writes channels as a vector
     # These fields hold free text of other programs, perhaps a patient's name.
-    for name in {"db_name", "aux_file", "intent_name", "data_type"} & {*header.keys()}:  # NIfTI-2 lacks two
+    for name in {"db_name", "aux_file", "data_type"} & {*header.keys()}:  # NIfTI-2 lacks two
         header[name] = b""
     header.extensions.clear()
     header["descrip"] = DESCRIPTION if header["descrip"].tobytes().startswith(DESCRIPTION) else b"research only"

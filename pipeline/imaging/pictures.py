@@ -20,6 +20,8 @@ MAX_SLICE_SIDE_PX = 4096
 _SUB_PAGES, _DESCRIPTION = 330, 270
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _STRIP_BYTES, _FORMAT = 256, 257, 258, 259, 273, 277, 279, 339
 _UNSIGNED, _FLOAT, _UNCOMPRESSED = 1, 3, 1
+_PNG_BITS = 24
+"""Place of the bits per channel in a PNG file."""
 _DECODER_ERRORS = (
     OSError,
     EOFError,
@@ -52,6 +54,8 @@ def decode_slice(data: bytes, kind: Literal["image", "mask"]) -> Pixels:
         PipelineError: The file is damaged, is not a picture, or has a size or pixel type that is refused.
     """
     name = _format_of(data)
+    if name == "PNG" and data[_PNG_BITS : _PNG_BITS + 1] == b"\x10":  # Pillow reads the high byte of colors
+        raise PipelineError("16-bit unsigned pixels (expected 8-bit unsigned). Convert with a stated intensity window.")
     if name == "JPEG" and kind == "mask":
         raise PipelineError("a mask as JPEG, which changes values (expected TIFF or PNG). Export the mask again.")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
 import platform
@@ -10,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,14 @@ class Bundle:
 def versions(backend: str) -> dict[str, str]:
     """Versions of all software that can change a score: name -> version."""
     names = ("torch", "monai", "numpy", "medpy", *PACKAGES.get(backend, ()))
-    return {"python": platform.python_version(), "pipeline": __version__} | {name: version(name) for name in names}
+    return {"python": platform.python_version(), "pipeline": __version__} | {name: _version(name) for name in names}
+
+
+def _version(module: str) -> str:
+    try:
+        return version(module)
+    except PackageNotFoundError:  # a module of a package with another name, such as onnxruntime-gpu
+        return str(importlib.import_module(module).__version__)
 
 
 def refuse_unequal(option: str, given: Sequence[object], bundles: Sequence[object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.files import named_path
 from pipeline.model.bundle import load_bundle
+from pipeline.scripts.faults import shown
 from pipeline.scripts.files import sha256_bytes, write_durably
 from pipeline.scripts.records import RECORD
 from pipeline.scripts.weights import shipped_sha256
@@ -89,6 +91,10 @@ def pack_bundle(bundle: str | Path, out: str | Path = "dist", *, trust: bool = F
         version = str(json.loads(metadata.read_bytes())["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{metadata}: names no version ({error!r}). Add it. {IN_SOURCE}") from error
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", version):
+        raise PipelineError(
+            f"{metadata}: version {shown(version)!r} (expected letters, digits and . _ + -). Correct it."
+        )
     target = Path(out) / f"{folder.resolve().name}_v{version}.zip"
     sha256 = sha256_bytes(data)
     write_durably(target, data)

@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -29,8 +31,17 @@ from pipeline.cohort.inputs import (
 from pipeline.cohort.names import shortened
 from pipeline.cohort.pseudonyms import check_place, key_for
 from pipeline.cohort.reading import build_images
-from pipeline.errors import ManifestError, PipelineError
-from pipeline.files import BUILT_MARK, FIGURES, FINISHED, RESULT_SUFFIXES, SEGMENTATION_SUFFIX, SUMMARY_NAME, path_list
+from pipeline.errors import ManifestError, PipelineError, WritingError
+from pipeline.files import (
+    BUILT_MARK,
+    FIGURES,
+    FINISHED,
+    RESULT_SUFFIXES,
+    SEGMENTATION_SUFFIX,
+    SUMMARY_NAME,
+    holds_files,
+    path_list,
+)
 from pipeline.imaging.nifti import oddities, save_map, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import config_of, device_of, load_bundles, refuse_single_pass, refuse_unequal, versions
@@ -141,7 +152,7 @@ def predict_volumes(
         overwrite: Replace results that already exist.
         skip_existing: Continue a run of the same settings that stopped, or add patients to it. Volumes that have a mask
             are not predicted again. Masks that were changed, or belong to other settings or another image, are refused
-            unless ``overwrite`` is true. The tables hold only the volumes of ``inputs``.
+            unless ``overwrite`` is true. The tables and pictures are only those of ``inputs``.
         all_components: Keep every connected component of a mask, not only the largest.
         series: SeriesNumber or SeriesInstanceUID of the DICOM series to use as FLAIR.
         pre: A file with pre-contrast T1, on any grid, for the single FLAIR file in ``inputs``.
@@ -178,7 +189,7 @@ def predict_volumes(
     with shared() as share, locked(out, (VOLUMES, FIGURES)) if share.is_first else nullcontext():
         key: dict[str, str] = {}
         if pseudonymise:
-            check_place(Path(pseudonymise), out, *(path for path in given if path.is_dir()))
+            check_place(Path(pseudonymise), out, *(path if path.is_dir() else path.parent for path in given))
             found, key = _pseudonymised(found, Path(pseudonymise), out, share)
         _refuse_what_is_there(out, () if overwrite or skip_existing else [*found.sources])
         share.wait()
@@ -200,7 +211,7 @@ def predict_volumes(
         finished = Finished(out, {**settings, **written, "versions": versions(backend)})
         if skip_existing and not overwrite:
             _refuse_other_settings(out, finished, found.sources)
-        _clear(out, finished, share, tables_alone=skip_existing)
+        _clear(out, finished, share, [] if skip_existing else [*found.sources])
         keep = _Kept(out, finished, probability=probability, dicom_seg=dicom_seg, overwrite=overwrite)
         own = {name: found.sources[name] for name in share.of([*found.sources])}
         predictions, faults = _all_predicted(predictor, own, keep)
@@ -209,11 +220,7 @@ def predict_volumes(
         if not by_name:
             raise ManifestError({path: [message] for path, message in {**faults, **found.refused}.items()})
         images = {name: source.image for name, source in found.sources.items()}
-        labels = {
-            str(path): _label(name, source, key)
-            for name, source in found.sources.items()
-            for path in _own_files(source)
-        }
+        labels = _labels(found.sources, key)
         predictions = [replace(by_name[name], image=labels[str(images[name])]) for name in images if name in by_name]
         result = PredictionResult(tuple(predictions), {**faults, **found.refused}, images)
         if share.is_first:
@@ -231,7 +238,7 @@ def predict_volumes(
 def _refuse_unfit_options(found: Inputs, *, series: str | None, dicom_seg: bool, pseudonymise: bool) -> None:
     """Refuse options that would have no effect, or that would publish names that a pseudonym hides."""
     is_dicom = [source.dicom is not None for source in found.sources.values()]
-    if series and not any(is_dicom):
+    if series is not None and not any(is_dicom):
         raise PipelineError("--series without DICOM (expected a folder or zip of DICOM). Leave --series out.")
     if dicom_seg and not all(is_dicom):
         raise PipelineError("--dicom-seg with inputs that are not DICOM (expected only DICOM). Leave --dicom-seg out.")
@@ -244,6 +251,10 @@ def _refuse_unfit_options(found: Inputs, *, series: str | None, dicom_seg: bool,
 def _found(
     given: Sequence[Path], out: Path, series: str | None, pre: str | Path | None, post: str | Path | None
 ) -> Inputs:
+    if series == "":
+        raise PipelineError(
+            "--series is empty (expected a SeriesNumber or SeriesInstanceUID). Name one, or leave it out."
+        )
     if pre or post:
         return name_sequences(given, Path(pre) if pre else None, Path(post) if post else None, out)
     return find_inputs(given, out, series)
@@ -252,22 +263,25 @@ def _found(
 def _build_slices(found: Inputs, out: Path, key: Mapping[str, str], *, allow_gaps: bool) -> None:
     """Build volumes from folders of slices. Mark ``volumes/`` as built, so that no later run reads it as an input."""
     if found.slice_folders or any(source.is_built for source in found.sources.values()):
-        if (out / VOLUMES).is_dir() and any((out / VOLUMES).iterdir()) and not (out / BUILT_MARK).is_file():
+        if holds_files(out / VOLUMES) and not (out / BUILT_MARK).is_file():
             raise PipelineError(f"{out / VOLUMES}: holds volumes of no prediction. Choose another --out.")
         write_durably(out / BUILT_MARK, b"volumes/ was built from other files. It is not an input of a prediction.\n")
     for folder in found.slice_folders:
         build_images(folder, out / VOLUMES, allow_gaps=allow_gaps, names=key)
 
 
-def _clear(out: Path, finished: Finished, share: Share, *, tables_alone: bool) -> None:
-    """Remove earlier tables and pages, which would not fit the new masks, and records of earlier volumes."""
+def _clear(out: Path, finished: Finished, share: Share, replaced: Iterable[str]) -> None:
+    """Remove earlier tables and pages, and records and pictures of the volumes whose masks are replaced."""
     share.wait()  # until every process has seen the earlier results
     if share.is_first:
         for name in (TABLE_NAME, PREDICTIONS_NAME, PAGE_NAME):
             with writing_errors(out / name):
                 (out / name).unlink(missing_ok=True)
-        if not tables_alone:
-            finished.clear()
+        with writing_errors(out):
+            finished.clear(replaced)
+            for name in replaced:
+                shutil.rmtree(out / FIGURES / name, ignore_errors=True)
+                (out / FIGURES / f"{name}.gif").unlink(missing_ok=True)
     share.wait()
 
 
@@ -308,7 +322,7 @@ def _refuse_what_is_there(out: Path, names: Sequence[str]) -> None:
     """Refuse the folder of an evaluation, pictures of no prediction, and earlier results of the same names, if any."""
     if (out / SUMMARY_NAME).exists():
         raise PipelineError(f"{out}: holds an evaluation ({SUMMARY_NAME}). Choose another --out.")
-    if (out / FIGURES).is_dir() and any((out / FIGURES).iterdir()) and not (out / FINISHED).is_dir():
+    if holds_files(out / FIGURES) and not (out / FINISHED).is_dir():
         raise PipelineError(f"{out / FIGURES}: holds pictures of no prediction. Choose another --out.")
     if not names:
         return
@@ -372,6 +386,8 @@ def _all_predicted(
     def attempt(name: str) -> Prediction | PipelineError:
         try:
             return _predicted(predictor, name, sources[name], keep, odd)
+        except WritingError:
+            raise  # The next volume could not be written either. Earlier files stay.
         except PipelineError as error:
             if keep.overwrite:  # no mask of an earlier run stays among the new ones
                 for path in _results(keep.out, name):
@@ -457,12 +473,20 @@ def _earlier(name: str, source: Source, keep: _Kept) -> Prediction | None:
     return Prediction(**{**row, **lists, "image": str(source.image)})
 
 
+def _labels(sources: Mapping[str, Source], key: Mapping[str, str]) -> dict[str, str]:
+    """The label of each own file of the sources. Where two images have one file name, the volume's name leads it."""
+    found = {name: _label(name, source, key) for name, source in sources.items()}
+    counts = Counter(found.values())
+    found |= {name: f"{name}: {label}" for name, label in found.items() if counts[label] > 1}
+    return {str(path): found[name] for name, source in sources.items() for path in _own_files(source)}
+
+
 def _label(name: str, source: Source, key: Mapping[str, str]) -> str:
     """The name of an image in results. It reveals no folder of this machine and, with pseudonyms, no patient."""
     image = source.image
     if key or source.is_built:
         return f"{name}{IMAGE_SUFFIX}"
-    return image.name if image.is_absolute() else str(image)
+    return shown(image.name if image.is_absolute() else image)
 
 
 def _failed(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -169,6 +168,7 @@ class Finished:
     def _keep(self, name: str, content: Mapping[str, Any]) -> None:
         write_durably(self.folder / f"{name}.json", json.dumps(content).encode())
 
-    def clear(self) -> None:
-        """Remove all results."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, names: Iterable[str]) -> None:
+        """Remove the results of these volumes. The folder stays, as a sign that a run of this project wrote here."""
+        for name in names:
+            (self.folder / f"{name}.json").unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from pipeline.model.bundle import config_of
 from pipeline.model.training_config import config_with
 from pipeline.model.trust import clear_compiled, refuse_foreign, refuse_links
 from pipeline.scripts.files import held
+from pipeline.scripts.manifest import MANIFEST_NAME
 from pipeline.scripts.records import PLACE_KEYS, RECORD, as_text, load_record
 from pipeline.scripts.weights import WEIGHTS, Weights, read_weights, weights_in
 
@@ -94,7 +95,7 @@ def plan_training(
     if not trust:
         refuse_foreign(bundle)
         clear_compiled(bundle)
-    files = [named_path(recipe, "recipes", ".yaml")] if recipe else []
+    files = [named_path(recipe, "recipes", ".yaml")] if recipe is not None else []
     files += [named_path(name, "experiments", ".yaml") for name in experiment]
     given = _pairs(overrides)
     # MONAI's command line reads values with the same parser.
@@ -102,12 +103,13 @@ def plan_training(
     wanted = config_with(config, files, values, option_names)
     if init is not None and INIT_KEY not in wanted:
         raise PipelineError(f"{config}: has no key {INIT_KEY}, so --init has no effect. Leave --init out.")
-    init = init or wanted.get(INIT_KEY)
+    init = wanted.get(INIT_KEY) if init is None else init
     start = None if init is None else _start(init)
     out = out or Path("runs") / "_".join([bundle.resolve().name, *(file.stem for file in files)])
     names = [file.as_posix() for file in (config, *files)]
     config_file = names[0] if not files and _is_plain(names[0]) else f"[{','.join(map(repr, names))}]"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
+    dataset = manifest.parent if manifest.name == MANIFEST_NAME else manifest
     commands: dict[Path, list[str]] = {}
     for number in [None] if fold is None else _folds(manifest, fold):
         folder = out if number is None else out / f"fold_{number}"
@@ -119,7 +121,7 @@ def plan_training(
         interrupted = _refuse_what_is_there(folder, resume=resume)
         if resume and not interrupted:
             logger.info(f"{folder}: nothing to resume, so the training starts from the beginning")
-        options: dict[str, object] = {"dataset_dir": as_typed(manifest)}
+        options: dict[str, object] = {"dataset_dir": as_typed(dataset)}
         options |= dict.fromkeys(("ckpt_dir", "output_dir"), as_typed(folder))
         options |= {} if start is None else {INIT_KEY: as_typed(start.path)}
         options |= {} if number is None else {"fold": number}

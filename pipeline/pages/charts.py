@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import statistics
+import textwrap
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, which needs a window system and global state
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from pipeline.features.association import Agreement
@@ -91,7 +93,9 @@ def dsc_png(dsc: Mapping[str, float], interval: tuple[float, float], without: in
 
 
 def dsc_svg(
-    runs: Mapping[str, Mapping[str, float | None]], patients: Sequence[str], trained_on: Collection[str] = ()
+    runs: Mapping[str, Mapping[str, float | None]],
+    patients: Sequence[str],
+    trained_on: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """An SVG chart of the DSC of each patient, with a mark for each run.
 
@@ -101,13 +105,13 @@ def dsc_svg(
     Args:
         runs: Name of the run -> patient id -> DSC; None if the DSC is not defined.
         patients: Ids of all patients, in the order of the chart.
-        trained_on: Ids of patients that the weights were trained on; their marks are hollow.
+        trained_on: Name of the run -> ids of patients that its weights were trained on; their marks are hollow.
     """
     with _styled(_SVG):
         in_rows = len(patients) <= MAX_ROWS
         figure = _figure(runs, 0.7 + 0.24 * len(patients) if in_rows else 3.2)
         axes = figure.add_subplot()
-        lowest = _floor(runs)
+        lowest, legend = _floor(runs), {}
         for number, (name, dsc) in enumerate(runs.items()):
             shift = (number + 1) / (len(runs) + 1) - 0.5 if in_rows else 0.0
             places = {patient: place + shift for place, patient in enumerate(patients) if patient in dsc}
@@ -116,43 +120,43 @@ def dsc_svg(
                 for patient, value in dsc.items()
                 if value is not None and patient in places
             }
-            _mark(axes, marks, number, name, trained_on)
+            legend[name] = _mark(axes, marks, number, (trained_on or {}).get(name, ()))
             crosses = [place for patient, place in places.items() if dsc[patient] is None]
             at_floor = [lowest] * len(crosses)
-            axes.plot(*((at_floor, crosses) if in_rows else (crosses, at_floor)), "x", color=_INK, ms=4)
+            axes.plot(*((at_floor, crosses) if in_rows else (crosses, at_floor)), "x", color=_INK, ms=4, clip_on=False)
         if in_rows:
-            axes.set(yticks=range(len(patients)), yticklabels=[_short(patient, 26) for patient in patients])
+            axes.set(yticks=range(len(patients)), yticklabels=_labels(patients, 26))
             axes.set(xlabel="DSC", xlim=(lowest, 1.01), ylim=(len(patients) - 0.4, -0.6))
         else:
             axes.set(xlabel=f"{len(patients)} patients, from the worst to the best", ylabel="DSC", ylim=(lowest, 1.01))
         axes.grid(axis="x" if in_rows else "y", color=_INK, alpha=0.15, lw=0.6)
-        return _svg(figure, f"DSC of {len(patients)} patients, one mark for each run")
+        return _svg(figure, f"DSC of {len(patients)} patients, one mark for each run", legend)
 
 
 def sizes_svg(
     runs: Mapping[str, Mapping[str, float | None]],
     lesion_voxels: Mapping[str, int],
-    trained_on: Collection[str] = (),
+    trained_on: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """An SVG chart of lesion size against DSC, with a mark for each patient and run.
 
     Args:
         runs: Name of the run -> patient id -> DSC; None if the DSC is not defined.
         lesion_voxels: Patient id -> number of voxels in the truth.
-        trained_on: Ids of patients that the weights were trained on; their marks are hollow.
+        trained_on: Name of the run -> ids of patients that its weights were trained on; their marks are hollow.
     """
     with _styled(_SVG):
         figure = _figure(runs, 3.2)
-        axes = figure.add_subplot()
+        axes, legend = figure.add_subplot(), {}
         for number, (name, dsc) in enumerate(runs.items()):
             known = {p: (lesion_voxels[p], value) for p, value in dsc.items() if lesion_voxels.get(p)}
             marks = {p: (size, value) for p, (size, value) in known.items() if value is not None}
-            _mark(axes, marks, number, name, trained_on)
+            legend[name] = _mark(axes, marks, number, (trained_on or {}).get(name, ()))
         axes.set(xscale="log", xlabel="lesion size in voxels of the truth", ylabel="DSC", ylim=(_floor(runs), 1.01))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
-        return _svg(figure, "Lesion size against DSC")
+        return _svg(figure, "Lesion size against DSC", legend)
 
 
 def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
@@ -164,20 +168,20 @@ def curves_svg(curves: Mapping[str, Mapping[str, Curve]]) -> str:
     with _styled(_SVG):
         figure = _figure(curves, 5.2)
         loss, dsc = figure.subplots(2, 1)
+        legend: dict[str, Line2D] = {}
         for number, (name, tags) in enumerate(curves.items()):
             look: dict[str, Any] = {"color": _color(number), "marker": _own_marker(number), "ms": 4}
-            look["label"] = _short(name, MAX_NAME)
             for axes, tag, style in (
                 (dsc, "val_dsc", {"lw": 1.4}),
                 (loss, "val_loss", {"lw": 1.4, "ls": "--"}),
                 (loss, "train_loss", {"lw": 0.8, "alpha": 0.6, "markevery": 0.2}),
             ):
                 if tags.get(tag):
-                    axes.plot(*zip(*tags[tag], strict=True), **look, **style)
-                    look.pop("label", None)  # one entry in the legend, whichever curves a training has
+                    (line,) = axes.plot(*zip(*tags[tag], strict=True), **look, **style)
+                    legend.setdefault(name, line)  # one entry in the legend, whichever curves a training has
         loss.set(title="loss: training thin, validation dashed")
         dsc.set(xlabel="iteration", title="validation DSC")
-        return _svg(figure, "Training curves")
+        return _svg(figure, "Training curves", legend)
 
 
 def groups_svg(values: Mapping[str, Sequence[float]], feature: str, column: str, kind: str) -> str:
@@ -207,8 +211,9 @@ def groups_svg(values: Mapping[str, Sequence[float]], feature: str, column: str,
             # Marks of equal height lie side by side; their places are the same in every run.
             shifts = [0.16 * ((number % 5) - 2) / 2 for number in range(len(part))]
             axes.plot([place + shift for shift in shifts], sorted(part), "o", color=_color(place - 1), ms=4, alpha=0.7)
+        names = [textwrap.fill(label, min(14, 50 // len(parts))) for label in _labels(values, 14)]
         axes.set_xticks(
-            range(1, len(parts) + 1), [f"{_short(name, 14)}\n({len(part)})" for name, part in values.items()]
+            range(1, len(parts) + 1), [f"{name}\n({len(part)})" for name, part in zip(names, parts, strict=True)]
         )
         axes.set(xlabel=f"{column} (patients)", ylabel=feature.replace("_", " "))
         return _svg(figure, f"{feature} by {column}, {kind} masks")
@@ -243,24 +248,27 @@ def agreement_svg(predicted: Mapping[str, float], true: Mapping[str, float], fou
 
 def _figure(names: Collection[str], height: float) -> Figure:
     """An empty chart: a plot of this height in inches, and space above it for a legend of these names."""
-    columns = _legend_columns(names)
+    columns = _legend_columns(_labels(names, MAX_NAME))
     return Figure(figsize=(WIDTH_IN, height + 0.24 * math.ceil(len(names) / columns)))
 
 
-def _legend_columns(names: Iterable[str]) -> int:
-    """The number of names that fit side by side in a legend."""
-    return max(1, min(3, 54 // (6 + max(len(_short(name, MAX_NAME)) for name in names))))
+def _legend_columns(labels: Iterable[str]) -> int:
+    """The number of labels that fit side by side in a legend."""
+    return max(1, min(3, 54 // (6 + max(map(len, labels)))))
 
 
-def _mark(
-    axes: Axes, marks: Mapping[str, tuple[float, float]], number: int, name: str, trained_on: Collection[str]
-) -> None:
-    """Draw a run's marks, patient -> (x, y). Marks of patients that were trained on are hollow."""
+def _mark(axes: Axes, marks: Mapping[str, tuple[float, float]], number: int, trained_on: Collection[str]) -> Line2D:
+    """Draw a run's marks, patient -> (x, y). Marks of patients that were trained on are hollow.
+
+    Returns:
+        The filled marks, for the legend.
+    """
     look: dict[str, Any] = {"color": _color(number), "marker": _own_marker(number), "ls": "", "ms": 6, "alpha": 0.85}
     filled = [place for patient, place in marks.items() if patient not in trained_on]
     hollow = [place for patient, place in marks.items() if patient in trained_on]
-    axes.plot(*(zip(*filled, strict=True) if filled else ([], [])), **look, label=_short(name, MAX_NAME))
+    (marked,) = axes.plot(*(zip(*filled, strict=True) if filled else ([], [])), **look)
     axes.plot(*(zip(*hollow, strict=True) if hollow else ([], [])), **look, markerfacecolor="none")
+    return marked
 
 
 def _floor(runs: Mapping[str, Mapping[str, float | None]]) -> float:
@@ -275,6 +283,14 @@ def _short(name: str, letters: int) -> str:
     return name if len(name) <= letters else f"{name[:half]}\u2026{name[-half:]}"
 
 
+def _labels(names: Iterable[str], letters: int) -> list[str]:
+    """Names of at most so many letters each, and of up to twice as many where two names would look alike."""
+    found, most = [*names], 2 * letters
+    while letters < most and len({_short(name, letters) for name in found}) < len({*found}):
+        letters += 1
+    return [_short(name, letters) for name in found]
+
+
 def _color(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
@@ -284,15 +300,11 @@ def _own_marker(number: int) -> str:
     return MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
-def _svg(figure: Figure, label: str) -> str:
+def _svg(figure: Figure, label: str, legend: Mapping[str, Line2D] | None = None) -> str:
     """The chart as an SVG element for a page: text in the page's color, and ids that no other chart has."""
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    for axes in figure.axes[1:]:
-        more = axes.get_legend_handles_labels()
-        handles, names = handles + more[0], names + more[1]
-    if handles:
-        columns = _legend_columns(names)
-        figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False, handletextpad=0.4)
+    if legend:
+        names, look = _labels(legend, MAX_NAME), {"frameon": False, "handletextpad": 0.4}
+        figure.legend([*legend.values()], names, loc="outside upper left", ncols=_legend_columns(names), **look)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": label}):  # gives each chart its own ids
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

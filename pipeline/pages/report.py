@@ -30,6 +30,7 @@ from pipeline.scoring.results import (
     subtotals,
 )
 from pipeline.scoring.statistics import paired
+from pipeline.scripts.faults import shown
 from pipeline.scripts.files import sha256_file, write_durably
 from pipeline.scripts.manifest import CHANNELS, FLAIR, VOLUMES
 
@@ -68,9 +69,14 @@ class Run:
         return {score.patient: score.dsc for score in self.scores if score.dsc is not None}
 
     @cached_property
+    def trained_on(self) -> set[str]:
+        """Ids of the patients that the weights were trained on."""
+        return {score.patient for score in self.scores if score.seen}
+
+    @cached_property
     def subtotals(self) -> dict[str, Subtotal]:
-        """Group of patients -> subtotal; empty if the weights were trained on none of the patients."""
-        return {one.group: one for one in subtotals(self.scores)} if any(one.seen for one in self.scores) else {}
+        """Group of patients -> subtotal."""
+        return {one.group: one for one in subtotals(self.scores)}
 
     def file(self, folder: str, patient: str, kind: str) -> Path | None:
         """The path of a patient's volume, such as ``FOLDER/PATIENT_KIND.nii.gz``; None if it does not exist."""
@@ -169,7 +175,7 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
     parts = 1
     while len({folder.parts[-parts:] for folder in folders}) < len(set(folders)):
         parts += 1
-    return ["/".join(folder.parts[-parts:]) for folder in folders]
+    return [shown("/".join(folder.parts[-parts:])) for folder in folders]
 
 
 def _refuse_other_truths(runs: Sequence[Run]) -> None:
@@ -190,7 +196,8 @@ def _refuse_other_truths(runs: Sequence[Run]) -> None:
 def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str, list[str]]:
     """The text of the page, and its notes."""
     patients = worst_first(runs)
-    trained_on = {score.patient for run in runs for score in run.scores if score.seen}
+    seen = {run.name: run.trained_on for run in runs}
+    trained_on = set().union(*seen.values())
     trained = [patient for patient in patients if patient in trained_on]
     unseen = [patient for patient in patients if patient not in trained_on]
     examples = _example_patients(runs[0], unseen or trained) if viewers else {}
@@ -215,7 +222,7 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
         "report.html.j2",
         runs=runs,
         rows=[_run_row(run, runs[0]) for run in runs],
-        groups=[group for group in GROUPS.values() if any(group in run.subtotals for run in runs)],
+        groups=[group for group in GROUPS.values() if trained_on and any(group in run.subtotals for run in runs)],
         tables=[(unseen, False), (trained, True)] if unseen and trained else [(patients, False)],
         # If runs were trained on different patients, the table marks them.
         mixed=any(
@@ -230,9 +237,11 @@ def _page(runs: Sequence[Run], viewers: int, asked: Sequence[str]) -> tuple[str,
         agreement=[run for run in runs if any(score.agreement is not None for score in run.scores)],
         low_agreement=LOW_AGREEMENT,
         notes=notes,
-        dsc=charts.dsc_svg(dsc, patients, trained_on),
-        sizes=charts.sizes_svg(dsc, lesion_voxels, trained_on),
+        dsc=charts.dsc_svg(dsc, patients, seen),
+        sizes=charts.sizes_svg(dsc, lesion_voxels, seen),
         curves=charts.curves_svg(curves) if curves else "",
+        undefined=any(score.dsc is None for score in everything),
+        lesionless=sum(not voxels for voxels in lesion_voxels.values()),
         examples=pictures,
         data=viewer_data([run.name for run in runs], CHANNELS, [*unseen, *trained], views),
     )
@@ -323,8 +332,20 @@ def _run_row(run: Run, first: Run) -> dict[str, Any]:
         "loss": loss,
         "budget": budget,
         "seed": seed,
-        "apart": None if run is first else paired(first.defined, run.defined, run.summary["seed"]),
+        "apart": None if run is first else _apart(run, first),
     }
+
+
+def _apart(run: Run, first: Run) -> dict[str, Any]:
+    """How a run's DSC differs from the first run, over the patients that neither was trained on.
+
+    If there is no such patient, ``of_seen`` is true, and the figures are over all patients.
+    """
+    seen = run.trained_on | first.trained_on
+    unseen = {patient: dsc for patient, dsc in run.defined.items() if patient not in seen}
+    of_seen = not unseen.keys() & first.defined
+    compared = run.defined if of_seen else unseen
+    return {**paired(first.defined, compared, run.summary["seed"]), "of_seen": of_seen}
 
 
 def _training_facts(bundle: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects, maximum_filter
+from skimage.measure import block_reduce
 from skimage.util import montage
 
 from pipeline.pages.overlays import MAX_UNCERTAINTY, picture_bytes
@@ -51,11 +52,12 @@ def patient_view(
         spacing: Distance between rows, columns and slices in mm; None if it is not known.
 
     Returns:
-        ``height`` and ``width`` (of the head's box, in pixels), ``depth`` (number of slices), ``columns`` (slices in a
-        row of each image), ``aspect`` (height of a pixel divided by its width), ``channels`` (one image each; for a
-        channel that repeats FLAIR, FLAIR's number), ``windows`` (for each channel, the gray values that are first shown
-        black and white), ``truth`` (None if there is no truth), ``masks`` and ``maps`` (run -> image), and ``start``
-        (the slice with most lesion). Every image is a ``data:`` address.
+        ``height`` and ``width`` (of the head's box, in pixels), ``depth`` (number of slices), ``step`` (voxels along
+        each side of a pixel; 1 unless slices are large), ``columns`` (slices in a row of each image), ``aspect``
+        (height of a pixel divided by its width), ``channels`` (one image each; for a channel that repeats FLAIR,
+        FLAIR's number), ``windows`` (for each channel, the gray values that are first shown black and white), ``truth``
+        (None if there is no truth), ``masks`` and ``maps`` (run -> image), and ``start`` (the slice with most lesion).
+        Every image is a ``data:`` address.
     """
     known = [*masks.values(), *([] if truth is None else [truth])]
     rows, columns = head_box(image, *known)
@@ -64,16 +66,21 @@ def patient_view(
     step = math.ceil(across * max(rows.stop - rows.start, columns.stop - columns.start) / MAX_SIDE_PX)
 
     def tiled(volume: NDArray[Any]) -> NDArray[Any]:
-        """All slices of a volume, (H, W, D), cropped to the head's box, as one picture."""
-        slices = np.moveaxis(volume[rows, columns][::step, ::step], 2, 0)
+        """All slices of a volume, (H, W, D), as one picture."""
+        slices = np.moveaxis(volume, 2, 0)
         tiles: NDArray[Any] = montage(slices, fill=0, grid_shape=(math.ceil(depth / across), across))
         return tiles
+
+    def highest(volume: NDArray[Any]) -> NDArray[Any]:
+        """A volume in the head's box, (H, W, D). Each pixel has the highest of its voxels, so that no mark is lost."""
+        found: NDArray[Any] = block_reduce(volume[rows, columns], (step, step, 1), np.max)
+        return found
 
     def webp(volume: NDArray[Any]) -> str:
         return data_address(tiled(volume), "webp", **WEBP)
 
     def bits(mask: NDArray[Any]) -> str:
-        return data_address(tiled(mask.astype(bool)), "png", optimize=True)
+        return data_address(tiled(highest(mask.astype(bool))), "png", optimize=True)
 
     channels = [image[..., number] for number in range(image.shape[3])]
     repeats = [number != FLAIR and np.array_equal(one, channels[FLAIR]) for number, one in enumerate(channels)]
@@ -84,13 +91,17 @@ def patient_view(
         "height": len(range(rows.start, rows.stop, step)),
         "width": len(range(columns.start, columns.stop, step)),
         "depth": depth,
+        "step": step,
         "columns": across,
         "aspect": spacing[0] / spacing[1] if spacing else 1.0,
-        "channels": [FLAIR if repeat else webp(one) for one, repeat in zip(channels, repeats, strict=True)],
+        "channels": [
+            FLAIR if repeat else webp(one[rows, columns][::step, ::step])
+            for one, repeat in zip(channels, repeats, strict=True)
+        ],
         "windows": [windows[FLAIR if repeat else number] for number, repeat in enumerate(repeats)],
         "truth": None if truth is None else bits(truth),
         "masks": {run: bits(mask) for run, mask in masks.items()},
-        "maps": {run: webp(_gray(uncertainty)) for run, uncertainty in maps.items()},
+        "maps": {run: webp(highest(_gray(uncertainty))) for run, uncertainty in maps.items()},
         "start": int(np.argmax(areas)) if areas.any() else depth // 2,
     }
 

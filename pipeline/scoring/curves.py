@@ -20,12 +20,13 @@ MAX_POINTS = 400
 Curve = list[tuple[float, float]]
 
 
-def read_events(folder: Path, steps_per_epoch: int = 1) -> dict[str, Curve]:
+def read_events(folder: Path, steps_per_epoch: int | None = 1) -> dict[str, Curve]:
     """The curves of a training: tag -> points (iteration, value). Empty if the folder holds no event file.
 
     Args:
         folder: The folder of the training.
-        steps_per_epoch: Iterations of an epoch, to place values by epoch on the same axis.
+        steps_per_epoch: Iterations of an epoch, to place values by epoch on the same axis. None if it is not known,
+            which leaves curves by epoch out.
 
     Raises:
         PipelineError: The event files cannot be read.
@@ -41,7 +42,8 @@ def read_events(folder: Path, steps_per_epoch: int = 1) -> dict[str, Curve]:
         found = {tag: {e.step: e.value for e in accumulator.Scalars(tag)} for tag in TAGS if tag in known}
     except Exception as error:  # damaged records raise errors of any type
         raise PipelineError(f"{folder}: no readable event files ({error}). Remove or restore them.") from error
-    return {tag: _thinned(points, 1 if tag == "train_loss" else steps_per_epoch) for tag, points in found.items()}
+    scales = {tag: 1 if tag == "train_loss" else steps_per_epoch for tag in found}
+    return {tag: _thinned(found[tag], scale) for tag, scale in scales.items() if scale}
 
 
 def _thinned(points: Mapping[int, float], scale: int) -> Curve:

@@ -14,7 +14,16 @@ from typing import Any
 
 from pipeline.cohort.manifest import Manifest, Volume, read_manifest, select, verify_volume
 from pipeline.errors import PipelineError
-from pipeline.files import FIGURES, MAP_FOLDER, MASK_FOLDER, SUMMARY_NAME, link_or_copy, named_path, path_list
+from pipeline.files import (
+    FIGURES,
+    MAP_FOLDER,
+    MASK_FOLDER,
+    SUMMARY_NAME,
+    holds_files,
+    link_or_copy,
+    named_path,
+    path_list,
+)
 from pipeline.imaging.nifti import load_label, spacing_mm
 from pipeline.model.backends import TORCH
 from pipeline.model.bundle import Bundle, load_bundle, load_bundles, refuse_unequal, versions
@@ -195,7 +204,7 @@ def evaluate_volumes(
                 if draw is None:
                     shutil.rmtree(out / FIGURES, ignore_errors=True)
                 if not skip_existing:
-                    finished.clear()
+                    finished.clear(volume.patient for volume in volumes)
                 write_summary(out, provenance)  # no statistics yet: the results are not complete
             share.wait()
             gathered = share.gather(overlapped(score_of, share.of(volumes), "evaluate"))
@@ -203,9 +212,9 @@ def evaluate_volumes(
             scores = [by_patient[volume.patient] for volume in volumes]
             result = EvaluationResult(tuple(scores), {**provenance, **summarise(scores, seed)}, volumes)
             if share.is_first:
-                write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
                 write_scores(out, scores)
                 write_slices(out, scores)
+                write_curves(out / CURVES_NAME, _training_curves(bundles, weights, folds, groups))
                 write_summary(out, result.summary)
                 if draw:
                     draw(result)
@@ -310,7 +319,7 @@ def _refuse_other_results(out: Path, provenance: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         for name in (MASK_FOLDER, VOLUMES, MAP_FOLDER, FIGURES, SCORES_NAME, SLICES_NAME, CURVES_NAME):
             place = out / name
-            if place.is_file() or (place.is_dir() and any(place.iterdir())):
+            if place.is_file() or holds_files(place):
                 raise PipelineError(f"{place}: is of no evaluation. Choose another --out, or move it away.") from None
         return
     except (OSError, ValueError, AttributeError):
@@ -420,6 +429,9 @@ def _training_curves(
                 places = [bundles[number] / "models", bundles[number] / "eval"]
             name = bundle.name if fold is None else f"{bundle.name}, fold {fold}"
             name = f"{name} ({number + 1})" if name in curves else name
-            steps = int(bundle.training.get("config", {}).get("steps_per_epoch", 1))
+            try:
+                steps = int(bundle.training["config"]["steps_per_epoch"])
+            except (KeyError, TypeError, ValueError):  # no record, or one that holds an expression
+                steps = None
             curves[name] = next(filter(None, (read_events(place, steps) for place in places)), {})
     return {name: tags for name, tags in curves.items() if tags}

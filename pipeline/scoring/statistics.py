@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from pipeline.scoring.metrics import MARKED
 from pipeline.scoring.results import VolumeScore
+from pipeline.scripts.manifest import person
 
 BOOTSTRAP_RESAMPLES = 10_000
 
@@ -38,19 +40,25 @@ def calibration(scores: Sequence[VolumeScore]) -> dict[str, Any] | None:
     return {"expected_calibration_error": error, "marked_from": MARKED, "bins": bins}
 
 
-def bootstrap_interval(values: Sequence[float], seed: int) -> list[float] | list[None]:
+def bootstrap_interval(values: Sequence[float], seed: int, patients: Sequence[str] = ()) -> list[float] | list[None]:
     """The 95 % interval of the mean: its lower and upper end, or None and None without values.
 
-    Source: Efron 1979, percentile bootstrap over volumes.
+    Source: Efron 1979, percentile bootstrap over persons. All exams of a person are drawn together.
 
     Args:
         values: One value for each volume.
         seed: Seed of the bootstrap, 0 or more.
+        patients: Patient id of each value; empty if all are different persons.
     """
     if not values:
         return [None, None]
-    draws = np.random.default_rng(seed).choice(values, size=(BOOTSTRAP_RESAMPLES, len(values)))
-    ends: list[float] = np.percentile(draws.mean(axis=1), (2.5, 97.5)).tolist()
+    persons = [person(patient) for patient in patients] or range(len(values))
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(persons))}
+    of_value = [numbers[one] for one in persons]
+    sums, exams = np.bincount(of_value, values), np.bincount(of_value)
+    draws = np.random.default_rng(seed).choice(len(sums), size=(BOOTSTRAP_RESAMPLES, len(sums)))
+    means = sums[draws].sum(axis=1) / exams[draws].sum(axis=1)
+    ends: list[float] = np.percentile(means, (2.5, 97.5)).tolist()
     return ends
 
 
@@ -63,9 +71,10 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
         seed: Seed of the bootstrap.
 
     Returns:
-        ``patients`` (number of common patients), ``mean`` (of second - first), ``mean_95`` (bootstrap over patients),
+        ``patients`` (number of common patients), ``mean`` (of second - first), ``mean_95`` (bootstrap over persons),
         ``better`` and ``worse`` (numbers of patients), and ``wilcoxon_p`` (signed-rank test, Wilcoxon 1945, two-sided,
-        without patients of equal DSC). A value is None if there are no patients to compute it from.
+        of the mean difference of each person, without persons of equal DSC). A value is None if there are no patients
+        to compute it from.
 
     Examples:
         >>> import pipeline
@@ -74,12 +83,16 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], seed: int = 
     """
     from scipy.stats import wilcoxon
 
-    apart = [second[patient] - first[patient] for patient in first if patient in second]
-    differing = [difference for difference in apart if difference]
+    common = [patient for patient in first if patient in second]
+    apart = [second[patient] - first[patient] for patient in common]
+    by_person: dict[str, list[float]] = {}
+    for patient, difference in zip(common, apart, strict=True):
+        by_person.setdefault(person(patient), []).append(difference)
+    differing = [mean for mean in map(fmean, by_person.values()) if mean]
     return {
         "patients": len(apart),
         "mean": float(np.mean(apart)) if apart else None,
-        "mean_95": bootstrap_interval(apart, seed),
+        "mean_95": bootstrap_interval(apart, seed, common),
         "better": sum(difference > 0 for difference in apart),
         "worse": sum(difference < 0 for difference in apart),
         "wilcoxon_p": float(wilcoxon(differing).pvalue) if differing else None,
@@ -118,7 +131,7 @@ def summarise(scores: Sequence[VolumeScore], seed: int = 0) -> dict[str, Any]:
         "false_positive_volumes": [s.patient for s in scores if not s.lesion_voxels and s.predicted_voxels],
         "dsc_mean": float(np.mean(dsc)) if dsc else None,
         "dsc_median": float(np.median(dsc)) if dsc else None,
-        "dsc_mean_95": bootstrap_interval(dsc, seed),
+        "dsc_mean_95": bootstrap_interval(dsc, seed, [score.patient for score in scores if score.dsc is not None]),
         "dsc_min": min(dsc, default=None),
         "hd95_px_median": _median(score.hd95_px for score in scores),
         "hd95_mm_median": _median(score.hd95_mm for score in scores),

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .faults import PipelineError
+from .faults import PipelineError, WritingError
 
 WRITING = ".writing-"
 """First characters of the names of unfinished files."""
@@ -202,7 +202,8 @@ def writing_errors(path: Path) -> Iterator[None]:
         path: The file or folder that the block writes.
 
     Raises:
-        PipelineError: The block raised an ``OSError``.
+        WritingError: The file or folder cannot be written.
+        PipelineError: There is a file where a folder is needed.
     """
     try:
         yield
@@ -212,7 +213,7 @@ def writing_errors(path: Path) -> Iterator[None]:
             "the file."
         ) from error
     except OSError as error:
-        raise PipelineError(
+        raise WritingError(
             f"{path}: cannot be written ({error.strerror or error}); earlier content is kept. "
             "Free space on the disk or change the folder's permissions, then run again."
         ) from error

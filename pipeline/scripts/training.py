@@ -21,11 +21,18 @@ from torch.optim.swa_utils import update_bn
 from . import metrics
 from .checkpoints import DurableSaver, checkpoints_in, newest
 from .config import REMOVED_FROM_TRAINING, config_without_overrides, refuse_removed_keys
-from .faults import PipelineError, explain_faults
+from .faults import PipelineError, explain_faults, shown
 from .files import held, locked, sha256_file, write_durably, write_with_checksum
 from .handlers import WeightAverage
 from .machine import check_shared_memory, uses_bfloat16
-from .manifest import MANIFEST_NAME, is_pseudonymised, person, read_manifest_json, refuse_changed_volumes
+from .manifest import (
+    MANIFEST_NAME,
+    is_pseudonymised,
+    lists_images,
+    person,
+    read_manifest_json,
+    refuse_changed_volumes,
+)
 from .records import (
     PATIENTS,
     PLACE_KEYS,
@@ -44,12 +51,17 @@ from .slices import library_versions
 from .volumes import refuse_faults
 from .weights import WEIGHTS, Weights, load_state, read_state, read_weights, shipped_sha256, weights_in
 
-BEGAN = "checkpoint.json"
+BEGAN, RESTORED = "checkpoint.json", "restored_settings"
 """File name of the record of a training's start, beside its checkpoints."""
 RUN = "run.json"
 """File name of a training's status: ``running`` or, written last, ``completed``."""
 
 _LOG = logging.getLogger("train")
+
+
+def _who(item: Mapping[str, Any]) -> str:
+    """The person of a patient; the image's path where the patient is not known."""
+    return person(item["patient"]) if "patient" in item else str(item["image"])
 
 
 class PrepareBatch:
@@ -123,6 +135,7 @@ class Setup:
             with held(self.folder):  # another running training is reported before its checkpoints
                 pass
         patients = self._patients()
+        self._refuse_common_patients()
         found = checkpoints_in(self.folder)
         if found and not self.resume:
             raise PipelineError(
@@ -237,15 +250,26 @@ class Setup:
             _LOG.warning("no validation patients: no validation, no best checkpoint")
         return list(training)
 
+    def _refuse_common_patients(self) -> None:
+        """Refuse training patients that are also validated: their scores would be better than those of new patients."""
+        sets = []
+        for data in (self.training_data, self.validation_data):
+            shares: Any = idist.all_gather(json.dumps([_who(item) for item in data]))
+            sets.append({who for share in shares for who in json.loads(share)})
+        if common := sorted(sets[0] & sets[1]):
+            raise PipelineError(
+                f"{Path(self.dataset_dir, MANIFEST_NAME)}: one person trains and validates: {shown(common[0])} "
+                f"({len(common)} in all; expected none). Put all exams of a person into one section or fold."
+            )
+
     def _facts(self, patients_per_process: list[int]) -> dict[str, Any]:
         """The record's entries about config, data, machine and versions."""
         own = config_without_overrides(self.workflow[0].config_root_path / "train.json") if self.workflow else {}
         patients = [item["patient"] for item in self.training_data if "patient" in item]
         shares: Any = idist.all_gather(json.dumps(patients))  # a list of texts
         manifest = Path(self.dataset_dir, MANIFEST_NAME)
-        # Data without a manifest have no known patients.
-        is_of_manifest = manifest.is_file() and all("patient" in item for item in self.training_data)
-        content, sha256 = read_manifest_json(manifest) if is_of_manifest else ({}, None)
+        content, sha256 = read_manifest_json(manifest) if manifest.is_file() else ({}, None)
+        is_of_manifest = lists_images(content, self.training_data)
         return {
             "record_version": RECORD_VERSION,
             "prediction": for_prediction(self.config, own),
@@ -254,7 +278,7 @@ class Setup:
             "processes": self.world_size,
             "patients_per_process": patients_per_process,
             "slices_per_process_and_step": self.batch_size // self.world_size,
-            "manifest_sha256": sha256,
+            "manifest_sha256": sha256 if is_of_manifest else None,
             "pseudonymised": is_pseudonymised(content) if is_of_manifest else None,
             "threads": torch.get_num_threads(),
             "amp": self.amp,
@@ -352,7 +376,7 @@ class Training:
             "optimizer": self.trainer.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "early_stop": self.early_stop,
-            **({"scaler": self.trainer.scaler} if self.trainer.scaler else {}),
+            **({"scaler": _Scaler(self.trainer)} if self.trainer.amp else {}),
         }
 
     def run(self) -> None:
@@ -364,6 +388,7 @@ class Training:
         self.setup.check()
         with locked(self.folder) if self.is_first else contextlib.nullcontext():
             self._check()
+            self.restored = self._restored_settings()
             if self.setup.resume:
                 self._load()
             elif self.setup.initial:
@@ -382,6 +407,11 @@ class Training:
             raise PipelineError(
                 "train#handlers: scripts.handlers.Attach with @ema is missing, so the training would save no weights. "
                 "Keep the bundle's handlers and add yours to them."
+            )
+        if getattr(self.trainer, "accumulation_steps", 1) > 1:  # since MONAI 1.6
+            raise PipelineError(
+                "train#trainer#accumulation_steps: gradients are clipped and weights averaged at every batch (expected "
+                "1). Lower --batch_size."
             )
         loader, device = self.trainer.data_loader, self.trainer.state.device
         workers = getattr(loader, "num_workers", 0)
@@ -403,27 +433,26 @@ class Training:
 
     def _load(self) -> None:
         """Load the newest checkpoint, and refuse settings that differ from it, because they would have no effect."""
-        wanted = self._restored_settings()
-        state = newest(self.folder, self.trainer.state.device)
-        Checkpoint.load_objects(self.checkpoint_objects, state)
-        differing = _differing(self._restored_settings(), wanted)
+        # A schedule's state holds settings and progress. Before the first step the progress is always the same.
+        differing = _differing(load_record(self.folder / BEGAN).get(RESTORED, self.restored), self.restored)
         if differing:
             raise PipelineError(
                 f"cannot resume with other settings than those of the checkpoint: {', '.join(differing.values())}. "
                 "They would have no effect, even with --allow_different. Set them back, or start a new training."
             )
+        state = newest(self.folder, self.trainer.state.device)
+        Checkpoint.load_objects(self.checkpoint_objects, state)
         network = state["network"]  # loaded again at the start, after any CheckpointLoader
         self.trainer.add_event_handler(Events.STARTED, lambda: self.ema.model.load_state_dict(network))
 
     def _restored_settings(self) -> dict[str, Any]:
-        """Settings that a checkpoint restores, whatever the config says."""
+        """Settings that a checkpoint restores, whatever the config says, as they are before the first step."""
         groups, state = self.trainer.optimizer.state_dict()["param_groups"], self.trainer.state
-        varying = ("params", "lr", "momentum", "betas")  # the schedule changes them
-        settings = {key: value for group in groups for key, value in group.items() if key not in varying}
-        schedule = self.lr_scheduler.state_dict()
-        settings |= {key: value for key, value in schedule.items() if key != "last_epoch" and not key.startswith("_")}
+        settings = {key: value for group in groups for key, value in group.items() if key != "params"}
+        settings |= {key: value for key, value in self.lr_scheduler.state_dict().items() if not key.startswith("_")}
         epoch_length = state.epoch_length or len(self.trainer.data_loader)
-        return {**settings, "max_epochs": state.max_epochs, "steps_per_epoch": epoch_length}
+        settings |= {"max_epochs": state.max_epochs, "steps_per_epoch": epoch_length}
+        return dict(json.loads(as_text(settings)))
 
     def _attach(self) -> None:
         """Attach the record of the start, checkpoints, best weights and early stop."""
@@ -439,7 +468,8 @@ class Training:
     def _begin(self) -> None:
         if self.is_first:
             self._say("running")
-            write_durably(self.folder / BEGAN, as_text(self._with_weights()).encode())
+            content = {**self._with_weights(), RESTORED: self.restored}
+            write_durably(self.folder / BEGAN, as_text(content).encode())
 
     def _save_best(self, engine: Engine) -> None:
         best = self.early_stop.best_score
@@ -488,6 +518,19 @@ class Training:
     def _say(self, status: str) -> None:
         content = {"status": status, "resumed": self.setup.resume}
         write_durably(self.folder / RUN, json.dumps(content, indent=2).encode())
+
+
+class _Scaler:
+    """The scaler of a trainer's gradients in float16. MONAI makes it when the training starts."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.trainer.scaler.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.trainer.add_event_handler(Events.STARTED, lambda: self.trainer.scaler.load_state_dict(state))
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -60,6 +60,11 @@ B = "BraTS-GLI-00001-000"
         (["imagesTs/x", "labelsTs/x"], {"x": {"image": 0, "label": 1}}),
         (["P 1/flair", "P 1/mask"], {"P 1": {"flair": 0, "label": 1}}),
         (["P1/image.nrrd", "P1/label.nrrd"], {"P1": {"image": 0, "label": 1}}),
+        (["brain_001_flair", "brain_001_seg"], {"brain_001": {"flair": 0, "label": 1}}),
+        (["BrainTumor-7-t2f", "BrainTumor-7-seg"], {"BrainTumor-7": {"flair": 0, "label": 1}}),
+        (["BrainTumor_flair", "BrainTumor_seg"], {"BrainTumor": {"flair": 0, "label": 1}}),
+        (["brain1_flair", "brain1_mask"], {"brain1": {"flair": 0, "label": 1}}),
+        (["sub-brain1_FLAIR", "sub-brain1_mask"], {"sub-brain1": {"flair": 0, "label": 1}}),
     ],
 )
 def test_names_tell_patients(tmp_path: Path, names: list[str], expected: dict[str, dict[str, int]]) -> None:
@@ -97,6 +102,27 @@ def test_a_mask_of_another_part_is_no_lesion(tmp_path: Path, name: str) -> None:
     cases = found(tmp_path, [image, other])
     assert cases.skipped == {other + END: f"a mask of {name.rsplit('_', 1)[0]}, not of a lesion"}
     assert "has no mask" in cases.cases["sub-1_ses-2"].fault
+
+
+@pytest.mark.parametrize("name", ["P/brain", "x_brain", "x_brain-parenchyma", "x_flair-brain", "brain_1_wholebrain"])
+def test_a_mask_of_the_brain_is_skipped(tmp_path: Path, name: str) -> None:
+    assert found(tmp_path, [f"{name}_mask"]).skipped == {f"{name}_mask{END}": "a mask of the brain"}
+
+
+def test_a_mask_of_one_time_point_is_not_paired_with_the_image_of_another(tmp_path: Path) -> None:
+    cases = found(tmp_path, ["P1_T1_flair", "P1_T2_flair", "P1_T1_seg", "labels/P2_T1", "images/P2_T2_flair"])
+    faults = {name: case.fault.partition(" (")[0] for name, case in cases.cases.items()}
+    assert faults == {
+        "P1": "patient P1 has no mask",
+        "P1_T1": "patient P1_T1 has no FLAIR",
+        "P2": "patient P2 has no mask",
+        "P2_T1": "patient P2_T1 has no FLAIR",
+    }
+
+
+def test_a_patient_has_one_name_however_its_letters_are_composed(tmp_path: Path) -> None:
+    cases = found(tmp_path, ["Zoe\u0308_flair", "Zoe\u0308_seg", "P/Zoe\u0308/flair", "P/Zoe\u0308/seg"])
+    assert {*cases.cases, *(patient for patient, _ in cases.owners.values())} == {"Zo\u00eb"}
 
 
 def test_a_mask_that_names_the_lesion_comes_before_one_that_names_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -88,6 +89,13 @@ def test_verify_agrees_and_tells_of_new_files(root, build, out):
     (root / "new.txt").write_text("x")
     assert "1 file(s) in the folder are not in the manifest" in verify_manifest(root, out)
     assert tree(out) == before
+
+
+def test_verify_refuses_a_datalist_of_another_program(root, out):
+    out.mkdir()
+    (out / "manifest.json").write_text(json.dumps({"training": [{"image": "a.nii.gz", "label": "b.nii.gz"}]}))
+    with pytest.raises(PipelineError, match=r"manifest\.json: a datalist of another program"):
+        verify_manifest(root, out)
 
 
 def test_verify_needs_a_manifest_and_names_missing_volumes(root, build, out, monkeypatch):

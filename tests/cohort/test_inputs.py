@@ -231,6 +231,42 @@ def test_what_cannot_be_known_is_refused(tmp_path: Path) -> None:
         name_sequences([tmp_path / "a.nii", tmp_path / "b.nii"], tmp_path / "t1.nii", None, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a_T1w", "a_FLAIR", None), r"a_T1w\.nii\.gz: T1 by its name \(expected FLAIR\)"),
+        (("a", "a_FLAIR", None), r"a_FLAIR\.nii\.gz: FLAIR by its name \(expected pre-contrast T1\)"),
+        (("a", "a_t1ce", None), r"a_t1ce\.nii\.gz: post-contrast T1 by its name \(expected pre-contrast T1\)"),
+        (("a", None, "a_t2f"), r"a_t2f\.nii\.gz: FLAIR by its name \(expected post-contrast T1\)"),
+        (("a", "a_T1_FLAIR", None), r"a_T1_FLAIR\.nii\.gz: T1 FLAIR by its name"),
+    ],
+)
+def test_sequences_that_are_swapped_are_refused(tmp_path: Path, names: tuple[str | None, ...], message: str) -> None:
+    flair, pre, post = (tmp_path / f"{name}.nii.gz" if name else None for name in names)
+    for path in filter(None, (flair, pre, post)):
+        path.touch()
+    with pytest.raises(PipelineError, match=message):
+        name_sequences([flair], pre, post, tmp_path / "out")
+
+
+def test_masks_in_their_folder_are_no_images(tmp_path: Path) -> None:
+    image = named(tmp_path / "in" / "images", "P_image.nii.gz") / "P_image.nii.gz"
+    named(tmp_path / "in" / "labels", "P_flair.nii.gz", "Q_image.nii.gz")
+    found = find_inputs([tmp_path / "in"], tmp_path / "out")
+    assert {name: source.image for name, source in found.sources.items()} == {"P": image}
+    assert {path.name: why for path, why in found.skipped.items()} == dict.fromkeys(
+        ("P_flair.nii.gz", "Q_image.nii.gz"), "in a folder of masks"
+    )
+
+
+def test_a_volume_has_one_name_with_and_without_t1(tmp_path: Path) -> None:
+    flair, t1 = tmp_path / "P_image.nii.gz", tmp_path / "t1.nii.gz"
+    for path in (flair, t1):
+        path.touch()
+    assert [*name_sequences([flair], t1, t1, tmp_path / "out").sources] == ["P"]
+    assert [*find_inputs([flair], tmp_path / "out").sources] == ["P"]
+
+
 def test_studies_are_named_by_their_folders(tmp_path: Path) -> None:
     from tests.imaging.series import write_series
 
@@ -442,5 +478,5 @@ def test_a_folder_names_its_patient_however_it_is_given(
 @pytest.mark.parametrize("name", ["t1gd.nii.gz", "x_t1n.nii", "sub-1_T1w.nii.gz", "x_T1_FLAIR.nii.gz"])
 def test_a_file_that_is_called_t1_is_not_taken_for_flair(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(PipelineError, match=r"T1 by its name \(expected FLAIR\)"):
+    with pytest.raises(PipelineError, match=r"T1( FLAIR)? by its name \(expected FLAIR\)"):
         find_inputs([tmp_path / name], tmp_path / "out")

@@ -122,9 +122,11 @@ def test_paths_out_of_the_folder_are_refused(content, save, path):
 
 
 @pytest.mark.parametrize("section", ["training", "test"])
-def test_case_30_a_patient_listed_twice(content, save, section):
-    content[section].append(item("A"))
-    with pytest.raises(PipelineError, match="A is listed twice"):
+@pytest.mark.parametrize("patient", ["A", "a"])  # their masks have one name where a disk ignores case
+def test_case_30_a_patient_listed_twice(content, save, section, patient):
+    content["patients"]["a"] = content["patients"]["A"]
+    content[section].append(item(patient))
+    with pytest.raises(PipelineError, match=f"{patient} is listed twice"):
         read_manifest(save(content))
 
 

@@ -198,6 +198,8 @@ def test_a_key_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"P\d{4}", name) for name in first.values())
     assert not set(first) & set(first.values())
     assert read_key(tmp_path / "key.csv") == first
+    (tmp_path / "excel.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "key.csv").read_bytes())
+    assert read_key(tmp_path / "excel.csv") == first
     more = key_for(tmp_path / "key.csv", ["c", "a"])
     assert {name: more[name] for name in first} == first
     assert len(set(more.values())) == 4

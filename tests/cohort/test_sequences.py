@@ -27,7 +27,12 @@ from pipeline.cohort.sequences import Sequences, group, role_of
         ("sub-01_acq-postcontrast_T1w.nii.gz", ("sub-01", "post")),
         ("sub-01_acq-gd_run-1_T1w.nii.gz", ("sub-01", "post")),
         ("sub-01_desc-post_T1w.nii.gz", ("sub-01", "post")),
+        ("sub-01_acq-3dT1post2_T1w.nii.gz", ("sub-01", "post")),
+        ("sub-01_rec-postGadovist_T1w.nii.gz", ("sub-01", "post")),
         ("sub-01_acq-spacecontrol_T1w.nii.gz", ("sub-01", "pre")),
+        ("sub-01_desc-postproc_T1w.nii.gz", ("sub-01", "pre")),
+        ("sub-01_acq-posterior_T1w.nii.gz", ("sub-01", "pre")),
+        ("sub-01_acq-postop_T1w.nii.gz", ("sub-01", "pre")),
         ("sub-01_acq-precontrast_T1w.nii.gz", ("sub-01", "pre")),
         ("sub-01_T2w.nii.gz", None),
         ("sub-01_desc-lesion_mask.nii.gz", None),
@@ -60,6 +65,29 @@ def test_files_become_patients() -> None:
         Path("a/z_t1.nii"): "no FLAIR of z beside it",
     }
     assert not unclear
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/P1.nii.gz", "labels/P1_flair.nii.gz"),
+        ("imagesTr/P1_flair_0000.nii.gz", "labelsTr/P1_flair.nii.gz"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", "derivatives/masks/sub-01/anat/sub-01_FLAIR.nii.gz"),
+    ],
+)
+def test_a_file_in_a_folder_of_masks_is_no_image(image: str, mask: str) -> None:
+    """Folders above the source folder do not count."""
+    root = Path("labels", "in")
+    for paths in ([root / image, root / mask], [root / mask]):
+        patients, skipped, unclear = group(paths, root)
+        assert (patients, unclear) == ({}, {})
+        assert skipped[root / mask] == "in a folder of masks"
+    patients, skipped, _ = group([root / "P1_flair.nii.gz"])
+    assert (patients.keys(), skipped) == ({"P1"}, {})
+
+
+def test_a_patient_has_one_name_however_its_letters_are_composed() -> None:
+    assert group([Path("Zoe\u0308_flair.nii")])[0].keys() == {"Zo\u00eb"}
 
 
 def test_two_of_one_sequence_are_not_guessed() -> None:

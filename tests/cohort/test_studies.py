@@ -71,6 +71,15 @@ def test_a_patient_of_damaged_files_alone_is_refused_at_any_depth(tmp_path: Path
     assert (sorted(found.flair), list(found.refused)) == (["P1", "P2"], ["P3"])
 
 
+def test_a_patient_of_damaged_files_alone_is_refused_beside_a_single_study(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", "A")
+    (folder / "B").mkdir()
+    (folder / "B" / "1.dcm").touch()
+    found = studies_of(folder)
+    assert list(found.flair) == ["in"]
+    assert found.refused == {"B": "1 damaged DICOM file(s) and no other: B/1.dcm. Export the series again."}
+
+
 def test_a_study_with_two_flairs_is_refused_until_one_is_asked_for(tmp_path: Path) -> None:
     folder = write(tmp_path, "P0", "P1/a", "P2")
     write_series(folder / "P1" / "b", VOXELS, PLACES, study="1.2.1", number=7, description="Jane's FLAIR")

@@ -76,7 +76,7 @@ def test_two_processes_go_on_where_they_were_stopped(manifest: Path, tmp_path: P
     names = [str(BASIC / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", str(names), "--dataset_dir", str(manifest), *LITTLE]
-    command += ["--steps_per_epoch", str(steps), "--ckpt_dir", str(run)]
+    command += ["--steps_per_epoch", str(steps), "--ckpt_dir", str(run), "--device", "cpu"]
     with subprocess.Popen([*command, "--output_dir", str(tmp_path / "first")], stdout=subprocess.DEVNULL) as process:
         wait_for((run / "checkpoint_1.pt").is_file, process)
         kill_all(str(run))

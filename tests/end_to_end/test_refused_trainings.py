@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.model.training import plan_training
 from pipeline.scripts.faults import fault_line
+from pipeline.scripts.files import sha256_file
 from tests.conftest import TINY
 
 
@@ -64,6 +65,10 @@ def test_handlers_that_leave_the_average_out_are_refused(trained, manifest, run_
     with pytest.raises(RuntimeError) as failure:
         run_config(trained[0] / "configs" / "train.json", **folders, **TINY, **{"train#handlers": []})
     assert "scripts.handlers.Attach with @ema is missing" in str(failure.value.__cause__)
+    with pytest.raises(RuntimeError) as failure:
+        several = {"train#trainer#accumulation_steps": 2, "warmup_fraction": 0}
+        run_config(trained[0] / "configs" / "train.json", **folders, **TINY, **several)
+    assert "clipped and weights averaged at every batch (expected 1)" in str(failure.value.__cause__)
     assert not (tmp_path / "run").exists()
 
 
@@ -92,7 +97,8 @@ def test_volumes_without_a_manifest_are_checked_before_a_training(
         {"image": image, "label": image.replace("_image", "_label"), "patient": f"P{number}"}
         for number, image in enumerate(images)
     ]
-    (data / "manifest.json").write_text(json.dumps({"training": items[2:], "validation": items[:2]}))
+    exams = [{**item, "patient": f"sub-1_ses-{number}"} for number, item in enumerate(items)]
+    (data / "manifest.json").write_text(json.dumps({"training": exams[2:], "validation": exams[:2]}))
 
     def refusal() -> str:
         with pytest.raises(RuntimeError) as failure:
@@ -100,6 +106,11 @@ def test_volumes_without_a_manifest_are_checked_before_a_training(
         assert not (tmp_path / "run").exists()
         return fault_line(failure.value) or ""
 
+    assert "one person trains and validates: sub-1 (1 in all" in refusal()
+    items = [{key: item[key] for key in ("image", "label")} for item in items]
+    (data / "manifest.json").write_text(json.dumps({"training": items[2:], "validation": items[1:2] + items[2:3]}))
+    assert "one person trains and validates: " in refusal()
+    (data / "manifest.json").write_text(json.dumps({"training": items[2:], "validation": items[:2]}))
     label = data / items[3]["label"]
     whole, loaded = label.read_bytes(), nib.load(label)
     nib.save(nib.Nifti1Image(np.asarray(loaded.dataobj), np.diag([-1, 1, 1, 1]) @ loaded.affine), label)
@@ -108,9 +119,8 @@ def test_volumes_without_a_manifest_are_checked_before_a_training(
     assert f"{label}: damaged NIfTI file" in refusal()
     label.write_bytes(whole)
     run_config(trained[0] / "configs" / "train.json", dataset_dir=str(data), **folders, **{**TINY, "max_epochs": 1})
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["training_patients"] == [
-        item["patient"] for item in items[2:]
-    ]
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (record["training_patients"], record["manifest_sha256"]) == ([], sha256_file(data / "manifest.json"))
 
 
 def test_keys_of_earlier_versions_name_their_successors(trained, manifest, run_config, tmp_path: Path) -> None:

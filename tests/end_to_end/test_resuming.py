@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from ignite.handlers import Checkpoint
-from monai.engines import SupervisedTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.scripts.faults import fault_line
@@ -75,19 +74,38 @@ def test_resumed_training_goes_on(trained, manifest, run_config, tmp_path: Path,
 
 
 def test_a_scaler_is_resumed(trained, manifest, run_config, tmp_path: Path, monkeypatch) -> None:
-    """Trainings in 16 bits on CUDA have a scaler. This test puts one into a training on the CPU."""
-    build, scalers = SupervisedTrainer.__init__, []
+    """Trainings in float16 on CUDA have a scaler, which MONAI makes when they start. This one is on the CPU."""
+    scalers: list[Any] = []
 
-    def with_scaler(self: Any, *given: Any, **named: Any) -> None:
-        build(self, *given, **named)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 if scalers else 64.0)
-        self.scaler.scale(torch.ones(1))  # it has a scale once it has been used
-        scalers.append(self.scaler)
+    def make() -> Any:
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0 if scalers else 64.0))
+        return scalers[-1]
 
-    monkeypatch.setattr(SupervisedTrainer, "__init__", with_scaler)
-    overrides = interrupted_training(trained[0], tmp_path, manifest, run_config, monkeypatch)
-    run_config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    def config(path: Path, **overrides: Any) -> Any:
+        return run_config(path, **overrides, float16=True)
+
+    monkeypatch.setattr(torch.cuda.amp, "GradScaler", make)
+    overrides = interrupted_training(trained[0], tmp_path, manifest, config, monkeypatch)
+    config(trained[0] / "configs" / "train.json", **overrides, resume=True)
     assert [scaler.get_scale() for scaler in scalers] == [64.0, 64.0]
+
+
+def test_a_schedule_with_a_state_of_its_own_is_resumed(
+    trained, manifest, run_config, tmp_path: Path, monkeypatch
+) -> None:
+    """Its progress is no setting, and its settings are still compared."""
+    schedule = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingWarmRestarts", "optimizer": "@optimizer", "T_0": 3}
+
+    def config(path: Path, **overrides: Any) -> Any:
+        return run_config(path, **{"lr_scheduler": schedule, **overrides})
+
+    overrides = interrupted_training(trained[0], tmp_path, manifest, config, monkeypatch)
+    with pytest.raises(RuntimeError) as failure:
+        other = {"lr_scheduler": {**schedule, "T_0": 2}, "resume": True, "allow_different": True}
+        config(trained[0] / "configs" / "train.json", **overrides, **other)
+    assert "T_0 3 (now 2)" in str(failure.value.__cause__)
+    config(trained[0] / "configs" / "train.json", **overrides, resume=True)
+    assert (tmp_path / "model.pt").is_file()
 
 
 def test_a_resumed_training_keeps_its_network_from_a_loader(
@@ -237,6 +255,7 @@ def test_resume_refuses_what_would_not_go_on(trained, manifest, run_config, tmp_
     [
         ({"learning_rate": 0.001}, "max_lr 0.004 (now 0.001)"),
         ({"weight_decay": 0.1}, "weight_decay 0.0001 (now 0.1)"),
+        ({"optimizer#eps": 0.1}, "eps 1e-08 (now 0.1)"),
         ({"max_epochs": 3}, "max_epochs 2 (now 3)"),
         ({"steps_per_epoch": 5}, "steps_per_epoch 4 (now 5)"),
     ],

@@ -157,14 +157,18 @@ def test_what_says_that_a_value_is_missing_is_no_group(tmp_path: Path) -> None:
     assert long == {"10000001", "10000002"}
 
 
-def test_measures_of_which_most_are_the_largest_are_divided_below_it(tmp_path: Path) -> None:
+def test_measures_of_which_most_are_the_largest_are_divided_below_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline")
     scores = [90, 90, 90, 90, 90, 90, 90, -20.5, 2.5, 3.5, 4.5, 5.5]
     rows = "".join(f"{one},{score}\n" for one, score in zip(PATIENTS, scores, strict=False))
     found = read_clinical(table(tmp_path, f"id,score\n{rows}"), PATIENTS)
     assert [*found.columns["score"].values()] == 7 * ["90 or more"] + 5 * ["below 90"]
     ages = "".join(f"{one},{'30 years' if number == 3 else 30 + number}\n" for number, one in enumerate(PATIENTS))
     found = read_clinical(table(tmp_path, f"id,age\n{ages}"), PATIENTS)
-    assert found.skipped == {"age": "24 different values (expected 2 to 10), and 30 years is not a number"}
+    assert found.skipped == {"age": "24 different values (expected 2 to 10), and 1 of 24 are not numbers"}
+    assert caplog.messages == ["age: 30 years is not a number"]
 
 
 def test_columns_can_be_chosen(tmp_path: Path) -> None:

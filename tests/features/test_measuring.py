@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -70,6 +72,22 @@ def test_features_are_tested_against_a_table(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "associations.csv").exists()
 
 
+def test_results_hold_no_cell_of_a_column_that_is_not_tested(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.features.association.MAX_GROUPS", 3)
+    rows = [f"{patient},{place % 2},{5 * place}" for place, patient in enumerate(PATIENTS[:-1])]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(["patient,subtype,number", *rows, f"{PATIENTS[-1]},1,A12345"]) + "\n")
+    assert main([str(run), "--out", str(tmp_path / "out"), "--clinical", str(path), "--features", "voxels"]) == 0
+    assert "number: A12345 is not a number" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "shape.json").read_text())
+    why = "4 different values (expected 2 to 3), and 1 of 4 are not numbers"
+    assert content["skipped_columns"] == {"number": why}
+    assert f"Not tested: number ({why})." in (tmp_path / "out" / "shape.html").read_text()
+    assert not [file for file in (tmp_path / "out").iterdir() if file.is_file() and "A12345" in file.read_text()]
+
+
 def test_a_voxel_size_can_be_given_and_that_of_a_file_is_kept(run: Path, tmp_path: Path) -> None:
     result = measure_shapes(run, tmp_path / "out", spacing=(1, 1, 5))
     assert (result.unknown_spacing, result.given_spacing) == ([], sorted(PATIENTS))
@@ -118,11 +136,13 @@ def test_a_kind_of_mask_without_values_is_left_out_and_shapes_are_kept(
     result = measure_shapes(scores, out, clinical=path, features=["largest_diameter_px"])
     assert list(result.associations) == ["true"]
     assert "predicted masks: no association can be tested (no mask has largest_diameter_px" in caplog.text
+    (out / "shape.html").write_text("of the earlier tables")
     with pytest.raises(PipelineError, match=r"^predicted masks: no association can be tested \(no mask has volume_ml"):
         measure_shapes(run, out, clinical=path, features=["volume_ml"])
     assert len(pd.read_csv(out / "shape.csv")) == 8
     assert pd.read_csv(out / "shape.csv")["voxels"].min() == 0
     assert not (out / "associations.csv").exists()
+    assert not (out / "shape.html").exists()
 
 
 def test_patients_of_the_training_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +165,15 @@ def test_what_cannot_be_measured_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"--seed -1 \(expected 0 or more"):
         measure_shapes(run, tmp_path / "out", seed=-1)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(PipelineError, match="--features without --clinical"):
+        main([str(run), "--out", str(tmp_path / "out"), "--features", "voxels"])
     one = find_masks(run / "masks" / "3_mask.nii.gz")
     assert list(one["predicted"]) == ["3"]
     assert FEATURES[:3] == PAPER_FEATURES
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_utf8_are_escaped(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    shutil.copy(run / "masks" / "3_mask.nii.gz", tmp_path / "masks" / os.fsdecode(b"M\xfcller_mask.nii.gz"))
+    assert [*measure_shapes(tmp_path / "masks", tmp_path / "out").shapes["predicted"]] == [r"M\udcfcller"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -18,9 +19,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, MRImageStorage, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    MRImageStorage,
+    RLELossless,
+)
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, WritingError
 from pipeline.imaging.dicom import (
     choose_flair,
     convert,
@@ -203,6 +210,44 @@ def test_a_zip_that_cannot_be_unpacked_is_a_line(voxels: NDArray[np.int16], tmp_
     data[data.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(data)
     refused("holds encrypted files. Unpack it with its password")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("\u00e4", b"")
+    path.write_bytes(path.read_bytes().replace("\u00e4".encode(), b"\xff\xff"))  # still said to be UTF-8
+    refused("no readable zip")
+    with zipfile.ZipFile(path, "w") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        for _ in range(2):
+            file.write(dicom, "a")
+    refused("holds several files of one name. Unpack it into folders")
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "message"),
+    [
+        ("open", errno.ENOSPC, r"dicom-\w+/000000: cannot be written"),
+        ("ZipFile", errno.EACCES, r"b\.zip: cannot be read"),
+    ],
+)
+def test_a_zip_is_not_called_damaged_for_the_disk(
+    function: str, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
+        file.writestr("a", b"1")
+    monkeypatch.setattr(Path if function == "open" else zipfile, function, fail)
+    with pytest.raises(PipelineError, match=message) as caught, unpacked(tmp_path / "b.zip"):
+        pass
+    assert isinstance(caught.value, WritingError) == (function == "open")
+
+
+def test_a_slice_that_is_gone_is_no_fault_of_writing(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", voxels, PLACES)
+    series = one(tmp_path / "a")
+    paths[2].unlink()
+    with pytest.raises(PipelineError, match=r"^series 3: a slice cannot be read \(No such file") as caught:
+        convert(series, tmp_path / "out")
+    assert not isinstance(caught.value, WritingError)  # which would end the run
 
 
 @pytest.mark.parametrize(("start", "step"), [(0, 0.1), (4, 0.0)], ids=["tilt", "jump"])
@@ -374,6 +419,17 @@ def test_a_file_with_a_value_that_cannot_be_read_is_named(
     paths = write_series(tmp_path, voxels, PLACES)
     paths[3].write_bytes(paths[3].read_bytes().replace(before, after))
     assert [*find_series(paths).damaged] == [paths[3]]
+
+
+def test_damaged_files_that_pydicom_trips_over_are_named(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    deflated, flipped = write_series(tmp_path, voxels[..., :2], PLACES)
+    header = pydicom.dcmread(deflated)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    header.save_as(deflated)
+    assert len(find_series([deflated]).series) == 1
+    deflated.write_bytes(deflated.read_bytes()[:-900] + bytes(900))
+    flipped.write_bytes(flipped.read_bytes().replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00ZZ"))
+    assert {*find_series([deflated, flipped]).damaged} == {deflated, flipped}
 
 
 def test_a_series_number_is_shown_without_control_characters(voxels: NDArray[np.int16], tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_what_is_no_volume_is_refused_in_a_line(tmp_path: Path, voxels: NDArray[
         assert "\n" not in str(error.value)
 
 
+def test_a_volume_without_voxels_is_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((0, 4, 4), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 0 4 4\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_text(header)
+    negative = bytearray((tmp_path / "a.nii").read_bytes())
+    negative[42:44] = (-2).to_bytes(2, "little", signed=True)  # dim[1]
+    (tmp_path / "b.nii").write_bytes(negative)
+    for name in ("a.nii", "b.nii", "a.mha"):
+        with pytest.raises(PipelineError, match=f"{name}: holds no voxel"):
+            read_volume(tmp_path / name)
+
+
 def test_t1_of_another_grid_is_brought_onto_that_of_flair(tmp_path: Path) -> None:
     """A ramp stays the same in mm on every grid. FLAIR takes the place of a missing T1."""
     fine = np.diag([-1.0, -1, 2, 1])

@@ -21,7 +21,7 @@ from pipeline.imaging.nifti import (
     save_mask,
     spacing_mm,
 )
-from pipeline.scripts.volumes import check_label
+from pipeline.scripts.volumes import check_image, check_label
 
 
 @pytest.fixture
@@ -70,6 +70,7 @@ def test_saved_mask_takes_over_a_foreign_affine_and_spacing(tmp_path):
     image.header.set_xyzt_units("mm")
     for field in ("descrip", "db_name", "aux_file", "intent_name", "data_type"):
         image.header[field] = b"TOP SECRET"
+    image.header["intent_code"], image.header["intent_p1"] = 1007, 3
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"TOP SECRET"))
     nib.save(image, like)
     save_mask(np.ones((3, 4, 5), np.int64), tmp_path / "m.nii.gz", like)
@@ -77,6 +78,8 @@ def test_saved_mask_takes_over_a_foreign_affine_and_spacing(tmp_path):
     np.testing.assert_allclose(saved.header.get_zooms(), (0.5, 0.7, 3), rtol=1e-6)
     assert saved.header.get_xyzt_units()[0] == "mm"
     assert saved.get_data_dtype() == np.uint8
+    assert saved.header.get_intent() == ("none", (), "")
+    assert saved.header["intent_p1"] == 0
     assert b"SECRET" not in gzip.decompress((tmp_path / "m.nii.gz").read_bytes())
 
 
@@ -180,6 +183,48 @@ def test_a_label_that_drifts_away_from_its_image_is_refused(tmp_path, axes, scal
     with pytest.raises(PipelineError, match=r"by its affine it lies up to [\d.]+ mm away from image"):
         check_label(tmp_path / "label.nii.gz", tmp_path / "image.nii.gz")
     check_label(tmp_path / "image.nii.gz", tmp_path / "image.nii.gz")
+
+
+LPS = np.array([[-1.0, 0, 0, 90], [0, -1, 0, 120], [0, 0, 1, -70], [0, 0, 0, 1]])
+TWICE = LPS @ np.diag([2, 2, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "sform", "qform", "fits"),
+    [
+        ((), TWICE, np.eye(4), False),
+        ((), TWICE, None, False),
+        ((3,), LPS, None, False),
+        ((3,), None, LPS, False),
+        ((), TWICE, LPS, True),
+        ((), LPS, None, True),
+        ((), None, LPS, True),
+        ((3,), LPS, LPS, True),
+    ],
+    ids=[
+        "qform is another",
+        "voxel sizes, no qform",
+        "channels, no qform",
+        "channels, no sform",
+        "voxel sizes",
+        "no qform",
+        "no sform",
+        "channels",
+    ],
+)
+def test_a_volume_that_monai_reads_in_another_orientation_is_refused(tmp_path, channels, sform, qform, fits):
+    """The header states voxels of 1 mm."""
+    image = nib.Nifti1Image(np.ones((6, 5, 4, *channels), np.uint8), None)
+    image.header.set_qform(qform, 0 if qform is None else 1)
+    image.header.set_sform(sform, 0 if sform is None else 4)
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(image.dataobj, None, image.header), path)
+    for check in (lambda: check_image(path), lambda: check_label(path, path)):
+        if fits:
+            check()
+            continue
+        with pytest.raises(PipelineError, match=r"a\.nii: the networks would see it in another orientation"):
+            check()
 
 
 UNITS = {"meter": 0.001, "mm": 1, "micron": 1000}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -108,8 +110,19 @@ def test_stacks_are_refused_however_they_are_packed():
     assert decode_slice(saved(RGB, "TIFF", description="ImageJ=1.53\nimages=1\n"), "image").shape == RGB.shape
 
 
-@pytest.mark.parametrize(("pixels", "message"), [("deep", "pixel mode I;16"), ("alpha", "pixel mode RGBA")])
+@pytest.mark.parametrize(("pixels", "message"), [("deep", "16-bit unsigned"), ("alpha", "pixel mode RGBA")])
 def test_other_pngs_are_refused(pixels: str, message: str):
     arrays = {"deep": np.zeros((8, 8), np.uint16), "alpha": np.zeros((8, 8, 4), np.uint8)}
     with pytest.raises(PipelineError, match=message):
         decode_slice(saved(arrays[pixels], "PNG"), "image")
+
+
+def test_a_png_of_16_bit_colors_is_refused():
+    """Pillow reads it, cut to the high bytes, but cannot write it."""
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(13)), b"IEND": b""}
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in parts.items()
+    )
+    with pytest.raises(PipelineError, match="16-bit unsigned pixels"):
+        decode_slice(data, "image")

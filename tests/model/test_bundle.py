@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
 from pipeline.errors import PipelineError
-from pipeline.model.bundle import DEFAULT_BUNDLES, config_of, device_of, load_bundle, load_bundles
+from pipeline.model.bundle import DEFAULT_BUNDLES, config_of, device_of, load_bundle, load_bundles, versions
 from tests.conftest import BASIC, ROOT, every_network, last_bias
+
+
+def test_a_backend_of_another_package_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the module onnxruntime of the package onnxruntime-gpu."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.2.3"))
+    found = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr("pipeline.model.bundle.version", version)
+    assert versions("onnx")["onnxruntime"] == "1.2.3"
 
 
 def test_bundle_and_weights_come_in_pairs(trained, tmp_path: Path) -> None:

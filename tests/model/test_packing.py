@@ -85,6 +85,9 @@ def test_incomplete_or_wrong_bundles_are_not_packed(ready: Path, tmp_path: Path,
     metadata.write_text(json.dumps({**json.loads(content), "weights": {"sha256": "0" * 64}}))
     with pytest.raises(PipelineError, match=r"metadata\.json names other weights.*, or remove it"):
         pack_bundle(ready, tmp_path / "out")
+    metadata.write_text(json.dumps({**json.loads(content), "version": "1/../../../escaped"}))
+    with pytest.raises(PipelineError, match=r"metadata\.json: version '1/\.\./.*expected letters"):
+        pack_bundle(ready, tmp_path / "out")
     metadata.write_text(content)
     record["weights"] = {"model.pt": "0"}
     (ready / "models" / "training.json").write_text(json.dumps(record))

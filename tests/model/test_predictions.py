@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ import pytest
 
 from pipeline import predict
 from pipeline.cohort.manifest import read_manifest
-from pipeline.errors import ManifestError, PipelineError
+from pipeline.errors import ManifestError, PipelineError, WritingError
 from pipeline.imaging.nifti import AFFINE, load_image, load_label, nifti_bytes
+from pipeline.model import predictions
 from pipeline.model.bundle import load_bundle
 from pipeline.model.predictions import Prediction, predictions_table
 from pipeline.model.predictor import Predictor
 from pipeline.scoring.protocols import largest_component
+from pipeline.scripts.files import writing_errors
 from tests.conftest import BUNDLES, evaluated, lively_weights
 
 
@@ -382,10 +385,12 @@ def test_options_that_fit_no_input_are_refused(tmp_path: Path) -> None:
     from tests.imaging.series import write_series
 
     (tmp_path / "a.nii.gz").write_bytes(nifti_bytes(np.ones((8, 8, 3), np.uint8)))
-    for option in (["--series", "3"], ["--dicom-seg"]):
-        with pytest.raises(PipelineError, match=rf"{option[0]} .*DICOM"):
+    for option in (["--series", "3"], ["--series", ""], ["--dicom-seg"]):
+        with pytest.raises(PipelineError, match=rf"{option[0]} .*(DICOM|empty)"):
             run(UNUSED, tmp_path / "out", tmp_path / "a.nii.gz", *option)
     write_series(tmp_path / "dicom", np.ones((8, 8, 3), np.int16), AFFINE)
+    with pytest.raises(PipelineError, match=r"--pseudonymise .*: lies in .* Keep the key in a separate folder"):
+        run(UNUSED, tmp_path / "out", tmp_path / "a.nii.gz", "--pseudonymise", tmp_path / "key.csv")
     with pytest.raises(PipelineError, match="DICOM SEG names the patient"):
         run(UNUSED, tmp_path / "out", tmp_path / "dicom", "--dicom-seg", "--pseudonymise", tmp_path / "key.csv")
 
@@ -464,6 +469,60 @@ def test_no_mask_of_an_earlier_run_stays_beside_new_ones(lively, manifest: Path,
     with pytest.raises(ManifestError, match=r"a_image\.nii\.gz"):
         run(lively, tmp_path / "out", *inputs, "--overwrite")
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b_mask.nii.gz"]
+
+
+def test_a_run_over_one_patient_keeps_the_others(lively, manifest: Path, tmp_path: Path) -> None:
+    """Also one that fails: the folder stays one of a prediction, and its pictures do not show masks that are gone."""
+    for name, volume in zip(("a", "b"), read_manifest(manifest).sections["validation"], strict=False):
+        shutil.copy(volume.image, tmp_path / f"{name}_image.nii.gz")
+    one, two = (tmp_path / f"{name}_image.nii.gz" for name in ("a", "b"))
+    run(lively, tmp_path / "out", one, two, "--figures")
+    whole = two.read_bytes()
+    two.write_bytes(whole[:-50])
+    with pytest.raises(ManifestError, match=r"b_image\.nii\.gz"):
+        run(lively, tmp_path / "out", two, "--overwrite", "--figures")
+    assert not (tmp_path / "out" / "figures" / "b.gif").exists()
+    two.write_bytes(whole)
+    before = (tmp_path / "out" / "a_mask.nii.gz").stat().st_mtime_ns
+    run(lively, tmp_path / "out", one, two, "--skip-existing", "--figures")
+    assert (tmp_path / "out" / "a_mask.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_full_disk_keeps_earlier_masks(lively, manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    image = read_manifest(manifest).sections["validation"][0].image
+    (name,) = run(lively, tmp_path / "out", image)
+    mask = tmp_path / "out" / f"{name}_mask.nii.gz"
+    before = mask.read_bytes()
+
+    def full(*_: Any) -> None:
+        with writing_errors(mask):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predictions, "save_prediction", full)
+    with pytest.raises(WritingError, match=r"No space left on device.; earlier content is kept"):
+        run(lively, tmp_path / "out", image, "--overwrite")
+    assert mask.read_bytes() == before
+
+
+def test_images_of_one_file_name_are_told_apart(lively, manifest: Path, tmp_path: Path) -> None:
+    (image, *_) = (volume.image for volume in read_manifest(manifest).sections["validation"])
+    shutil.copy(image, tmp_path / "good.nii.gz")
+    for patient in ("p1", "p2"):
+        (tmp_path / "in" / patient).mkdir(parents=True)
+        image_of(np.zeros((32, 32, 3), np.float32), tmp_path / "in" / patient / "flair.nii.gz")
+    with pytest.raises(ManifestError):
+        run(lively, tmp_path / "out", tmp_path / "in", tmp_path / "good.nii.gz")
+    failed = json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"]
+    assert sorted(failed) == ["p1: flair.nii.gz", "p2: flair.nii.gz"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_utf8_end_no_run(lively, manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / os.fsdecode(b"Gr\xf6sse")
+    folder.mkdir()
+    shutil.copy(read_manifest(manifest).sections["validation"][0].image, folder / "x.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert run(lively, Path("out"), Path(folder.name, "x.nii.gz"))["x"]["image"] == r"Gr\udcf6sse/x.nii.gz"
 
 
 def test_a_map_that_is_gone_is_not_passed_over(lively, manifest: Path, tmp_path: Path) -> None:

@@ -86,8 +86,9 @@ def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
     assert finished.read("a", [image]) is None
     (finished.folder / "a.json").write_text("{")
     assert finished.read("a", []) is None
-    finished.clear()
-    assert not finished.folder.exists()
+    finished.write("b", {}, [])
+    finished.clear(["a", "none"])
+    assert [path.name for path in finished.folder.iterdir()] == ["b.json"]
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,12 @@ def test_one_training_without_folds(folded: Path) -> None:
     assert command[-2:] == ["--seed", "3"]
 
 
+def test_a_manifest_is_named_by_its_file_or_folder(folded: Path) -> None:
+    for manifest in (folded, folded / "manifest.json"):
+        (command,) = plan_training("basic_unet", manifest).commands.values()
+        assert command[command.index("--dataset_dir") + 1] == str(folded)
+
+
 def test_folders_with_a_space_are_kept(folded: Path, tmp_path: Path) -> None:
     (tmp_path / "my files").mkdir()
     recipe = tmp_path / "my files" / "mine.yaml"
@@ -98,6 +104,9 @@ def test_a_start_is_named_by_bundle_folder_or_file(folded: Path, tmp_path: Path)
     assert command[command.index("--init") + 1] == "bundles/basic_unet/models/model.pt"
     with pytest.raises(PipelineError, match="neither a path nor one of the bundles"):
         plan_training("basic_unet", folded, init="nowhere")
+    for option in ("init", "recipe"):  # such as of a variable of the shell that is not set
+        with pytest.raises(PipelineError, match="neither a path nor one of the"):
+            plan_training("basic_unet", folded, **{option: ""})
     (tmp_path / "mine.pt.sha256").write_text(f"{'0' * 64}  mine.pt\n")
     with pytest.raises(PipelineError, match=r"mine.pt: damaged"):
         plan_training("basic_unet", folded, init=tmp_path / "mine.pt")

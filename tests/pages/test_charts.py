@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from pipeline.pages.charts import curves_svg, dsc_png, dsc_svg, sizes_svg
+from pipeline.pages.charts import curves_svg, dsc_png, dsc_svg, groups_svg, sizes_svg
 
 RUNS: dict[str, dict[str, float | None]] = {
     "first <run>": {"A": 0.5, "$B_$^": 0.9, "C": None},
@@ -93,7 +93,9 @@ def test_marks_of_patients_that_were_trained_on_are_hollow() -> None:
         lambda trained_on: dsc_svg(RUNS, ["A", "C"], trained_on),
         lambda trained_on: sizes_svg(RUNS, {"A": 10, "C": 5}, trained_on),
     ):
-        assert (draw(()).count("fill-opacity: 0;"), draw({"A"}).count("fill-opacity: 0;")) == (0, 2)
+        both = {name: {"A"} for name in RUNS}
+        of_one = {"first <run>": {"A"}, "second": set()}
+        assert [draw(seen).count("fill-opacity: 0;") for seen in (None, both, of_one)] == [0, 2, 1]
 
 
 def test_long_names_are_cut_in_the_middle() -> None:
@@ -101,3 +103,23 @@ def test_long_names_are_cut_in_the_middle() -> None:
     chart = dsc_svg({name: {name: 0.5}}, [name])
     assert name not in chart
     assert len(re.findall(r">begin\w*\u2026\w*end</text>", chart)) == 2
+
+
+@pytest.mark.parametrize("name", ["_hidden", "__", "_child0"])
+def test_runs_of_any_name_are_in_the_legend(name: str) -> None:
+    curve = {"train_loss": [(1.0, 0.9), (2.0, 0.5)]}
+    charts = (dsc_svg({name: {"A": 0.5}}, ["A"]), sizes_svg({name: {"A": 0.5}}, {"A": 10}), curves_svg({name: curve}))
+    assert all(f">{name}</text>" in chart for chart in charts)
+
+
+def test_long_names_that_differ_in_the_middle_have_different_labels() -> None:
+    patients, runs, groups = (
+        [f"{'begin' * times}_{number}_{'end' * times}" for number in (1, 2)] for times in (4, 5, 2)
+    )
+    for chart in (
+        dsc_svg({"run": dict.fromkeys(patients, 0.5)}, patients),
+        sizes_svg({name: {"A": 0.5} for name in runs}, {"A": 10}),
+        groups_svg({name: [7.0, 8.0] for name in groups}, "voxels", "subtype", "true"),
+    ):
+        texts = re.findall(r">([^<>]*)</text>", chart)
+        assert all(any(f"{number}_" in text for text in texts) for number in (1, 2))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.imaging.nifti import load_label
 from pipeline.pages.report import read_runs, worst_first, write_report
 from pipeline.scoring.curves import CURVES_NAME
-from pipeline.scoring.results import read_scores
+from pipeline.scoring.results import read_scores, write_scores
 from tests.pages.evaluations import (
     DEPTH,
     HOSTILE,
@@ -195,9 +196,79 @@ def test_patients_that_were_trained_on_are_folded_with_a_subtotal(runs: list[Pat
     assert alone.read_text().count("&dagger;") == 4
 
 
+def runs_table(text: str) -> list[dict[str, str]]:
+    """The table of runs: for each run, head of the column -> text of the cell."""
+    head, _, body = text.partition('<table id="runs">')[2].partition("</table>")[0].partition("<tbody>")
+    heads, *rows = (
+        [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.split(r"</t[dh]>", row)[:-1]]
+        for row in (head, *body.split("</tr>")[:-1])
+    )
+    return [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def test_runs_are_compared_on_patients_that_neither_was_trained_on(runs: list[Path], tmp_path: Path) -> None:
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
+    text = write_report([trained_on(first, "7", "12"), trained_on(second)])[0].read_text()
+    one, two = runs_table(text)
+    dsc = [{score.patient: score.dsc for score in read_scores(run)} for run in (first, second)]
+    assert two["difference"].split()[0] == f"+{dsc[1]['3'] - dsc[0]['3']:.4f}"
+    assert two["difference"].endswith("1 patients")
+    assert (two["better, worse"], two["p"]) == ("1, 0", "1.000")
+    assert (one["trained on"].split()[1:], two["trained on"]) == (["2", "patients"], "")
+    assert two["not trained on"].split() == ["1.0000", "3", "patients"]
+    assert "They leave out patients that either run was trained on" in text
+    text = write_report([trained_on(first, *WORST_FIRST), second])[0].read_text()
+    assert runs_table(text)[1]["difference"].endswith("3 patients, all trained on")
+    assert "Only the mean of the others" in text
+
+
+def test_marks_are_hollow_only_for_the_run_that_was_trained_on_the_patient(runs: list[Path], tmp_path: Path) -> None:
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in runs)
+    text = write_report([trained_on(first, "7", "12"), trained_on(second, "7")])[0].read_text()
+    assert text.count("fill-opacity: 0;") == 2 * 3  # two charts
+    assert "Hollow marks: patients that the run's weights were trained on." in text
+
+
+def test_charts_explain_crosses_and_patients_that_are_left_out(runs: list[Path], tmp_path: Path) -> None:
+    crosses, left_out = "Crosses: DSC not defined", "Lesion size and DSC: without 1 patient that has no lesion."
+    text = write_report([runs[0]], tmp_path / "page.html")[0].read_text()
+    assert (crosses in text, left_out in text, "Hollow marks" in text) == (True, True, False)
+    run = many_patients(runs[0], tmp_path / "many", 5)
+    text = write_report([run])[0].read_text()
+    assert (crosses in text, "Lesion size and DSC: without" in text) == (False, False)
+
+
+def test_a_small_p_is_no_zero(runs: list[Path], tmp_path: Path) -> None:
+    first, second = (many_patients(run, tmp_path / run.name, 30) for run in runs)
+    scores = [replace(score, dsc=score.dsc + 0.01) for score in read_scores(second)]
+    write_scores(second, scores)
+    text = write_report([first, second], viewers=0)[0].read_text()
+    assert runs_table(text)[1]["p"] == "&lt; 0.001"
+    (value,) = re.findall(r'data-value="([^"]*)">&lt; 0.001', text)
+    assert 0 < float(value) < 1e-6
+
+
+def test_the_page_says_which_mask_the_reference_protocol_scores(runs: list[Path], tmp_path: Path) -> None:
+    run = changed(shutil.copytree(runs[0], tmp_path / "run"), protocol="reference")
+    assert "it can be of another component than the one shown" in write_report([run])[0].read_text()
+    assert "another component" not in write_report([runs[0]], tmp_path / "page.html")[0].read_text()
+
+
+def test_the_page_says_where_slices_are_shown_coarser(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Large slices" not in write_report([runs[0]], tmp_path / "page.html")[0].read_text()
+    monkeypatch.setattr("pipeline.pages.viewer.MAX_SIDE_PX", 100)
+    text = write_report([runs[0]], tmp_path / "page.html")[0].read_text()
+    assert "Large slices are shown with fewer pixels; a pixel belongs to a mask if any of its voxels does." in text
+    assert "For files that have none, such as those built of slices, it is assumed." in text
+
+
 def test_all_patients_stand_open_where_all_were_trained_on(runs: list[Path], tmp_path: Path) -> None:
     run = trained_on(shutil.copytree(runs[0], tmp_path / "run"), *WORST_FIRST)
     text = write_report([run])[0].read_text()
+    assert "The weights were trained on all of these patients" in text
+    assert "Only the mean of the others" not in text
     assert text.count("<tr data-patient=") == 4
     assert 'id="trained-on"' not in text
 

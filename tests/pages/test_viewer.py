@@ -67,9 +67,14 @@ def test_large_volumes_are_shown_coarser() -> None:
     image = np.full((side, 12, 3, 3), 100, dtype=np.uint8)
     truth = np.zeros(image.shape[:3], dtype=np.uint8)
     truth[100:200, 2:8, 1] = 1
-    view = patient_view(image, truth, {}, {})
-    assert (view["height"], view["width"], view["columns"]) == (side // 2, 6, 2)
+    thin = 0 * truth
+    thin[101, 3:7, 1] = 1
+    view = patient_view(image, truth, {"run": thin}, {"run": (thin * 0.5).astype(np.float32)})
+    assert (view["height"], view["width"], view["columns"], view["step"]) == (side // 2, 6, 2, 2)
     assert np.array_equal(slices_of(view, view["truth"]) > 0, truth[::2, ::2] > 0)
+    assert np.argwhere(slices_of(view, view["masks"]["run"])).tolist() == [[50, 1, 1], [50, 2, 1], [50, 3, 1]]
+    assert slices_of(view, view["maps"]["run"])[50, 2, 1] > 200
+    assert patient_view(image[:100], truth[:100], {}, {})["step"] == 1
 
 
 def test_a_view_without_truth_keeps_the_shape_of_voxels() -> None:

@@ -88,6 +88,30 @@ def test_curves_and_uncertainty_are_kept_for_a_report(trained, manifest, tmp_pat
         evaluated(folder, manifest, out, uncertainty=True)
 
 
+@pytest.mark.parametrize("steps", ["$10 * 2", None], ids=["expression", "no record"])
+def test_curves_by_epoch_are_left_out_where_the_length_of_an_epoch_is_not_known(
+    trained, manifest, tmp_path: Path, steps: str | None
+) -> None:
+    for path in (trained[1] / "model.pt", *trained[1].glob("log/events*")):
+        shutil.copy(path, tmp_path)
+    if steps:
+        record = json.loads((trained[1] / "training.json").read_text())
+        record["config"]["steps_per_epoch"] = steps
+        (tmp_path / "training.json").write_text(json.dumps(record))
+    evaluated((trained[0], tmp_path), manifest, tmp_path / "out")
+    assert list(read_curves(tmp_path / "out" / "curves.json")[trained[0].name]) == ["train_loss"]
+
+
+def test_scores_are_kept_where_curves_cannot_be_read(trained, manifest, tmp_path: Path, monkeypatch) -> None:
+    def damaged(*args: object) -> None:
+        raise PipelineError("no readable event files")
+
+    monkeypatch.setattr("pipeline.scoring.evaluation.read_events", damaged)
+    with pytest.raises(PipelineError, match="no readable event files"):
+        evaluated(trained, manifest, tmp_path / "out")
+    assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 3
+
+
 def test_an_evaluation_that_did_not_end_says_so(trained, manifest, tmp_path: Path, monkeypatch) -> None:
     """An unfinished evaluation may hold masks of two runs."""
     evaluated(trained, manifest, tmp_path / "out")

@@ -53,6 +53,26 @@ def test_bootstrap_is_seeded_and_narrows() -> None:
     assert many[1] - many[0] < few[1] - few[0]
 
 
+def test_exams_of_one_person_are_drawn_together() -> None:
+    values, exams = [0.2, 0.9, 0.4, 0.8], 10
+    once = [f"TCGA_CS_{number:04d}_19960101" for number in range(4)]
+    many = [f"TCGA_CS_{number:04d}_{1996 + exam}0101" for number in range(4) for exam in range(exams)]
+    repeated = [value for value in values for _ in range(exams)]
+    alone = bootstrap_interval(values, 3)
+    assert bootstrap_interval(values, 3, once) == alone
+    assert bootstrap_interval(repeated, 3, many) == pytest.approx(alone)
+    assert bootstrap_interval(repeated, 3)[1] < alone[1]
+    # Drawn are the first person twice, both persons, or the second twice: 0.2, (0.2 + 9 * 0.8) / 10, 0.8.
+    uneven = bootstrap_interval([0.2, *[0.8] * 9], 3, ["sub-1_ses-1", *(f"sub-2_ses-{exam}" for exam in range(9))])
+    assert uneven == pytest.approx([0.2, 0.8])
+    scores = [replace(score_volume(name, TRUTH, TRUTH), dsc=dsc) for name, dsc in zip(many, repeated, strict=True)]
+    assert summarise(scores, 3)["dsc_mean_95"] == pytest.approx(alone)
+    better = {patient: 0.1 + value / 2 for patient, value in zip(many, repeated, strict=True)}
+    found = paired(dict.fromkeys(many, 0.1), better, 3)
+    assert found["mean_95"] == pytest.approx([end / 2 for end in alone])
+    assert (found["patients"], found["better"], found["wilcoxon_p"]) == (40, 40, pytest.approx(2 / 2**4))
+
+
 def test_calibration_compares_probability_with_the_share_of_lesion() -> None:
     probability = np.array([0.0, 0.005, 0.04, 0.15, 0.15, 0.95, 0.95, 0.95, 1.0]).reshape(3, 3, 1)
     truth = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1]).reshape(3, 3, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -174,6 +175,16 @@ def test_low_resolution_blurs_some_slices() -> None:
     assert changed.mean() == pytest.approx(float(image.mean()), abs=0.01)
     smooth = stripes(20)
     assert torch.allclose(blur({"image": smooth.clone()})["image"], smooth, atol=0.1)
+
+
+@pytest.mark.parametrize("least", [0.505, 0.53, 0.7, 0.9])
+def test_low_resolution_does_not_shift_a_slice_against_its_label(least: float) -> None:
+    """A ramp of the columns tells where each pixel came from."""
+    ramp = torch.arange(192.0).expand(1, 1, 192, 192).clone()
+    blur = augmentation.RandBatchSimulateLowResolutiond("image", least=least, prob=1.0)
+    with mock.patch.object(torch, "rand", torch.zeros):  # the smallest share, and every slice
+        blurred = blur({"image": ramp.clone()})["image"]
+    assert (blurred - ramp)[..., 8:-8, 8:-8].abs().max() < 0.1
 
 
 def test_noise_has_the_deviation_that_is_asked_for() -> None:

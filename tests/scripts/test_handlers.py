@@ -168,6 +168,17 @@ def test_the_average_of_weights_has_no_share_of_the_start() -> None:
     assert continued.ema_model.weight.item() == pytest.approx(expected)
 
 
+def test_epochs_of_neighbouring_seeds_have_nothing_in_common() -> None:
+    engine, drawn = Engine(lambda *_: None), []
+    for seed, rank in ((0, 0), (1, 0), (0, 1)):
+        handler = handlers.SeedEpochs(seed, rank)
+        for epoch in range(1, 21):
+            engine.state.epoch = epoch
+            handler._seed(engine)
+            drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_time_left_is_of_the_whole_training(monkeypatch: pytest.MonkeyPatch) -> None:
     state = SimpleNamespace(iteration=100, max_epochs=10, epoch_length=100)
     progress = handlers.Progress(evaluator=None, batch_size=16, val_interval=1)

@@ -18,6 +18,7 @@ from pipeline.scripts.manifest import (
     channel_role,
     image_items,
     is_pseudonymised,
+    lists_images,
     person,
     refuse_changed_volumes,
     section_items,
@@ -115,6 +116,13 @@ def test_a_datalist_of_other_channels_is_refused_by_all_who_read_it(tmp_path: Pa
             with pytest.raises(PipelineError, match=f"^{re.escape(f'{file}: {fault}')}") as error:
                 read()
             assert "\n" not in str(error.value)
+
+
+def test_a_datalist_lists_the_images_of_its_items_alone() -> None:
+    content = {"training": [{"image": "volumes/a.nii.gz"}, "b.nii.gz"], "validation": [{"image": ["c.nii.gz"]}]}
+    for name, expected in (("a", True), ("c", False), ("d", False)):
+        assert lists_images(content, [{"image": f"/data/volumes/{name}.nii.gz"}]) == expected
+    assert not lists_images({}, [])
 
 
 def test_exams_of_a_person_are_known_in_any_case() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.scripts.manifest import CHANNELS
 from tests.conftest import BUNDLES, ROOT
 from tools import bundles as generator
 
@@ -113,6 +114,17 @@ def test_every_key_is_used(bundle: Path, name: str) -> None:
 def test_a_training_of_several_processes_changes_keys_that_are_there(bundle: Path) -> None:
     changed = {key.lstrip("+").split("#")[0] for key in config_of(bundle, generator.DELTA)}
     assert changed <= config_of(bundle, "train").keys() | ENTRY_POINTS
+
+
+def test_metadata_has_the_channels_of_the_network(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "bundles" / "template", tmp_path / "template")
+    (tmp_path / "new").mkdir()
+    network = {"network_def": {"_target_": "BasicUNet", "in_channels": 9}, "around": 1, "metadata": {"name": "new"}}
+    (tmp_path / "new" / "network.yaml").write_text(json.dumps(network))
+    assert generator.main([str(tmp_path)]) == 0
+    image = config_of(tmp_path / "new", "metadata")["network_data_format"]["inputs"]["image"]
+    assert image["num_channels"] == len(image["channel_def"]) == 9
+    assert [image["channel_def"][number] for number in "0148"] == [*CHANNELS[:2], CHANNELS[1], CHANNELS[2]]
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)

@@ -212,7 +212,9 @@ class RandBatchSimulateLowResolutiond(MapTransform):
             chosen = torch.rand(len(image)) < self.prob
             share = self.least + (0.95 - self.least) * float(torch.rand(()))
             if chosen.any():
-                small = interpolate(image[chosen], scale_factor=share, mode="bilinear", align_corners=False)
+                # By size and not by factor: the size is rounded, and the slice must not shift against its label.
+                size = [max(1, round(share * side)) for side in image.shape[2:]]
+                small = interpolate(image[chosen], size, mode="bilinear", align_corners=False)
                 image[chosen] = interpolate(small, image.shape[2:], mode="bicubic", align_corners=False)
         return dict(data)
 

@@ -153,6 +153,13 @@ def is_pseudonymised(content: Mapping[str, Any]) -> bool:
     return isinstance(options, dict) and bool(options.get("pseudonymised"))
 
 
+def lists_images(content: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a datalist with this content lists the images of all these items, by their file names."""
+    entries = [entry for section in SECTIONS for entry in content.get(section) or ()]
+    names = {Path(str(entry.get("image"))).name for entry in entries if isinstance(entry, dict)}
+    return bool(content) and all(Path(item["image"]).name in names for item in items)
+
+
 def section_items(dataset_dir: str, section: str) -> list[Item]:
     """The patients of one section of a manifest.
 

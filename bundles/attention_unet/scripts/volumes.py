@@ -50,8 +50,8 @@ def open_nifti(path: Path) -> Any:
         path: The file, ``.nii`` or ``.nii.gz``.
 
     Raises:
-        PipelineError: The file is missing, is not a NIfTI file, has more than ``MAX_VALUES`` values, or its affine does
-            not define where a voxel lies.
+        PipelineError: The file is missing, is not a NIfTI file, has no voxel or more than ``MAX_VALUES`` values, or its
+            affine does not define where a voxel lies.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -63,6 +63,8 @@ def open_nifti(path: Path) -> Any:
         raise PipelineError(f"{path}: no readable NIfTI file ({shown(error)}). Build or copy it again.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise PipelineError(f"{path}: a {type(image).__name__} (expected NIfTI). Convert it to .nii.gz.")
+    if min(image.shape, default=0) < 1:
+        raise PipelineError(f"{path}: holds no voxel. Replace the file.")
     if math.prod(image.shape) > MAX_VALUES:
         raise PipelineError(
             f"{path}: the header claims {' x '.join(map(str, image.shape))} values (expected at most {MAX_VALUES}). "
@@ -133,15 +135,40 @@ def check_image(path: Path) -> None:
             post-contrast. (H, W, D, 1, 3), as ITK writes it, is accepted too.
 
     Raises:
-        PipelineError: The file is missing, is not a NIfTI file, has another shape, or holds no numbers.
+        PipelineError: The file is missing, is not a NIfTI file, has another shape, holds no numbers, or the networks
+            would see it in another orientation.
     """
     image = open_nifti(path)
-    if len(image.shape) < 3 or image.shape[3:] not in ((), (1,), (3,), (1, 1), (1, 3)) or 0 in image.shape:
+    if len(image.shape) < 3 or image.shape[3:] not in ((), (1,), (3,), (1, 1), (1, 3)):
         raise PipelineError(
             f"{path}: shape {image.shape} (expected (H, W, D) FLAIR, or (H, W, D, 3): pre-contrast, FLAIR, "
             "post-contrast). Give only the FLAIR volume, or stack the three sequences along the last axis."
         )
     _refuse_no_numbers(path, image)
+    _refuse_misread(path)
+
+
+@np.errstate(invalid="ignore")  # MONAI divides by the sizes of a missing sform
+def _refuse_misread(path: Path) -> None:
+    """Refuse a header from which MONAI, which reads volumes for the networks, takes another orientation.
+
+    Where the voxel sizes contradict the sform, MONAI replaces it by the qform. With channels, it compares a shift, too.
+    """
+    image = open_nifti(path)
+    own = nib.io_orientation(image.affine)
+    try:
+        if np.array_equal(*map(nib.io_orientation, (image.get_sform(), image.get_qform()))):
+            return
+        from monai.data.utils import correct_nifti_header_if_necessary  # loads PyTorch
+
+        seen = nib.io_orientation(correct_nifti_header_if_necessary(image).affine)  # type: ignore[no-untyped-call]
+    except (ValueError, *_NIBABEL_ERRORS):
+        seen = None
+    if not np.array_equal(own, seen):
+        raise PipelineError(
+            f"{path}: the networks would see it in another orientation, because sform, qform and voxel sizes disagree, "
+            "or one form is missing. Set both to the right affine with a viewer or nibabel."
+        )
 
 
 def _refuse_no_numbers(path: Path, image: nib.Nifti1Image) -> None:
@@ -159,7 +186,8 @@ def check_label(path: Path, image: Path, label: Any = None) -> None:
         label: The label as a NIfTI image, if ``path`` has another format. None reads ``path``.
 
     Raises:
-        PipelineError: The file is missing or not a NIfTI file, or its voxels and the image's lie in different places.
+        PipelineError: The file is missing or not a NIfTI file, or its voxels and the image's lie in different places,
+            or would for the networks.
     """
     (shape, affine), (expected, places) = (
         _grid(one) for one in (open_nifti(path) if label is None else label, open_nifti(image))
@@ -174,6 +202,8 @@ def check_label(path: Path, image: Path, label: Any = None) -> None:
             f"{path}: by its affine it lies up to {far:.3g} mm away from {image.name}. Resample the label onto the "
             "image's grid, or correct its header."
         )
+    if label is None:
+        _refuse_misread(path)
 
 
 def corners(shape: Iterable[int]) -> NDArray[np.int64]:

@@ -25,6 +25,10 @@ class PipelineError(Exception):
     is_users_fault = True
 
 
+class WritingError(PipelineError):
+    """A file or folder that cannot be written, mostly because the disk is full."""
+
+
 REMARKS = {
     "monai.data.nvimgcodec_pydicom_plugin": "nvImageCodec is not available",
     "matplotlib": "Matplotlib created a temporary",
@@ -160,9 +164,23 @@ def fault_line(error: BaseException, then: str = "") -> str | None:
     elif isinstance(cause, ModuleNotFoundError) and text.startswith("Cannot locate class or function path"):
         name = text.rpartition(": ")[2].rstrip(".")
         line = f"_target_: {name}: no such class or function. Check its spelling and that Python can import its module."
-    elif isinstance(cause, OSError) and cause.filename:
-        line = f"{os.fsdecode(cause.filename)}: {cause.strerror}. Check the path and its permissions. {then}".rstrip()
+    else:
+        line = path_fault_line(cause, then)
     return line
+
+
+def path_fault_line(error: BaseException, then: str = "") -> str | None:
+    """One line for a path that cannot be opened, such as one in a closed folder or of a long name; else None.
+
+    Args:
+        error: The error.
+        then: How to continue afterwards, a sentence.
+    """
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    return (
+        f"{shown(os.fsdecode(error.filename))}: {error.strerror}. Check the path and its permissions. {then}".rstrip()
+    )
 
 
 def _is_of_a_loader(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, ProgressBar
@@ -183,7 +184,9 @@ class SeedEpochs:
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
 
     def _seed(self, engine: Engine) -> None:
-        set_determinism(seed=self.seed - 1 + 10007 * self.rank + engine.state.epoch)  # as in multi_gpu_train.json
+        # Independent of those of other seeds, which the sum of seed and epoch would not be.
+        numbers = np.random.SeedSequence([self.seed, self.rank, engine.state.epoch])
+        set_determinism(seed=int(numbers.generate_state(1)[0]))
         torch.backends.cudnn.deterministic = self.deterministic
         torch.backends.cudnn.benchmark = not self.deterministic
 
