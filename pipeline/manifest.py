@@ -16,8 +16,11 @@ from typing import Any
 
 from pipeline.cohort.listing import counts_line
 from pipeline.command_line import PROGRAM, CommandParser, print_json, run_cli, say
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, PipelineError
 from pipeline.scripts.manifest import MANIFEST_NAME, SECTIONS
+
+FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.0}
+"""Shares of the persons by option, with their defaults."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if for_scripts:
             print_json({"manifest": path, "ok": True, "faults": {}})
         return 0
+    _set_fractions(args)
     result = build_manifest(**args)
     if not result.is_new:
         say("unchanged: nothing written")
@@ -57,6 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = {key: result.content[key] for key in ("counts", "skipped", "warnings")}
         print_json({"manifest": path, "is_new": result.is_new, "patients": patients, **kept})
     return 0
+
+
+def _set_fractions(args: dict[str, Any]) -> None:
+    """Set the shares that were not given to their defaults. Refuse given ones where the split is not drawn."""
+    from pipeline.cohort.splits import DRAWN
+
+    for name, default in FRACTIONS.items():
+        if args[name] is None:
+            args[name] = default
+        elif args["split"] not in DRAWN:
+            option = name.replace("_", "-")
+            raise PipelineError(
+                f"--{option} with --split {args['split']} (expected --split {' or '.join(DRAWN)}). "
+                f"Leave --{option} out, or pass another --split."
+            )
 
 
 def _summarise(manifest: Mapping[str, Any], out: Path) -> None:
@@ -123,9 +142,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     seed_help = "random seed of random and stratified splits, and of folds (default: %(default)s)"
     add("--seed", type=int, default=0, help=seed_help)
-    share_help = "share of the persons in the {} section, 0 to 1 (default: %(default)s)"
-    add("--validation-fraction", type=float, default=0.1, metavar="F", help=share_help.format("validation"))
-    add("--test-fraction", type=float, default=0.0, metavar="F", help=share_help.format("test"))
+    for name, default in FRACTIONS.items():
+        option, section = f"--{name.replace('_', '-')}", name.partition("_")[0]
+        share = f"share of the persons in the {section} section of random and stratified splits, 0 to 1"
+        add(option, type=float, metavar="F", help=f"{share} (default: {default})")
     add("--folds", type=int, metavar="K", help="number of folds; patients outside the test section get one of 0 to K-1")
     add("--allow-gaps", action="store_true", help="warn of missing slice numbers, and do not refuse the patient")
     add("--skip-unpaired", action="store_true", help="skip images without a mask and masks without an image")

@@ -89,6 +89,20 @@ def test_a_second_run_says_that_nothing_is_written(run: Any) -> None:
     assert printed == "unchanged: nothing written\n" + first
 
 
+@pytest.mark.parametrize("option", ["--validation-fraction", "--test-fraction"])
+@pytest.mark.parametrize(
+    ("split", "name"), [((), "reference"), (("--split", "none"), "none"), (("--split", "a.json"), "a.json")]
+)
+def test_a_share_needs_a_split_that_is_drawn(
+    run: Any, out: Path, option: str, split: tuple[str, ...], name: str
+) -> None:
+    status, printed, complaints = run(option, "0.1", split=split)
+    found = f"{option} with --split {name} (expected --split random or stratified)"
+    assert (status, printed) == (2, "")
+    assert complaints == f"error: {found}. Leave {option} out, or pass another --split.\n"
+    assert not out.exists()
+
+
 def test_faults_are_an_error_with_the_counts(run: Any, root: Path, out: Path) -> None:
     (root / A / f"{A}_2.tif").write_bytes(b"")
     (root / B / f"{B}_1_mask.tif").unlink()

@@ -45,7 +45,6 @@ from pipeline.scripts.files import content_of
 from pipeline.scripts.manifest import (
     DATASET_NAME,
     MAX_MANIFEST_BYTES,
-    ROLES,
     SECTIONS,
     Channels,
     channel_role,
@@ -262,10 +261,10 @@ def _assigned_by_names(
             skipped[str(path)] = f"a mask of {part}, not of a lesion"
         elif label:
             case = label["case"]
-            patient = _patient(path.with_name(f"{case}.nii"), ("flair",)) if case else path.parent.name
+            patient = _patient(path.with_name(f"{case}.nii"), of_mask=True) if case else path.parent.name
             assigned.append(_Assigned(str(path), patient, "label", place_of(path)))
         elif folder_of(path)[0] in MASK_KINDS:
-            assigned.append(_Assigned(str(path), _patient(path, ("flair",)), "label", place_of(path)))
+            assigned.append(_Assigned(str(path), _patient(path, of_mask=True), "label", place_of(path)))
         else:
             others.append(path)
     labelled = {(each.place, each.patient) for each in assigned}
@@ -308,18 +307,19 @@ def _folders(path: PurePosixPath) -> list[PurePosixPath | str]:
     return [*list(path.parents)[:-1], ""]
 
 
-def _patient(path: PurePosixPath, roles: Collection[str] = ROLES) -> str:
+def _patient(path: PurePosixPath, *, of_mask: bool = False) -> str:
     """The patient of a file: ``X`` for the names ``X``, ``X_flair`` and ``X_image``.
 
     Args:
         path: The file.
-        roles: Sequences that are no part of the patient's id. In the name of a mask, T1 may be a time point.
+        of_mask: Whether it is a mask, in whose name a plain T1 may be a time point and belongs to the id.
     """
     stem = stem_of(path.name)
     if bids := BIDS_ID.match(stem):
         return bids[0]
     by_name = role_of(Path(path))
-    return by_name[0] if by_name and by_name[1] in roles else case_of(stem)
+    is_time_point = of_mask and stem.lower().endswith("t1")
+    return by_name[0] if by_name and not is_time_point else case_of(stem)
 
 
 def _image_assigned(

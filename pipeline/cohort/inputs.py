@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,10 @@ class Inputs:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
+_NO_FLAIR = re.compile(r"(?:.*[-_. ])?(t2w?|adc|dwi|d?seg|mask|label)", re.IGNORECASE)
+"""Names of other images than FLAIR and T1, and of masks."""
+
+
 def find_inputs(paths: Sequence[Path], out: Path, series: str | None = None) -> Inputs:
     """The patients in files and folders, and where the image of each patient comes from.
 
@@ -118,7 +123,11 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
     if path.is_file() and path.name.lower().endswith(".zip"):
         return _of_zip(path, out, series)
     if is_volume_name(path.name):
-        _refuse_named(path, "FLAIR", {"T1": ("pre", "post")})
+        named = sequence_of(stem_of(path.name))
+        if is_t1_flair(stem_of(path.name)) or (named and named[1] != "flair"):
+            raise PipelineError(f"{path}: T1 by its name (expected FLAIR). Give FLAIR, or rename the file.")
+        if other := _NO_FLAIR.fullmatch(stem_of(path.name)):
+            raise PipelineError(f"{path}: {other[1]} by its name (expected FLAIR). Give FLAIR, or rename the file.")
         return _Content([(_name_of(path), _source(_name_of(path), Sequences(path), out))])
     raise PipelineError(
         f"{path}: {'no volume' if path.exists() else 'nothing there'} (expected NIfTI, MHA or NRRD, a zip of DICOM, a "
@@ -126,14 +135,12 @@ def _content_of(path: Path, out: Path, series: str | None) -> _Content:
     )
 
 
-def _refuse_named(path: Path, wanted: str, others: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a file whose name says that it is another sequence than the wanted one."""
+def _refuse_named(path: Path, wanted: str, others: Sequence[str], own: Sequence[str]) -> None:
+    """Refuse a file whose name says that it is another sequence, without the wanted one beside it (``t1_in_flair``)."""
     stem = stem_of(path.name)
     named = sequence_of(stem)
-    found = (
-        "T1 FLAIR" if is_t1_flair(stem) else next((name for name, of in others.items() if named and named[1] in of), "")
-    )
-    if found:
+    if named and named[1] in others and not any(word in stem.lower() for word in own):
+        found = {"pre": "T1", "post": "post-contrast T1", "flair": "FLAIR"}[named[1]]
         raise PipelineError(f"{path}: {found} by its name (expected {wanted}). Give {wanted}, or rename the file.")
 
 
@@ -153,15 +160,16 @@ def name_sequences(given: Sequence[Path], pre: Path | None, post: Path | None, o
     if len(given) != 1 or not is_volume_name(given[0].name):
         raise PipelineError("a separate T1 file needs exactly one FLAIR file. Give --flair FILE.")
     flair = given[0]
-    for path, wanted, others in (
-        (flair, "FLAIR", {"T1": ("pre", "post")}),
-        (pre, "pre-contrast T1", {"FLAIR": ("flair",), "post-contrast T1": ("post",)}),
-        (post, "post-contrast T1", {"FLAIR": ("flair",)}),
+    for path, wanted, others, own in (
+        (flair, "FLAIR", ("pre", "post"), ("flair", "t2f")),
+        (pre, "pre-contrast T1", ("flair",), ("t1",)),
+        (pre, "pre-contrast T1", ("post",), ("pre",)),
+        (post, "post-contrast T1", ("flair",), ("t1",)),
     ):
         if path and not path.is_file():
             raise PipelineError(f"{path}: no such file. Check the path.")
         if path:
-            _refuse_named(path, wanted, others)
+            _refuse_named(path, wanted, others, own)
     name = _name_of(flair)
     found = [(name, _source(name, Sequences(flair, pre, post), out))]
     _refuse_names([(name, flair)])
@@ -335,7 +343,7 @@ def _of_folder(folder: Path, out: Path, series: str | None) -> _Content:
     headers = [name for name in listing.stamps if name.lower().endswith(HEADER_SUFFIXES)]
     voxels = {data_file(folder, name) for name in headers}
     skipped |= others | {path: "not a volume" for name, path in rest.items() if name not in voxels}
-    advice = "Name them with --flair, --pre and --post, or remove all but one"
+    advice = "Name them with --flair, --pre and --post, remove all but one, or name each after its patient"
     refused = {
         name: (folder, f"it is not clear which file is which: {files}. {advice}.") for name, files in unclear.items()
     }

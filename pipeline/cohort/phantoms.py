@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cohort.names import JUNK_NAMES
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def _prepared(out: Path, stamp: str, needed: Collection[Path], *, force: bool) -
     entries = [entry for part in parts for entry in sorted(part.iterdir())]
     held = [entry for entry in entries if entry.is_dir() and entry.name.startswith("PHANTOM_")]
     # A manifest in the same folder has volumes/ too, with files. They are in the way only of phantoms there.
-    foreign = [str(entry.relative_to(out)) for entry in entries if entry not in held and entry.parent in needed]
+    junk = [entry for entry in entries if entry.name.casefold() in JUNK_NAMES or entry.name.startswith("._")]
+    foreign = [str(entry.relative_to(out)) for entry in entries if entry not in held + junk and entry.parent in needed]
     if foreign:  # even --force must not delete what may be real data
         raise PipelineError(f"{out}: holds other files than phantoms, such as {foreign[0]}. Choose another folder.")
     if held and not force and not (file.is_file() and file.read_text(encoding="utf-8") == stamp):

@@ -24,20 +24,22 @@ OTHER = "other/"
 REFUSED = "the file's name is not that of a slice, or the file cannot be read"
 
 
-def check_place(key: Path, *folders: Path) -> None:
-    """Refuse a key that lies in one of these folders.
+def check_place(key: Path, *places: Path) -> None:
+    """Refuse a key that lies in one of these folders, or beside one of these files.
 
     The key must not lie in the folder that is shared, nor among the slices.
 
     Args:
         key: Path of the CSV with the pseudonyms.
-        folders: The source folder and the folder of the manifest.
+        places: The source, and the folder of the manifest.
 
     Raises:
-        PipelineError: The key lies in one of the folders.
+        PipelineError: The key lies in one of the folders, or beside one of the files.
     """
-    for folder in folders:
-        if Path(os.path.realpath(key)).is_relative_to(os.path.realpath(folder)):
+    own = Path(os.path.realpath(key))
+    for place in (Path(os.path.realpath(place)) for place in places):
+        folder = place.parent if place.is_file() else place
+        if own.parent == folder or (folder == place and own.is_relative_to(folder)):
             raise PipelineError(f"--pseudonymise {key}: lies in {folder}. Keep the key in a separate folder.")
 
 

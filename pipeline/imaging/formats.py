@@ -102,6 +102,8 @@ def _of_itk(image: Any) -> nib.Nifti1Image:
     """A SimpleITK image, (I, J, K) or (I, J, K, C), as NIfTI. Its unit is unknown where nobody has set a place."""
     import SimpleITK
 
+    if image.GetDimension() != 3:
+        raise PipelineError(f"a SimpleITK image of {image.GetDimension()} dimensions (expected 3). Give one volume.")
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
@@ -200,9 +202,11 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
             none.
 
     Raises:
-        PipelineError: The file cannot be read, or a NIfTI header gives no orientation.
+        PipelineError: The file cannot be read, a NIfTI header gives no orientation, the image has another number of
+            dimensions, or an affine is given beside the image's own.
         TypeError: The image is of another type.
     """
+    refuse_second_affine(image, affine)
     if isinstance(image, (str, Path)):
         return read_volume(Path(image))
     if isinstance(image, nib.spatialimages.SpatialImage):
@@ -210,7 +214,7 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
             raise PipelineError(f"a NIfTI image: {NO_ORIENTATION}")
         units = getattr(image.header, "get_xyzt_units", lambda: ("unknown", "unknown"))
         return _nifti(np.asarray(image.dataobj), image.affine, units()[0])
-    if type(image).__module__.partition(".")[0] == "SimpleITK":
+    if _is_itk(image):
         return _of_itk(image)
     if hasattr(image, "detach"):  # a tensor
         return _of_tensor(image, affine)
@@ -221,13 +225,25 @@ def as_nifti(image: Any, affine: NDArray[np.floating[Any]] | None = None) -> nib
     return _nifti(image, np.asarray(affine, np.float64), "mm")
 
 
+def refuse_second_affine(image: Any, affine: Any) -> None:
+    """Refuse an affine beside an image that has its own: a file, or an image of nibabel or SimpleITK."""
+    if affine is not None and (isinstance(image, (str, Path, nib.spatialimages.SpatialImage)) or _is_itk(image)):
+        raise PipelineError(f"affine given beside a {type(image).__name__}, which has its own. Leave it out.")
+
+
+def _is_itk(image: Any) -> bool:
+    return type(image).__module__.partition(".")[0] == "SimpleITK"
+
+
 def _of_tensor(image: Any, affine: NDArray[np.floating[Any]] | None) -> nib.Nifti1Image:
-    voxels = image.detach().cpu().numpy()
+    voxels = image.detach().cpu()
+    voxels = (voxels.float() if voxels.is_floating_point() else voxels).numpy()  # NumPy lacks bfloat16
     voxels = np.moveaxis(voxels, 0, -1) if voxels.ndim > 3 else voxels
     meta = getattr(image, "meta", {})
     own = image.affine.cpu().numpy() if affine is None and meta else np.eye(4)
     if affine is not None or ("original_affine" not in meta and np.array_equal(own, np.eye(4))):
         return as_nifti(voxels, affine)
+    own = LPS @ own if meta.get("space") == "LPS" else own
     space = int(meta.get("xyzt_units", 2)) % 8  # only NIfTI headers have a unit; other files are in mm
     return _nifti(voxels, own, str(nib.nifti1.unit_codes.label[space]) if space <= 3 else "unknown")
 
@@ -236,6 +252,8 @@ def _nifti(voxels: NDArray[Any], affine: NDArray[np.float64], unit: str) -> nib.
     """A NIfTI image with a number type that other programs read: integers of up to 16 bits, else float32."""
     if voxels.dtype.kind not in "buif":
         raise PipelineError(f"voxels of type {voxels.dtype} (expected numbers). Convert the volume to gray.")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
+        raise PipelineError(f"affine {affine.tolist()} (expected 4 rows of 4 numbers, invertible). Correct it.")
     plain = voxels.dtype.kind in "ui" and voxels.dtype.itemsize <= 2
     found = nib.Nifti1Image(voxels if plain else voxels.astype(np.float32), affine)
     found.header.set_xyzt_units(unit)

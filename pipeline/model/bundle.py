@@ -9,7 +9,8 @@ import logging
 import platform
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -265,58 +266,75 @@ def load_bundle(
     from pipeline.scripts.memory import keep_freed_memory
 
     chosen = device_of(device, backend)
-    _use_scripts(own=not trust)
-    keep_freed_memory()
-    parser = ConfigParser()
-    parser.read_config(content)
-    parser["bundle_root"] = str(folder.resolve())  # absolute: a name such as $x would be an expression
-    if not trust:
-        parser["scripts_path"] = None  # the package's own are used, so no folder goes on Python's path
-    if chosen:
-        parser["device"] = f"$torch.device('{chosen}')"
-    missing = [key for key in SECTIONS_FOR_PREDICTION if key not in parser]
-    if missing:
-        raise PipelineError(f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template).")
-    if "scripts_path" in parser:
-        _resolved(parser, "scripts_path", config)
-    place = _resolved(parser, "device", config, torch.device)
-    given = read_weights(Path(weights) if weights else folder / WEIGHTS, folder, "--weights")
-    logger.debug(f"{folder}: {config.name}, {given.path} (SHA-256 {given.sha256}), {backend} on {place}")
-    state = read_state(given.data, given.path, place)
-    settings = changed_settings(trained_settings(given.record, given.path), parser.get())
-    parser.update(_as_overrides(settings))
-    network = _resolved(parser, "network", config)
-    load_state(network, state, given.path, folder)
-    return Bundle(
-        name=folder.resolve().name,
-        device=place,
-        network=compiled(
-            network.eval(), backend, 3 * (2 * int(parser.get("around", 0)) + 1), int(parser.get("image_size", 0))
-        ),
-        preprocessing=_resolved(parser, "preprocessing", config),
-        inferer=_resolved(parser, "inferer", config, ShrinkingInferer),
-        to_probability=_resolved(parser, "to_probability", config, Compose),
-        to_mask=_resolved(parser, "to_mask", config, Compose),
-        weights_sha256=given.sha256,
-        config_sha256=sha256_bytes(data),
-        settings=settings,
-        record=given.record,
-        backend=backend,
-        replaced=given.is_replaced,
-    )
+    with _scripts(own=not trust):
+        keep_freed_memory()
+        parser = ConfigParser()
+        parser.read_config(content)
+        parser["bundle_root"] = str(folder.resolve())  # absolute: a name such as $x would be an expression
+        if not trust:
+            parser["scripts_path"] = None  # the package's own are used, so no folder goes on Python's path
+        if chosen:
+            parser["device"] = f"$torch.device('{chosen}')"
+        missing = [key for key in SECTIONS_FOR_PREDICTION if key not in parser]
+        if missing:
+            raise PipelineError(
+                f"{config}: {', '.join(missing)} missing (expected a config made from bundles/template)."
+            )
+        if "scripts_path" in parser:
+            _resolved(parser, "scripts_path", config)
+        place = _resolved(parser, "device", config, torch.device)
+        given = read_weights(Path(weights) if weights else folder / WEIGHTS, folder, "--weights")
+        logger.debug(f"{folder}: {config.name}, {given.path} (SHA-256 {given.sha256}), {backend} on {place}")
+        state = read_state(given.data, given.path, place)
+        settings = changed_settings(trained_settings(given.record, given.path), parser.get())
+        parser.update(_as_overrides(settings))
+        network = _resolved(parser, "network", config)
+        load_state(network, state, given.path, folder)
+        return Bundle(
+            name=folder.resolve().name,
+            device=place,
+            network=compiled(
+                network.eval(), backend, 3 * (2 * int(parser.get("around", 0)) + 1), int(parser.get("image_size", 0))
+            ),
+            preprocessing=_resolved(parser, "preprocessing", config),
+            inferer=_resolved(parser, "inferer", config, ShrinkingInferer),
+            to_probability=_resolved(parser, "to_probability", config, Compose),
+            to_mask=_resolved(parser, "to_mask", config, Compose),
+            weights_sha256=given.sha256,
+            config_sha256=sha256_bytes(data),
+            settings=settings,
+            record=given.record,
+            backend=backend,
+            replaced=given.is_replaced,
+        )
 
 
-def _use_scripts(*, own: bool) -> None:
+@contextmanager
+def _scripts(*, own: bool) -> Iterator[None]:
     """Make the module ``scripts`` the package's own, or leave it to the bundle to put its own on the path.
 
     A bundle of this project holds the same scripts as the package. The package's own are used, so that no other file in
-    the bundle's folder is imported. ``scripts`` of an earlier bundle are forgotten.
+    the bundle's folder is imported. They import nothing later, so ``scripts`` of the calling program return at the end.
+    A bundle's own may import more at any time, so they stay.
     """
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+    before = _loaded_scripts()
+    of_others = bool(before) and getattr(before.get("scripts"), "__path__", None) is not pipeline.scripts.__path__
+    for name in before:
         del sys.modules[name]
     if own:
         sys.modules["scripts"] = module = types.ModuleType("scripts")
         module.__path__ = pipeline.scripts.__path__
+    try:
+        yield
+    finally:
+        if own and of_others:
+            for name in _loaded_scripts():
+                del sys.modules[name]
+            sys.modules.update(before)
+
+
+def _loaded_scripts() -> dict[str, types.ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "scripts"}
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:

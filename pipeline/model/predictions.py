@@ -189,7 +189,7 @@ def predict_volumes(
     with shared() as share, locked(out, (VOLUMES, FIGURES)) if share.is_first else nullcontext():
         key: dict[str, str] = {}
         if pseudonymise:
-            check_place(Path(pseudonymise), out, *(path if path.is_dir() else path.parent for path in given))
+            check_place(Path(pseudonymise), out, *given)
             found, key = _pseudonymised(found, Path(pseudonymise), out, share)
         _refuse_what_is_there(out, () if overwrite or skip_existing else [*found.sources])
         share.wait()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import operator
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -20,14 +22,16 @@ from scipy.ndimage import find_objects
 
 from pipeline.cohort.inputs import build_one
 from pipeline.errors import PipelineError
-from pipeline.imaging.formats import NIFTI_SUFFIXES, as_nifti
-from pipeline.imaging.nifti import refuse_unusable, save_map, save_mask, spacing_mm
+from pipeline.imaging.formats import NIFTI_SUFFIXES, as_nifti, refuse_second_affine
+from pipeline.imaging.nifti import oddities, refuse_unusable, save_map, save_mask, spacing_mm
 from pipeline.model.bundle import DEFAULT_BUNDLES, Bundle, load_bundle, refuse_single_pass
 from pipeline.progress import progress
-from pipeline.scripts.volumes import AFFINE, open_nifti
+from pipeline.scripts.volumes import AFFINE, affine_mm, open_nifti
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -130,7 +134,7 @@ class Predictor:
 
         Raises:
             PipelineError: The volume cannot be read, has another shape, or holds NaN, Inf or nothing above 0, or the
-                prediction holds NaN or Inf.
+                prediction holds NaN or Inf. An affine is given beside an image that has its own.
 
         Examples:
             >>> import pipeline
@@ -141,15 +145,10 @@ class Predictor:
             >>> f"{prediction.volume_ml:.1f} ml"
             '... ml'
         """
-        if not isinstance(image, (str, Path)) or not str(image).lower().endswith(NIFTI_SUFFIXES):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "volume_image.nii"
-                if isinstance(image, (str, Path)):
-                    path = build_one(Path(image), Path(folder))
-                else:
-                    as_nifti(image, affine).to_filename(path)
-                return self.predict(path)
-        path = Path(image)
+        with _as_file(image, affine) as path:
+            return self._predict(path)
+
+    def _predict(self, path: Path) -> VolumePrediction:
         refuse_unusable(path)
         # A large volume's probability takes hundreds of MB. Only uncertainty needs those of all passes at once.
         kept: list[Map] = []
@@ -171,7 +170,7 @@ class Predictor:
             mask,
             uncertainty=disagreement(kept) if self.uncertainty else None,
             agreement=pass_agreement(masks),
-            affine=open_nifti(path).affine,
+            affine=affine_mm(open_nifti(path)),
             volume_ml=None if spacing is None else int(mask.sum()) * math.prod(spacing) / 1000,
         )
 
@@ -214,6 +213,22 @@ class Predictor:
         return np.asarray(mask[0], dtype=np.uint8)
 
 
+@contextmanager
+def _as_file(image: Any, affine: NDArray[np.floating[Any]] | None) -> Iterator[Path]:
+    """The NIfTI file of an image: its own, or one that is removed afterwards."""
+    refuse_second_affine(image, affine)
+    if isinstance(image, (str, Path)) and str(image).lower().endswith(NIFTI_SUFFIXES):
+        yield Path(image)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "volume_image.nii"
+        if isinstance(image, (str, Path)):
+            path = build_one(Path(image), Path(folder))
+        else:
+            as_nifti(image, affine).to_filename(path)
+        yield path
+
+
 def _within_box(transform: Any, mask: torch.Tensor) -> torch.Tensor:
     """The result of a component rule. It runs only on the box around marked voxels: a whole volume takes a GB."""
     marked = find_objects(np.asarray(mask[0] != 0, dtype=np.uint8))
@@ -236,7 +251,8 @@ def segment(
 ) -> VolumePrediction:
     """Mask, probability and volume of the FLAIR abnormality in one image.
 
-    For several images, keep one ``Predictor``, because loading takes longer than predicting.
+    It logs a warning where the image's orientation or voxel size is doubtful. For several images, keep one
+    ``Predictor``, because loading takes longer than predicting.
 
     Args:
         image: A path, an image of nibabel or SimpleITK, a MONAI MetaTensor, or an array, as ``Predictor.predict``
@@ -270,7 +286,10 @@ def segment(
         (64, 64, 4)
     """
     predictor = Predictor(bundles, flips=flips, all_components=all_components, device=device, trust=trust)
-    return predictor.predict(image, affine)
+    with _as_file(image, affine) as path:
+        for oddity in oddities(path):
+            logger.warning(oddity)
+        return predictor.predict(path)
 
 
 def save_prediction(prediction: VolumePrediction, image: Path, mask: Path, uncertainty: Path) -> None:

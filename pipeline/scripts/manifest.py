@@ -31,10 +31,11 @@ IMAGE_SUFFIX, LABEL_SUFFIX, MASK_SUFFIX = "_image.nii.gz", "_label.nii.gz", "_ma
 PROBABILITY_SUFFIX, UNCERTAINTY_SUFFIX = "_probability.nii.gz", "_uncertainty.nii.gz"
 """Ends of the names of a patient's volumes."""
 _EXAM = re.compile(
-    r"TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}(?=_[0-9]{8}\Z)|sub-[A-Za-z0-9]+(?=_ses-)|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z)",
+    r"(?P<tcga>TCGA[-_][A-Z0-9]{2}[-_][A-Z0-9]{4})(?=[-_.]|\Z)|sub-[A-Za-z0-9]+(?=_ses-)"
+    r"|BraTS-[A-Za-z]+-[0-9]{5}(?=-[0-9]{3}\Z)",
     re.IGNORECASE,
 )
-"""The person in names of exams: ``TCGA_XX_XXXX_DATE``, ``sub-X_ses-Y`` of BIDS, and ``BraTS-GLI-00001-000``."""
+"""The person in names of exams: ``TCGA_XX_XXXX_DATE``, ``TCGA-XX-XXXX``, ``sub-X_ses-Y``, ``BraTS-GLI-00001-000``."""
 _REBUILD = "Build it again with lgg-flair manifest."
 _RESTORE = "Restore it, or build the manifest again with lgg-flair manifest --rebuild."
 
@@ -57,6 +58,8 @@ def person(patient: str) -> str:
         ('TCGA_HT_7616', 'sub-01', 'BraTS-GLI-00001')
     """
     match = _EXAM.match(patient)
+    if match and match["tcga"]:
+        return match["tcga"].replace("-", "_").upper()
     return match[0] if match else patient
 
 
@@ -168,7 +171,7 @@ def section_items(dataset_dir: str, section: str) -> list[Item]:
         section: ``training``, ``validation`` or ``test``.
 
     Raises:
-        PipelineError: The manifest is unreadable or damaged, or the section is empty.
+        PipelineError: The manifest is unreadable or damaged, the section is empty, or an item lacks one image or label.
     """
     items = _items(dataset_dir, section)
     if not items:
@@ -190,7 +193,8 @@ def training_items(dataset_dir: str, fold: int | None = None, rank: int = 0, wor
         world_size: The number of processes that share the patients.
 
     Raises:
-        PipelineError: The manifest is unreadable or damaged, or has no such fold.
+        PipelineError: The manifest is unreadable or damaged, has no such fold, or lists an item without one image or
+            label.
     """
     items = _items(dataset_dir, "training") if fold is None else _folded(dataset_dir, fold, is_inside=False)
     return items[rank::world_size]
@@ -206,7 +210,8 @@ def validation_items(dataset_dir: str, fold: int | None = None, rank: int = 0, w
         world_size: The number of processes that share the patients.
 
     Raises:
-        PipelineError: The manifest is unreadable or damaged, or has no such fold.
+        PipelineError: The manifest is unreadable or damaged, has no such fold, or lists an item without one image or
+            label.
     """
     items = _items(dataset_dir, "validation") if fold is None else _folded(dataset_dir, fold, is_inside=True)
     return items[rank::world_size]
@@ -230,6 +235,12 @@ def _items(dataset_dir: str, section: str) -> list[Item]:
     found = read_manifest_json(path)[0].get(section)
     if not isinstance(found, list):
         raise PipelineError(f"{path}: no list {section!r}. {_REBUILD}")
+    for item in found:
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("image", "label")):
+            raise PipelineError(
+                f"{path}: {shown(item)[:100]} in {section!r} (expected an image, one file with FLAIR alone or three "
+                "channels, and a label, one file). Build a manifest with lgg-flair manifest."
+            )
     # MONAI fails on an empty section.
     items: list[Item] = load_decathlon_datalist(str(path), True, section) if found else []
     return items

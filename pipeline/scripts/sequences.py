@@ -12,7 +12,7 @@ _PLAIN = re.compile(
 _ROLES = {"t2f": "flair", "flair": "flair", "t2flair": "flair", "t1n": "pre", "t1w": "pre", "t1": "pre", "t1pre": "pre"}
 """Every other name that ``_PLAIN`` finds is post-contrast T1."""
 _T1_FLAIR = re.compile(r"(?<![a-z0-9])t1[a-z]*[-_. ]*(?:t2[-_. ]?)?flair|flair[-_. ]*t1", re.IGNORECASE)
-_POST = r"[a-z0-9]*post(?:ce?|con|contrast|gd|gad[a-z]*)?(?:t1w?|[0-9])*"
+_POST = r"[a-z0-9]*post(?!proc|erior|op(?![a-z0-9]*(?:gd|gad|contrast)))[a-z0-9]*"
 _CONTRAST = re.compile(rf"_(?:ce-|(?:acq|desc|rec)-(?:gd|gad[a-z0-9]*|ce|contrast|{_POST})(?:_|\Z))", re.IGNORECASE)
 """Entities in BIDS names of images with contrast agent: ``ce-gd``, and others in use, such as ``acq-postcontrast``."""
 _SPACE = re.compile(r"_space-[a-z0-9]+", re.IGNORECASE)

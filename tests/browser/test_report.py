@@ -82,6 +82,43 @@ def test_browser_turns_slices_on_keys_drag_and_wheel(browser: Callable[..., Any]
     assert drawn(driver, before).split()[1] == "4"
 
 
+def test_browser_turns_no_slices_without_the_first_button(browser: Callable[..., Any], written: Path) -> None:
+    """A context menu swallows the event that ends a drag, and so may a window that opens meanwhile."""
+    driver = browser(written)
+    state = drawn(driver)
+    script = """
+        const viewer = document.getElementById("viewer");
+        for (const [type, button, buttons, clientX] of arguments[0])
+          viewer.dispatchEvent(new PointerEvent(type, {pointerType: "touch", button, buttons, clientX}))"""
+    for button, buttons in ((2, 2), (1, 4)):
+        driver.execute_script(script, [("pointerdown", button, buttons, 0), ("pointermove", -1, 1, 80)])
+    driver.execute_script(script, [("pointerdown", 0, 1, 0), ("pointermove", -1, 0, 80), ("pointermove", -1, 1, 80)])
+    driver.execute_script(script, [("pointerdown", 0, 1, 0), ("pointermove", -1, 1, 8), ("pointerup", 0, 0, 8)])
+    assert drawn(driver, state).split()[1] == str(int(state.split()[1]) + 1)  # the last alone
+
+
+def test_browser_outlines_the_truth_with_dashes_over_the_prediction(browser: Callable[..., Any], written: Path) -> None:
+    """The second run's prediction is the truth."""
+    driver = browser(written)
+    state = drawn(driver)
+    script = """
+        const canvas = document.getElementById("canvas-1");
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const count = (color) => data.reduce((sum, _, at) => sum
+          + (at % 4 === 0 && color.every((value, part) => Math.abs(data[at + part] - value) < 20)), 0);
+        return [[230, 159, 0], [86, 180, 233]].map(count)"""
+    solid, dashed = driver.execute_script(script)
+    assert 0.4 < dashed / (solid + dashed) < 0.7
+    viewer = driver.find_element("id", "viewer")
+    viewer.send_keys("t")
+    state = drawn(driver, state)
+    whole, none = driver.execute_script(script)
+    assert (whole, none) == (pytest.approx(solid + dashed, rel=0.1), 0)
+    viewer.send_keys("tp")
+    drawn(driver, state)
+    assert driver.execute_script(script) == [0, pytest.approx(dashed, rel=0.1)]
+
+
 def test_browser_toggles_layers_channels_and_patients(browser: Callable[..., Any], written: Path) -> None:
     driver = browser(written)
     state = drawn(driver)

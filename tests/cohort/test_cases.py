@@ -120,6 +120,12 @@ def test_a_mask_of_one_time_point_is_not_paired_with_the_image_of_another(tmp_pa
     }
 
 
+@pytest.mark.parametrize("sequence", ["flair", "t1ce", "t1c", "t1w", "t1n"])
+def test_a_mask_may_name_the_sequence_that_it_was_drawn_on(tmp_path: Path, sequence: str) -> None:
+    cases = found(tmp_path, ["P1/P1_flair", f"P1/P1_{sequence}_seg"])
+    assert {name: case.fault for name, case in cases.cases.items()} == {"P1": ""}
+
+
 def test_a_patient_has_one_name_however_its_letters_are_composed(tmp_path: Path) -> None:
     cases = found(tmp_path, ["Zoe\u0308_flair", "Zoe\u0308_seg", "P/Zoe\u0308/flair", "P/Zoe\u0308/seg"])
     assert {*cases.cases, *(patient for patient, _ in cases.owners.values())} == {"Zo\u00eb"}

@@ -22,6 +22,7 @@ from pipeline.cohort.inputs import (
     write_segmentation_of,
 )
 from pipeline.cohort.manifest import read_manifest
+from pipeline.cohort.sequences import Sequences
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.imaging.nifti import load_image, nifti_bytes
 from pipeline.scripts.volumes import AFFINE
@@ -234,11 +235,10 @@ def test_what_cannot_be_known_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a_T1w", "a_FLAIR", None), r"a_T1w\.nii\.gz: T1 by its name \(expected FLAIR\)"),
+        (("a_T1w", "a", None), r"a_T1w\.nii\.gz: T1 by its name \(expected FLAIR\)"),
         (("a", "a_FLAIR", None), r"a_FLAIR\.nii\.gz: FLAIR by its name \(expected pre-contrast T1\)"),
         (("a", "a_t1ce", None), r"a_t1ce\.nii\.gz: post-contrast T1 by its name \(expected pre-contrast T1\)"),
         (("a", None, "a_t2f"), r"a_t2f\.nii\.gz: FLAIR by its name \(expected post-contrast T1\)"),
-        (("a", "a_T1_FLAIR", None), r"a_T1_FLAIR\.nii\.gz: T1 FLAIR by its name"),
     ],
 )
 def test_sequences_that_are_swapped_are_refused(tmp_path: Path, names: tuple[str | None, ...], message: str) -> None:
@@ -247,6 +247,16 @@ def test_sequences_that_are_swapped_are_refused(tmp_path: Path, names: tuple[str
         path.touch()
     with pytest.raises(PipelineError, match=message):
         name_sequences([flair], pre, post, tmp_path / "out")
+
+
+def test_names_of_registered_images_are_no_swap(tmp_path: Path) -> None:
+    """They name both sequences, and the options say which one it is."""
+    for names in (("a_flair_to_t1", "a_t1_in_flair", "a_t1c_reg_flair"), ("a", "x", "a_t1")):
+        flair, pre, post = (tmp_path / f"{name}.nii.gz" for name in names)
+        for path in (flair, pre, post):
+            path.touch()
+        (found,) = name_sequences([flair], pre, post, tmp_path / "out").sources.values()
+        assert found.sequences == Sequences(flair, pre, post)
 
 
 def test_masks_in_their_folder_are_no_images(tmp_path: Path) -> None:
@@ -478,5 +488,14 @@ def test_a_folder_names_its_patient_however_it_is_given(
 @pytest.mark.parametrize("name", ["t1gd.nii.gz", "x_t1n.nii", "sub-1_T1w.nii.gz", "x_T1_FLAIR.nii.gz"])
 def test_a_file_that_is_called_t1_is_not_taken_for_flair(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(PipelineError, match=r"T1( FLAIR)? by its name \(expected FLAIR\)"):
+    with pytest.raises(PipelineError, match=r"T1 by its name \(expected FLAIR\)"):
+        find_inputs([tmp_path / name], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sub-01_T2w.nii.gz", "T2w"), ("x-seg.nii.gz", "seg"), ("flair_mask.nii", "mask")]
+)
+def test_other_images_and_masks_are_no_flair(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(PipelineError, match=rf"{kind} by its name \(expected FLAIR\)"):
         find_inputs([tmp_path / name], tmp_path / "out")

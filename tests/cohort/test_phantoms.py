@@ -112,6 +112,16 @@ def test_force_never_deletes_what_is_no_phantom(tmp_path):
     assert real.is_dir()
 
 
+def test_files_of_operating_systems_are_not_in_the_way(tmp_path: Path) -> None:
+    for folder in ("kaggle_3m", "volumes"):
+        (tmp_path / folder).mkdir()
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._kaggle_3m"):
+            (tmp_path / folder / name).touch()
+    for _ in range(2):
+        folder = make_phantoms(tmp_path, **SMALL, volumes=True, force=True)
+        assert (folder / "Thumbs.db").exists()
+
+
 def test_interrupted_call_leaves_whole_patients_and_goes_on(tmp_path, monkeypatch):
     make_phantoms(tmp_path / "whole", **SMALL)
     save, written = Image.Image.save, []

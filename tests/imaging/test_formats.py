@@ -12,7 +12,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.imaging.formats import as_nifti, join_sequences, read_volume, stem_of
+from pipeline.imaging.formats import LPS, as_nifti, join_sequences, read_volume, stem_of
 from pipeline.imaging.nifti import oddities, spacing_mm
 from pipeline.scripts.volumes import AFFINE, read_voxels
 from tests.imaging.series import save_itk
@@ -268,3 +268,41 @@ def test_colors_and_complex_numbers_are_refused_wherever_voxels_are_read(tmp_pat
 def test_an_image_of_nibabel_without_orientation_is_refused(voxels: NDArray[np.int16]) -> None:
     with pytest.raises(PipelineError, match="a NIfTI image: the header has no orientation"):
         as_nifti(nib.Nifti1Image(voxels, None))
+
+
+def test_a_second_affine_is_refused(voxels: NDArray[np.int16], tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii")
+    for image in (tmp_path / "a.nii", nib.load(tmp_path / "a.nii"), SimpleITK.GetImageFromArray(voxels)):
+        with pytest.raises(PipelineError, match=r"affine given beside a \w+, which has its own. Leave it out."):
+            as_nifti(image, AFFINE)
+
+
+def test_a_metatensor_may_count_to_left_and_posterior(voxels: NDArray[np.int16]) -> None:
+    """As MONAI's ITKReader gives it with ``affine_lps_to_ras=False``."""
+    import torch
+    from monai.data import MetaTensor
+    from monai.utils import SpaceKeys
+
+    for space, expected in ((SpaceKeys.RAS, OBLIQUE), (SpaceKeys.LPS, LPS @ OBLIQUE)):
+        image = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.from_numpy(OBLIQUE), meta={"space": space})
+        assert as_nifti(image).affine.tolist() == expected.tolist()
+
+
+def test_wrong_images_in_memory_are_one_line(voxels: NDArray[np.int16]) -> None:
+    for shape in ((4, 5), (2, 3, 4, 5)):
+        image = SimpleITK.GetImageFromArray(np.ones(shape), isVector=False)
+        with pytest.raises(PipelineError, match=rf"a SimpleITK image of {len(shape)} dimensions \(expected 3\)"):
+            as_nifti(image)
+    for affine in (np.eye(3), np.full((4, 4), np.nan), np.diag([1, 1, 0, 1])):
+        with pytest.raises(PipelineError, match=r"^affine \[\[.*\]\] \(expected 4 rows of 4 numbers, invertible\)"):
+            as_nifti(voxels, affine)
+
+
+def test_a_tensor_may_have_any_number_type(voxels: NDArray[np.int16]) -> None:
+    import torch
+
+    for kind in (torch.bfloat16, torch.float16, torch.float64, torch.int64):
+        tensor = torch.from_numpy(voxels).to(kind)
+        found = as_nifti(tensor)
+        assert found.get_data_dtype() == np.float32
+        assert np.array_equal(found.dataobj, tensor.float().numpy())

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
 from pipeline.errors import PipelineError
 from pipeline.model.bundle import DEFAULT_BUNDLES, config_of, device_of, load_bundle, load_bundles, versions
+from pipeline.model.predictor import Predictor
 from tests.conftest import BASIC, ROOT, every_network, last_bias
 
 
@@ -132,3 +134,19 @@ def test_the_device_is_the_one_asked_for() -> None:
     bundle = load_bundle("basic_unet", device="cpu")
     assert bundle.device == torch.device("cpu")
     assert {parameter.device.type for parameter in bundle.network.parameters()} == {"cpu"}
+
+
+def test_a_program_keeps_its_own_package_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("__init__", "networks", "late"):
+        (tmp_path / "scripts" / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+    networks = importlib.import_module("scripts.networks")
+    found = load_bundle("basic_unet_plusplus")
+    assert sys.modules["scripts.networks"] is networks
+    assert importlib.import_module("scripts.late").__file__ == str(tmp_path / "scripts" / "late.py")
+    assert Predictor(found).predict(np.ones((32, 32, 4), np.float32)).probability.shape == (32, 32, 4)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]

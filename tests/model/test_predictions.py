@@ -391,6 +391,8 @@ def test_options_that_fit_no_input_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "dicom", np.ones((8, 8, 3), np.int16), AFFINE)
     with pytest.raises(PipelineError, match=r"--pseudonymise .*: lies in .* Keep the key in a separate folder"):
         run(UNUSED, tmp_path / "out", tmp_path / "a.nii.gz", "--pseudonymise", tmp_path / "key.csv")
+    with pytest.raises(PipelineError, match="no_weights"):  # a folder of its own is not the folder of the image
+        run(UNUSED, tmp_path / "out", tmp_path / "a.nii.gz", "--pseudonymise", tmp_path / "secret" / "key.csv")
     with pytest.raises(PipelineError, match="DICOM SEG names the patient"):
         run(UNUSED, tmp_path / "out", tmp_path / "dicom", "--dicom-seg", "--pseudonymise", tmp_path / "key.csv")
 

@@ -274,3 +274,34 @@ def test_every_component_is_kept_where_asked() -> None:
     probability[:2, :2] = probability[5:7, 5:7, :2] = 0.9
     assert plain.mask_of(probability).sum() == 16
     assert every.mask_of(probability).sum() == 24
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000), ("micron", 0.001), ("mm", 1)])
+def test_the_affine_is_in_mm_for_every_unit(flair: nib.Nifti1Image, tmp_path: Path, unit: str, mm: float) -> None:
+    image = nib.Nifti1Image(np.asarray(flair.dataobj), np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ flair.affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "flair.nii")
+    for given in (image, tmp_path / "flair.nii"):
+        found = Predictor([fake_bundle()]).predict(given)
+        assert np.allclose(found.affine, flair.affine, rtol=1e-4, atol=1e-3)
+
+
+def test_a_file_takes_no_second_affine(flair: nib.Nifti1Image, tmp_path: Path) -> None:
+    nib.save(flair, tmp_path / "flair.nii")
+    for given in (flair, tmp_path / "flair.nii", str(tmp_path / "flair.nii"), tmp_path):
+        with pytest.raises(PipelineError, match=r"affine given beside a .*, which has its own. Leave it out"):
+            Predictor([fake_bundle()]).predict(given, AFFINE)
+
+
+def test_segment_warns_of_a_doubtful_geometry(flair: nib.Nifti1Image, tmp_path: Path, caplog: Any) -> None:
+    voxels = np.asarray(flair.dataobj)
+    odd = nib.Nifti1Image(voxels, np.eye(4))
+    nib.save(odd, tmp_path / "odd.nii.gz")
+    for given in (tmp_path / "odd.nii.gz", odd, str(tmp_path / "odd.nii.gz")):
+        caplog.clear()
+        segment(given, bundles=BUNDLES[0])
+        assert caplog.text.count("the file names no orientation") == 1
+    caplog.clear()
+    for given in (voxels, flair):
+        segment(given, bundles=BUNDLES[0])
+    assert "WARNING" not in caplog.text

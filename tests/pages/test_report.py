@@ -188,7 +188,7 @@ def test_patients_that_were_trained_on_are_folded_with_a_subtotal(runs: list[Pat
     assert {*re.findall(r'<tr data-patient="(\d+)"', folded)} == {"7", "12"}
     scores = {score.patient: score.dsc for score in read_scores(first)}
     seen = (scores["7"] + scores["12"]) / 2
-    assert f'{scores["3"]:.4f}<br><span class="soft">1 patients' in main  # 9 has no DSC
+    assert f'{scores["3"]:.4f}<br><span class="soft">1 patient<' in main  # 9 has no DSC
     assert f'{seen:.4f}<br><span class="soft">2 patients' in main
     assert "&dagger;" not in text
     write_report([first, trained_on(second, "7")])  # the table marks a patient that only one run was trained on
@@ -212,7 +212,7 @@ def test_runs_are_compared_on_patients_that_neither_was_trained_on(runs: list[Pa
     one, two = runs_table(text)
     dsc = [{score.patient: score.dsc for score in read_scores(run)} for run in (first, second)]
     assert two["difference"].split()[0] == f"+{dsc[1]['3'] - dsc[0]['3']:.4f}"
-    assert two["difference"].endswith("1 patients")
+    assert two["difference"].endswith(" 1 patient")
     assert (two["better, worse"], two["p"]) == ("1, 0", "1.000")
     assert (one["trained on"].split()[1:], two["trained on"]) == (["2", "patients"], "")
     assert two["not trained on"].split() == ["1.0000", "3", "patients"]

@@ -47,3 +47,27 @@ def test_many_unfit_files_are_one_message_everywhere(run_config, tmp_path: Path)
     for message in (str(ours.value), str(fault_line(theirs.value))):
         assert len(message.splitlines()) == 1
         assert "02_image.nii.gz and 50 more (53 in all): such as shape (8, 9, 4, 2) (expected" in message
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_a_volume_without_a_head_is_refused_before_any_mask_is_written(
+    bundle: Path, run_config, tmp_path: Path
+) -> None:
+    for name, value in (("a", 1), ("b", 0)):
+        (tmp_path / f"{name}_image.nii.gz").write_bytes(nifti_bytes(np.full((32, 32, 4), value, np.uint8)))
+    with pytest.raises(RuntimeError) as failure:
+        run_config(bundle / "configs" / "inference.json", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert str(fault_line(failure.value)).startswith(f"{tmp_path / 'b_image.nii.gz'}: no voxel is above 0")
+    assert not [*tmp_path.glob("out/**/*.nii.gz")]
+
+
+def test_volumes_of_other_names_are_named(run_config, tmp_path: Path) -> None:
+    for name in ("sub-01/anat/sub-01_FLAIR.nii.gz", "sub-02/anat/sub-02_FLAIR.nii"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(RuntimeError) as failure:
+        run_config(BUNDLES[0] / "configs" / "inference.json", dataset_dir=str(tmp_path))
+    assert str(fault_line(failure.value)) == (
+        f"{tmp_path}: found no *_image.nii.gz among 2 NIfTI files, such as sub-01_FLAIR.nii.gz. Rename them to "
+        "NAME_image.nii.gz, or use lgg-flair predict."
+    )

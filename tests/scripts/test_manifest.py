@@ -22,6 +22,8 @@ from pipeline.scripts.manifest import (
     person,
     refuse_changed_volumes,
     section_items,
+    training_items,
+    validation_items,
 )
 
 IN_ORDER = "FLAIR alone, or pre-contrast T1, FLAIR and post-contrast T1 in this order"
@@ -127,4 +129,34 @@ def test_a_datalist_lists_the_images_of_its_items_alone() -> None:
 
 def test_exams_of_a_person_are_known_in_any_case() -> None:
     assert {person(name) for name in ("SUB-01_SES-1", "SUB-01_SES-2")} == {"SUB-01"}
+    one = ("TCGA_CS_4941_19960909", "TCGA-CS-4941_1996.09.09", "TCGA-CS-4941", "tcga-cs-4941-01", "TCGA_CS_4941")
+    assert {person(name) for name in one} == {"TCGA_CS_4941"}
+    assert person("TCGA_CS_49411") == "TCGA_CS_49411"
     assert person("sub-01") == "sub-01"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"image": ["t1.nii.gz", "flair.nii.gz", "t1ce.nii.gz"], "label": "seg.nii.gz"},
+        {"image": "flair.nii.gz"},
+        {"image": "flair.nii.gz", "label": ["a.nii.gz", "b.nii.gz"]},
+        "flair.nii.gz",
+    ],
+)
+def test_an_item_has_one_image_and_one_label(tmp_path: Path, item: Any) -> None:
+    sections = ("training", "validation", "test")
+    (tmp_path / "manifest.json").write_text(json.dumps({section: [item] for section in sections}))
+    for read, section in (
+        (lambda: training_items(str(tmp_path)), "training"),
+        (lambda: validation_items(str(tmp_path)), "validation"),
+        (lambda: training_items(str(tmp_path), fold=0), "training"),
+        (lambda: section_items(str(tmp_path), "test"), "test"),
+    ):
+        with pytest.raises(
+            PipelineError, match=rf"manifest.json: .* in '{section}' \(expected an image, .*Build"
+        ) as error:
+            read()
+        assert "\n" not in str(error.value)
+    (tmp_path / "a_image.nii.gz").touch()
+    assert len(image_items(str(tmp_path))) == 1

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .config import refuse_removed_keys
-from .faults import PipelineError
+from .faults import PipelineError, shown
 from .manifest import IMAGE_SUFFIX, refuse_changed_volumes
 from .memory import keep_freed_memory
 from .records import changed_settings, trained_settings
@@ -53,18 +53,23 @@ class Evaluation:
         keep_freed_memory()
         refuse_removed_keys(self.workflow)
         if not self.data:
-            raise PipelineError(f"{self.dataset_dir}: found no *{IMAGE_SUFFIX}. Pass --dataset_dir FOLDER.")
+            raise PipelineError(f"{self.dataset_dir}: found no *{IMAGE_SUFFIX}{self._other_names()}")
         self._check_weights()
-        refuse_changed_volumes(self.dataset_dir, self.data)
-        files = [item for item in self.data if isinstance(item["image"], (str, Path))]
-        refuse_faults(files)
-        try:
-            self.evaluator.run()
-        except Exception:
-            # A volume without a head can make any transform fail, so the voxels are checked only now.
-            refuse_faults(files, voxels=True)
-            raise
+        # A manifest holds the hashes of volumes that were checked when it was built.
+        unknown = refuse_changed_volumes(self.dataset_dir, self.data)
+        refuse_faults((item for item in unknown if isinstance(item["image"], (str, Path))), voxels=True)
+        self.evaluator.run()
         _LOG.info("%d volumes: %s", len(self.data), self.output_dir)
+
+    def _other_names(self) -> str:
+        """What the folder of the volumes holds in their place, and what to do."""
+        names = sorted(path.name for path in Path(self.dataset_dir).rglob("[!.]*.nii*"))
+        if not names:
+            return ". Pass --dataset_dir FOLDER."
+        return (
+            f" among {len(names)} NIfTI files, such as {shown(names[0])}. Rename them to NAME{IMAGE_SUFFIX}, or use "
+            "lgg-flair predict."
+        )
 
     def _check_weights(self) -> None:
         """Refuse damaged or exchanged weights, and weights that were trained with other settings than the config's."""

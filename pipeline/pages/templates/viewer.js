@@ -45,12 +45,25 @@
     context.putImageData(layer, 0, 0);
   };
 
+  // Draw the border of a mask as closed paths, so that dashes run on from edge to edge.
   const outline = (context, mask, view, color, width, dashes) => {
     const inside = (x, y) => x >= 0 && y >= 0 && x < view.width && y < view.height && mask[y * view.width + x] > 127;
+    const row = view.width + 1, edges = new Map();  // from a corner of a voxel to the next corners, clockwise
+    const edge = (from, to) => edges.get(from)?.push(to) ?? edges.set(from, [to]);
+    for (let y = 0; y < view.height; y++) for (let x = 0; x < view.width; x++) {
+      if (!inside(x, y)) continue;
+      const corner = y * row + x;
+      if (!inside(x, y - 1)) edge(corner, corner + 1);
+      if (!inside(x + 1, y)) edge(corner + 1, corner + 1 + row);
+      if (!inside(x, y + 1)) edge(corner + 1 + row, corner + row);
+      if (!inside(x - 1, y)) edge(corner + row, corner);
+    }
     context.beginPath();
-    for (let y = 0; y <= view.height; y++) for (let x = 0; x <= view.width; x++) {
-      if (inside(x, y) !== inside(x, y - 1)) { context.moveTo(x, y); context.lineTo(x + 1, y); }
-      if (inside(x, y) !== inside(x - 1, y)) { context.moveTo(x, y); context.lineTo(x, y + 1); }
+    for (const [start, ends] of edges) while (ends.length) {
+      context.moveTo(start % row, Math.floor(start / row));
+      for (let corner = ends.pop(); corner !== start; corner = edges.get(corner).pop())
+        context.lineTo(corner % row, Math.floor(corner / row));
+      context.closePath();
     }
     context.save();
     context.resetTransform();  // lines are equally thick in all directions, whatever the shape of voxels
@@ -92,8 +105,8 @@
       });
       context.imageSmoothingEnabled = false;
       context.drawImage(colors.canvas, 0, 0);
-      if (state.truth && truth) outline(context, truth, view, TRUTH, line, [7 * line, 5 * line]);
       if (state.prediction && mask) outline(context, mask, view, PREDICTION, line, []);
+      if (state.truth && truth) outline(context, truth, view, TRUTH, line, [7 * line, 5 * line]);
       at("caption-" + index).textContent = view.captions[run];
       canvas.setAttribute("aria-label", `${run}: ${state.patient}, slice ${state.slice + 1} of ${view.depth}, ${view.captions[run]}`);
     }
@@ -215,6 +228,7 @@
   }, {passive: false});
   let grip = null;
   viewer.addEventListener("pointerdown", (event) => {
+    if (event.button) return;  // a context menu would swallow the end of the drag
     const canvas = event.target.closest("canvas");
     viewer.focus({preventScroll: true});
     grip = {...state, left: event.clientX, top: event.clientY, mode: event.shiftKey ? "gray" : drag.value,
@@ -222,6 +236,7 @@
     if (event.pointerType === "mouse") viewer.setPointerCapture(event.pointerId);
   });
   viewer.addEventListener("pointermove", (event) => {
+    if (!event.buttons) grip = null;  // released where no event came from
     if (!grip) return;
     const right = event.clientX - grip.left, down = event.clientY - grip.top;
     if (grip.mode === "gray") setGray(grip.high - grip.low + right / 2, (grip.high + grip.low) / 2 + down / 2);
