@@ -107,6 +107,9 @@ def test_volumes_without_a_manifest_are_checked_before_a_training(
         return fault_line(failure.value) or ""
 
     assert "one person trains and validates: sub-1 (1 in all" in refusal()
+    numbered = [{**item, "patient": 7} for item in items]
+    (data / "manifest.json").write_text(json.dumps({"training": numbered[2:], "validation": numbered[:2]}))
+    assert "one person trains and validates: 7 (1 in all" in refusal()
     items = [{key: item[key] for key in ("image", "label")} for item in items]
     (data / "manifest.json").write_text(json.dumps({"training": items[2:], "validation": items[1:2] + items[2:3]}))
     assert "one person trains and validates: " in refusal()

@@ -61,7 +61,7 @@ _LOG = logging.getLogger("train")
 
 def _who(item: Mapping[str, Any]) -> str:
     """The person of a patient; the image's path where the patient is not known."""
-    return person(item["patient"]) if "patient" in item else str(item["image"])
+    return person(str(item["patient"])) if "patient" in item else str(item["image"])
 
 
 class PrepareBatch:
